@@ -1,0 +1,39 @@
+"""Bayesian optimisation in Ax that knows when it is finished.
+
+Importing this package registers its classes with Ax, so that a saved search loads.
+"""
+
+from ax_pac.acquisition import PACAcquisition, select_incumbent, standardized_gap
+from ax_pac.analysis import certificate_history, plot_certificate_history
+from ax_pac.certificate import PACCertificate, certify, find_challenger
+from ax_pac.generation import pac_generation_strategy
+from ax_pac.hyperparameters import fit_model
+from ax_pac.records import certificate_records
+from ax_pac.stopping import (
+    PACStoppingStrategy,
+    certify_experiment,
+    incumbent_arm,
+    latest_certificate,
+)
+from ax_pac.storage import register_with_ax
+
+__all__ = [
+    "PACAcquisition",
+    "PACCertificate",
+    "PACStoppingStrategy",
+    "certificate_history",
+    "certificate_records",
+    "certify",
+    "certify_experiment",
+    "find_challenger",
+    "fit_model",
+    "incumbent_arm",
+    "latest_certificate",
+    "pac_generation_strategy",
+    "plot_certificate_history",
+    "register_with_ax",
+    "select_incumbent",
+    "standardized_gap",
+]
+
+register_with_ax()

@@ -1,0 +1,190 @@
+"""The one Ax `Acquisition` subclass: certificate, starting points, what to evaluate."""
+
+from __future__ import annotations
+
+import weakref
+from typing import Any
+
+import numpy as np
+import torch
+from ax.generators.torch.botorch_modular.acquisition import Acquisition
+from botorch.models.model import Model
+from torch import Tensor
+
+from ax_pac.acquisition import PACAcquisition
+from ax_pac.certificate import PACCertificate, certify, find_challenger
+from ax_pac.records import CertificateSettings
+
+# Ax builds a new Acquisition for every call; the certificate belongs to the fitted
+# model, which Ax keeps for as long as the data stay the same.
+_CERTIFICATES: weakref.WeakKeyDictionary[
+    Model, dict[CertificateSettings, PACCertificate]
+] = weakref.WeakKeyDictionary()
+
+
+class CertifyingAcquisition(Acquisition):
+    """Ax's `Acquisition` with a certificate, and a search that does not miss it.
+
+    Ax maximises an acquisition function from space-filling starts. The challenger sits
+    in a thin shell around the incumbent which those miss, and Ax forbids own starts, so
+    this class brings the search of `ax_pac.find_challenger`. The challenger found for
+    the certificate is the next proposal: both come from one search.
+
+    Its options (`acquisition_options`) are the fields of `CertificateSettings`.
+
+    The certificate is about the box that contains the search space: parameter
+    constraints, integers and choices only remove points from it, so it stays valid
+    there. Proposals in such spaces are left to Ax's own optimisers.
+
+    Checked on Ax 1.3.1, whose contract for subclasses is not guaranteed.
+    """
+
+    @property
+    def settings(self) -> CertificateSettings:
+        """What is asked of the certificate."""
+        names = CertificateSettings.__dataclass_fields__
+        return CertificateSettings(
+            **{name: self.options[name] for name in names if name in self.options}
+        )
+
+    @property
+    def certificate(self) -> PACCertificate:
+        """The certificate for the data of this model, pending points left aside."""
+        per_model = _CERTIFICATES.setdefault(self._model, {})
+        if self.settings not in per_model:
+            settings = self.settings
+            per_model[settings] = certify(
+                self._model,
+                self._observed,
+                self._bounds,
+                delta=settings.delta,
+                epsilon=settings.epsilon,
+                level=settings.level,
+                relative=settings.relative,
+                posterior_transform=self._posterior_transform,
+                seed=self._seed(0),
+            )
+        return per_model[self.settings]
+
+    def optimize(
+        self,
+        n: int,
+        search_space_digest: Any,
+        inequality_constraints: list[tuple[Tensor, Tensor, float]] | None = None,
+        equality_constraints: list[tuple[Tensor, Tensor, float]] | None = None,
+        fixed_features: dict[int, float] | None = None,
+        rounding_func: Any = None,
+        optimizer_options: dict[str, Any] | None = None,
+        candidate_set: Tensor | None = None,
+        sampling_strategy: Any = None,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Propose `n` points; the first without pending points is the challenger.
+
+        Args:
+            n: Number of points. The second and later ones are conditioned on those
+                before them.
+            search_space_digest: Ax's description of the search space.
+            inequality_constraints: As in Ax; if any, Ax's optimiser is used.
+            equality_constraints: As in Ax; if any, Ax's optimiser is used.
+            fixed_features: As in Ax; if any, Ax's optimiser is used.
+            rounding_func: As in Ax.
+            optimizer_options: As in Ax; of no effect on a plain box.
+            candidate_set: As in Ax; if given, Ax selects from it.
+            sampling_strategy: As in Ax.
+
+        Returns:
+            Candidates, shape `n x d`; their scores, shape `n`; weights, shape `n`.
+        """
+        if (
+            not isinstance(self.acqf, PACAcquisition)
+            or search_space_digest.ordinal_features
+            or search_space_digest.categorical_features
+            or inequality_constraints
+            or equality_constraints
+            or fixed_features
+            or candidate_set is not None
+        ):
+            result: tuple[Tensor, Tensor, Tensor] = super().optimize(
+                n=n,
+                search_space_digest=search_space_digest,
+                inequality_constraints=inequality_constraints,
+                equality_constraints=equality_constraints,
+                fixed_features=fixed_features,
+                rounding_func=rounding_func,
+                optimizer_options=optimizer_options,
+                candidate_set=candidate_set,
+                sampling_strategy=sampling_strategy,
+            )
+            return result
+        points, scores = self._propose(n)
+        if rounding_func is not None:
+            points = rounding_func(points)
+        return points, scores, torch.ones(n, dtype=self.dtype)
+
+    def _propose(self, n: int) -> tuple[Tensor, Tensor]:
+        """Find `n` challengers one after the other, each pending for the next."""
+        pending = [] if self.X_pending is None else [self.X_pending]
+        points, scores = [], []
+        for _ in range(n):
+            if not pending:
+                challenger = torch.tensor(
+                    [self.certificate.challenger], dtype=torch.float64
+                )
+                score = self.certificate.score
+            else:
+                X_pending = torch.cat(pending)
+                self.acqf.set_X_pending(X_pending)
+                challenger, score = find_challenger(
+                    self.acqf,
+                    self._observed,
+                    self._bounds,
+                    seed=self._seed(len(X_pending)),
+                )
+            pending.append(challenger)
+            points.append(challenger)
+            scores.append(score)
+        return torch.cat(points), torch.tensor(scores, dtype=torch.float64)
+
+    def _instantiate_acquisition(self) -> None:
+        """Hand the acquisition function the tolerance in objective units."""
+        acqf_class, options = self.botorch_acqf_classes_with_options[0]
+        if issubclass(acqf_class, PACAcquisition):
+            options = {**options, "delta": self.certificate.delta}
+            self.botorch_acqf_classes_with_options = [(acqf_class, options)]
+        super()._instantiate_acquisition()
+
+    @property
+    def _posterior_transform(self) -> Any:
+        """Ax's objective weights as a posterior transform (a weight of -1 minimises)."""
+        _, transform = self.get_botorch_objective_and_transform(
+            botorch_acqf_class=PACAcquisition,
+            model=self._model,
+            objective_weights=self._objective_weights,
+            outcome_constraints=self._outcome_constraints,
+            X_observed=self.X_observed,
+        )
+        return transform
+
+    @property
+    def _observed(self) -> Tensor:
+        """Visited points inside the search space, `n x d`."""
+        if self.X_observed is None:
+            raise ValueError(
+                "no visited point lies inside the search space: there is no incumbent "
+                "to certify. Evaluate some points first."
+            )
+        return self.X_observed
+
+    @property
+    def _bounds(self) -> Tensor:
+        """The box, `2 x d`."""
+        return torch.tensor(self.search_space_digest.bounds, dtype=torch.float64).T
+
+    def _seed(self, num_pending: int) -> int:
+        """Derive a seed from the search's seed and the data, never from the process.
+
+        A reloaded search has the same data, hence proposes the same point.
+        """
+        num_observations = self.surrogate.Xs[0].shape[0]
+        entropy = (self.settings.seed, num_observations, num_pending)
+        return int(np.random.SeedSequence(entropy).generate_state(1)[0])

@@ -1,0 +1,282 @@
+"""A generation strategy that proposes by the PAC criterion and ends by certificate."""
+
+from __future__ import annotations
+
+import math
+import time
+from typing import Any
+
+import numpy as np
+from ax.adapter.base import Adapter
+from ax.adapter.registry import Generators, MBM_X_trans
+from ax.core.experiment import Experiment
+from ax.core.observation import ObservationFeatures
+from ax.generation_strategy.generation_node import GenerationNode
+from ax.generation_strategy.generation_strategy import GenerationStrategy
+from ax.generation_strategy.generator_spec import GeneratorSpec
+from ax.generation_strategy.transition_criterion import TransitionCriterion
+from ax.generators.torch.botorch_modular.kernels import ScaleMaternKernel
+from ax.generators.torch.botorch_modular.surrogate import ModelConfig, SurrogateSpec
+from ax.utils.stats.model_fit_stats import RANK_CORRELATION
+from botorch.models import SingleTaskGP
+from botorch.models.transforms.outcome import Standardize
+
+from ax_pac.acquisition import PACAcquisition
+from ax_pac.ax_acquisition import CertifyingAcquisition
+from ax_pac.certificate import PACCertificate
+from ax_pac.hyperparameters import lengthscale_constraint, outputscale_constraint
+from ax_pac.records import (
+    CertificateSettings,
+    data_key,
+    find_record,
+    keep_record,
+    observed_data,
+)
+
+PAC_NODE = "PAC"
+SOBOL_NODE = "Sobol"
+
+
+class BoundedMaternKernel(ScaleMaternKernel):
+    """Matern-5/2 with an output scale, bounded and started as in `fit_model`.
+
+    A class of its own because Ax stores a constraint by its bounds alone: a start value
+    passed as an option would be gone after a reload, and with it the trajectory.
+
+    Args:
+        ard_num_dims: Number of length scales.
+        **kwargs: As in `ScaleMaternKernel`, without constraints.
+    """
+
+    def __init__(self, ard_num_dims: int | None = None, **kwargs: Any) -> None:
+        super().__init__(
+            ard_num_dims=ard_num_dims,
+            lengthscale_constraint=lengthscale_constraint(),
+            outputscale_constraint=outputscale_constraint(),
+            **kwargs,
+        )
+
+
+def surrogate_spec() -> SurrogateSpec:
+    """Return the surrogate of the source, with its posterior in raw objective units.
+
+    Matern-5/2 with one length scale a parameter, bounded maximum likelihood, noise
+    fixed at the squared standard errors. Outcomes are standardised inside the model,
+    which un-standardises its posterior; Ax's own outcome transforms stay off, because
+    they would turn delta into a multiple of the standard deviation of the data.
+    """
+    config = ModelConfig(
+        botorch_model_class=SingleTaskGP,
+        covar_module_class=BoundedMaternKernel,
+        outcome_transform_classes=[Standardize],
+        name="matern52_bounded_ml",
+    )
+    return SurrogateSpec(model_configs=[config], eval_criterion=RANK_CORRELATION)
+
+
+def generator_kwargs(settings: CertificateSettings) -> dict[str, Any]:
+    """Return the arguments of Ax's modular BoTorch generator for a PAC search.
+
+    Checked on Ax 1.3.1: `transforms` are the X half of its default list.
+    """
+    return {
+        "surrogate_spec": surrogate_spec(),
+        "botorch_acqf_class": PACAcquisition,
+        "acquisition_class": CertifyingAcquisition,
+        "acquisition_options": settings.to_dict(),
+        "transforms": list(MBM_X_trans),
+        "fit_tracking_metrics": False,
+    }
+
+
+def pac_generation_strategy(
+    *,
+    delta: float,
+    epsilon: float,
+    level: str = "pairwise",
+    relative: bool = False,
+    num_initial_trials: int | None = None,
+    seed: int | None = None,
+) -> GenerationStrategy:
+    """Build a strategy: Sobol points, then the PAC criterion until a certificate holds.
+
+    The strategy ends itself: once the certificate holds for the completed data, asking
+    for another trial raises Ax's `OptimizationComplete` (a `Client` loop), and
+    `client.run_trials` or an `Orchestrator` return. Every certificate on the way is
+    kept with the experiment, see `certificate_history`.
+
+    Args:
+        delta: Tolerance, positive. Unit: objective units; with `relative=True` a share
+            of the incumbent's posterior mean, recomputed each time.
+        epsilon: Allowed failure probability, in (0, 1).
+        level: What the certificate accounts for, see `PACCertificate`.
+        relative: Whether delta is a share.
+        num_initial_trials: Space-filling trials before the model takes over; default
+            `max(6, d + 2)`. Trials that the experiment already has are counted.
+        seed: Seed of the search, stored with it; None draws one. With the data it
+            determines every proposal.
+
+    Returns:
+        A strategy for `client.set_generation_strategy`. It can be saved and loaded with
+        the client, by JSON and SQL; import `ax_pac` before loading.
+
+    Raises:
+        ValueError: When an argument is out of its range; while running, for several
+            objectives, outcome constraints, or observations without a usable standard
+            error.
+
+    Source: Ma et al. 2019, section 3.2. Deviations: the space-filling start and the
+    bounds of the likelihood fit are not in the source.
+
+    Example:
+        >>> strategy = pac_generation_strategy(delta=0.05, epsilon=0.005, seed=0)
+        >>> strategy.name
+        'PAC'
+    """
+    if seed is None:
+        seed = int(np.random.SeedSequence().generate_state(1)[0])
+    settings = CertificateSettings(delta, epsilon, level, relative, seed)
+    if num_initial_trials is not None and num_initial_trials < 2:
+        raise ValueError(
+            "num_initial_trials must be at least 2, a model of fewer points says "
+            f"nothing; got {num_initial_trials}"
+        )
+    sobol = GenerationNode(
+        name=SOBOL_NODE,
+        generator_specs=[
+            GeneratorSpec(Generators.SOBOL, generator_kwargs={"seed": seed})
+        ],
+        transition_criteria=[InitialTrialsCompleted(PAC_NODE, num_initial_trials)],
+        should_deduplicate=True,
+    )
+    pac = GenerationNode(
+        name=PAC_NODE,
+        generator_specs=[
+            GeneratorSpec(
+                Generators.BOTORCH_MODULAR, generator_kwargs=generator_kwargs(settings)
+            )
+        ],
+        transition_criteria=[CertificateHolds(PAC_NODE)],
+        should_deduplicate=False,
+    )
+    return GenerationStrategy(name="PAC", nodes=[sobol, pac])
+
+
+class InitialTrialsCompleted(TransitionCriterion):
+    """Met when enough trials have data for the first model.
+
+    Unlike Ax's `MinTrials` it counts observations, not trials, its default depends on
+    the dimension of the experiment it meets, and it checks the observations as they
+    come, so that a missing standard error is reported at once.
+
+    Args:
+        transition_to: Name of the node that takes over.
+        num_initial_trials: Number of observations; None for `max(6, d + 2)`.
+        continue_trial_generation: As in Ax.
+    """
+
+    def __init__(
+        self,
+        transition_to: str,
+        num_initial_trials: int | None = None,
+        continue_trial_generation: bool | None = False,
+    ) -> None:
+        super().__init__(transition_to, continue_trial_generation)
+        self.num_initial_trials = num_initial_trials
+
+    def is_met(self, experiment: Experiment, curr_node: GenerationNode) -> bool:
+        """Return whether the experiment has the observations."""
+        threshold = self.num_initial_trials
+        if threshold is None:
+            threshold = max(6, len(experiment.search_space.tunable_parameters) + 2)
+        return len(observed_data(experiment)) >= threshold
+
+
+class CertificateHolds(TransitionCriterion):
+    """Met when the certificate holds for the data at hand; points back to its node.
+
+    Ax takes a node whose criteria point back to itself for the end of the strategy, on
+    every route (`Client`, `run_trials`, `AxClient`, `Orchestrator`), and stores it.
+    Pending trials are left aside, so the rule also works while trials run.
+
+    Args:
+        transition_to: Name of the node itself.
+        continue_trial_generation: As in Ax.
+    """
+
+    def is_met(self, experiment: Experiment, curr_node: GenerationNode) -> bool:
+        """Return whether the search is finished, computing each certificate once."""
+        data = observed_data(experiment)
+        if data.empty:
+            return False
+        options = curr_node.generator_spec.generator_kwargs["acquisition_options"]
+        settings = CertificateSettings(**options)
+        record = find_record(experiment, data_key(data), settings)
+        if record is None:
+            start = time.perf_counter()
+            curr_node._fit(experiment=experiment)
+            seconds = time.perf_counter() - start
+            adapter = curr_node.generator_spec.fitted_adapter
+            record = certify_adapter(experiment, adapter, settings, fit_seconds=seconds)
+        return PACCertificate.from_dict(record).holds
+
+
+def certify_adapter(
+    experiment: Experiment,
+    adapter: Adapter,
+    settings: CertificateSettings,
+    *,
+    fit_seconds: float,
+) -> dict[str, Any]:
+    """Compute a certificate with a fitted Ax adapter and keep its record.
+
+    Args:
+        experiment: The experiment that the adapter was fitted to.
+        adapter: An adapter made with `generator_kwargs(settings)`.
+        settings: What is asked of the certificate.
+        fit_seconds: What the fit took, for the record.
+
+    Returns:
+        The record.
+    """
+    data = observed_data(experiment)
+    start = time.perf_counter()
+    # No pending observations on purpose: a certificate speaks of completed data.
+    adapter.gen(n=1)
+    certificate = adapter.generator._acquisition.certificate
+    return keep_record(
+        experiment,
+        certificate,
+        key=data_key(data),
+        num_trials=int(data["trial_index"].nunique()),
+        settings=settings,
+        incumbent_arm=_arm_at(experiment, adapter, certificate.incumbent),
+        seconds={"fit": fit_seconds, "propose": time.perf_counter() - start},
+    )
+
+
+def _arm_at(
+    experiment: Experiment, adapter: Adapter, point: tuple[float, ...]
+) -> str | None:
+    """Return the name of the arm at a point of the model's input space."""
+    features = ObservationFeatures(
+        parameters=dict(zip(adapter.parameters, point, strict=True))
+    )
+    for transform in reversed(list(adapter.transforms.values())):
+        features = transform.untransform_observation_features([features])[0]
+    for name, arm in experiment.arms_by_name.items():
+        if _same_parameters(arm.parameters, features.parameters):
+            return str(name)
+    return None
+
+
+def _same_parameters(first: dict[str, Any], second: dict[str, Any]) -> bool:
+    """Whether two parameterizations agree, floats to rounding error."""
+    for name, value in first.items():
+        other = second.get(name, value)
+        if isinstance(value, float) and isinstance(other, float):
+            if not math.isclose(value, other, rel_tol=1e-9, abs_tol=1e-12):
+                return False
+        elif value != other:
+            return False
+    return True

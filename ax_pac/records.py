@@ -1,0 +1,201 @@
+"""Certificates kept with an experiment, keyed by the data they were computed on."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import math
+from typing import Any
+
+import pandas as pd
+from ax.core.experiment import Experiment
+from ax.core.trial_status import TrialStatus
+
+from ax_pac.certificate import PACCertificate, check_settings
+
+# Key under which records travel with the experiment, through JSON and SQL alike. A
+# stored name: never renamed.
+PROPERTY = "ax_pac_certificates"
+
+# Ax 1.3.1 fits its models to the data of trials in these states.
+_STATUSES_WITH_DATA = (
+    TrialStatus.COMPLETED,
+    TrialStatus.EARLY_STOPPED,
+    TrialStatus.RUNNING,
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class CertificateSettings:
+    """What is asked of a certificate, and the seed of the search for a challenger.
+
+    Args:
+        delta: Tolerance, positive. Unit: objective units, or with `relative` a share of
+            the incumbent's posterior mean.
+        epsilon: Allowed failure probability, in (0, 1).
+        level: What the certificate accounts for, see `PACCertificate`.
+        relative: Whether delta is a share.
+        seed: Seed of the search; the number of observations is mixed in.
+
+    Raises:
+        ValueError: When a value is out of its range.
+    """
+
+    delta: float
+    epsilon: float
+    level: str = "pairwise"
+    relative: bool = False
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        check_settings(delta=self.delta, epsilon=self.epsilon, level=self.level)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the settings as plain JSON values."""
+        return dataclasses.asdict(self)
+
+    def asks_the_same_as(self, fields: dict[str, Any]) -> bool:
+        """Whether stored settings ask for the same certificate; the seed is no part."""
+        names = ("delta", "epsilon", "level", "relative")
+        return all(getattr(self, name) == fields.get(name) for name in names)
+
+
+def observed_data(experiment: Experiment) -> pd.DataFrame:
+    """Return the objective's observations that the surrogate is fitted to.
+
+    Args:
+        experiment: An Ax experiment with one objective.
+
+    Returns:
+        Columns `trial_index, arm_name, mean, sem`, sorted. A NaN mean is no
+        observation (Ax drops it too).
+
+    Raises:
+        ValueError: For several objectives or outcome constraints, for an infinite mean,
+            and for a missing, infinite or negative standard error, naming the trial.
+            Ax would ignore the first two and quietly guess the noise for the last.
+    """
+    metric = objective_metric(experiment)
+    data = experiment.lookup_data().df
+    columns = ["trial_index", "arm_name", "mean", "sem"]
+    if data.empty:
+        return pd.DataFrame(columns=columns)
+    statuses = {i: trial.status for i, trial in experiment.trials.items()}
+    usable = data["trial_index"].map(lambda i: statuses[i] in _STATUSES_WITH_DATA)
+    rows = data.loc[usable & (data["metric_name"] == metric), columns]
+    rows = rows.sort_values(columns[:2], kind="stable").dropna(subset=["mean"])
+    for row in rows.itertuples():
+        _check_observation(metric, int(row.trial_index), row.mean, row.sem)
+    return rows.reset_index(drop=True)
+
+
+def objective_metric(experiment: Experiment) -> str:
+    """Return the name of the one metric that is optimised.
+
+    Raises:
+        ValueError: When there is no objective, more than one, or an outcome constraint.
+    """
+    config = experiment.optimization_config
+    if config is None:
+        raise ValueError(
+            "the experiment has no objective yet: call configure_optimization first"
+        )
+    if config.is_moo_problem:
+        raise ValueError(
+            "several objectives are not supported: a PAC certificate speaks of one. "
+            "Scalarise them into one metric."
+        )
+    if config.outcome_constraints:
+        raise ValueError(
+            "outcome constraints are not supported: the certificate would ignore "
+            f"{[str(c) for c in config.outcome_constraints]}. Fold them into the "
+            "objective as a penalty."
+        )
+    names = config.objective.metric_names
+    if len(names) != 1:
+        raise ValueError(
+            f"the objective combines {len(names)} metrics, {names}; report their "
+            "combination as one metric with its own SEM."
+        )
+    return str(names[0])
+
+
+def _check_observation(metric: str, trial_index: int, mean: Any, sem: Any) -> None:
+    """Refuse one observation that the surrogate could only misread."""
+    where = f"trial {trial_index}, metric {metric!r}"
+    remedy = (
+        f"Attach it again with client.attach_data({trial_index}, "
+        f"{{{metric!r}: (mean, sem)}}); the trial is not lost."
+    )
+    if math.isinf(mean):
+        raise ValueError(f"{where}: the mean is {mean}, expected a finite one. {remedy}")
+    if sem is None or math.isnan(sem):
+        raise ValueError(
+            f"{where}: the standard error of the mean is missing. Without it the noise "
+            f"would be guessed and the certificate void. {remedy}"
+        )
+    if math.isinf(sem) or sem < 0:
+        raise ValueError(
+            f"{where}: the standard error of the mean is {sem}, expected a finite "
+            f"number of at least 0. {remedy}"
+        )
+
+
+def data_key(data: pd.DataFrame) -> str:
+    """Return a short digest of a set of observations.
+
+    Args:
+        data: What `observed_data` returned.
+    """
+    rows = [
+        [int(r.trial_index), str(r.arm_name), float(r.mean).hex(), float(r.sem).hex()]
+        for r in data.itertuples()
+    ]
+    return hashlib.sha256(json.dumps(rows).encode()).hexdigest()[:16]
+
+
+def certificate_records(experiment: Experiment) -> list[dict[str, Any]]:
+    """Return every certificate computed for an experiment, oldest first.
+
+    Each record holds the fields of `PACCertificate`, and `data` (digest of the
+    observations), `num_trials`, `settings`, `incumbent_arm`, `seconds` (`fit` and
+    `propose`).
+
+    Args:
+        experiment: An Ax experiment.
+    """
+    return list(experiment._properties.get(PROPERTY, []))
+
+
+def find_record(
+    experiment: Experiment, key: str, settings: CertificateSettings
+) -> dict[str, Any] | None:
+    """Return the record computed on the same data for the same question, if any."""
+    for record in reversed(certificate_records(experiment)):
+        if record["data"] == key and settings.asks_the_same_as(record["settings"]):
+            return record
+    return None
+
+
+def keep_record(
+    experiment: Experiment,
+    certificate: PACCertificate,
+    *,
+    key: str,
+    num_trials: int,
+    settings: CertificateSettings,
+    incumbent_arm: str | None,
+    seconds: dict[str, float],
+) -> dict[str, Any]:
+    """Store a certificate with its experiment and return the record."""
+    record = {
+        **certificate.to_dict(),
+        "data": key,
+        "num_trials": num_trials,
+        "settings": settings.to_dict(),
+        "incumbent_arm": incumbent_arm,
+        "seconds": seconds,
+    }
+    experiment._properties.setdefault(PROPERTY, []).append(record)
+    return record
