@@ -1,0 +1,82 @@
+"""The network side: which ranks a network has, what they cost, what they lose."""
+
+from compression_adapters.decompositions import DECOMPOSITIONS, Decomposition
+from compression_adapters.layers import LayerSpec, choose_linear, find_layers
+from compression_adapters.losses import (
+    LOSSES,
+    Loss,
+    cross_entropy,
+    kl_divergence,
+    squared_l2,
+    top1_error,
+)
+from compression_adapters.network import (
+    compression_ratio,
+    factorize_network,
+    layer_table,
+    num_weights,
+    truncate_network,
+    truncated,
+    whole_network_ratio,
+)
+from compression_adapters.objective import scalarize, scalarize_rate
+from compression_adapters.problem import CompressionProblem, compression_problem
+from compression_adapters.ranks import (
+    ENCODINGS,
+    Rank,
+    RankParameter,
+    layer_ranks,
+    parameterization_from_ranks,
+    rank_parameters,
+)
+from compression_adapters.sampling import (
+    Batch,
+    Sampler,
+    dataset_sampler,
+    generator_sampler,
+)
+from compression_adapters.u_statistics import (
+    MeanSEM,
+    mean_and_sem,
+    pairwise_mean_and_sem,
+)
+
+# Not here, so that this import stays free of Ax and torchvision: `ax_space`, `presets`.
+
+__all__ = [
+    "DECOMPOSITIONS",
+    "ENCODINGS",
+    "LOSSES",
+    "Batch",
+    "CompressionProblem",
+    "Decomposition",
+    "LayerSpec",
+    "Loss",
+    "MeanSEM",
+    "Rank",
+    "RankParameter",
+    "Sampler",
+    "choose_linear",
+    "compression_problem",
+    "compression_ratio",
+    "cross_entropy",
+    "dataset_sampler",
+    "factorize_network",
+    "find_layers",
+    "generator_sampler",
+    "kl_divergence",
+    "layer_ranks",
+    "layer_table",
+    "mean_and_sem",
+    "num_weights",
+    "pairwise_mean_and_sem",
+    "parameterization_from_ranks",
+    "rank_parameters",
+    "scalarize",
+    "scalarize_rate",
+    "squared_l2",
+    "top1_error",
+    "truncate_network",
+    "truncated",
+    "whole_network_ratio",
+]

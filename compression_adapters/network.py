@@ -1,0 +1,350 @@
+"""Put truncated layers into a network, and count what they weigh."""
+
+import copy
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+
+import pandas as pd
+import torch
+from torch import nn
+
+from compression_adapters.decompositions import Factors
+from compression_adapters.layers import LayerSpec
+from compression_adapters.ranks import DENSE, Rank
+
+
+def factorize_network(
+    network: nn.Module, layers: Iterable[LayerSpec]
+) -> dict[str, Factors]:
+    """Decompose every layer once; all trials slice these factors.
+
+    Args:
+        network: The reference network; not modified and not aliased.
+        layers: The layers, from `find_layers`.
+
+    Returns:
+        Layer name to the factors of its decomposition. Slow: one SVD a layer.
+
+    Raises:
+        ValueError: when a layer is missing or its weights are not finite.
+
+    Example:
+        >>> from compression_adapters.layers import find_layers
+        >>> network = nn.Sequential(nn.Linear(30, 20))
+        >>> factors = factorize_network(network, find_layers(network))
+        >>> factors["0"].left.shape
+        torch.Size([20, 20])
+    """
+    factors: dict[str, Factors] = {}
+    # Factors made in inference mode could not be used outside it.
+    with torch.inference_mode(False), torch.no_grad():
+        for layer in layers:
+            module = _layer(network, layer.name)
+            for name, parameter in module.named_parameters():
+                if not bool(torch.isfinite(parameter).all()):
+                    raise ValueError(
+                        f"Layer {layer.name!r}: {name} holds NaN or infinite entries; "
+                        "a decomposition needs finite weights."
+                    )
+            factors[layer.name] = layer.decomposition.factorize(module)
+    return factors
+
+
+@contextmanager
+def truncated(
+    network: nn.Module,
+    factors: Mapping[str, Factors],
+    layers: Iterable[LayerSpec],
+    ranks: Mapping[str, Rank],
+) -> Iterator[nn.Module]:
+    """Swap truncated layers into the network, and always put the layers back.
+
+    For trials: no copy of the network is made, and the new layers share memory with
+    the factors. A module that is registered at several paths is replaced at all of
+    them by the same new module.
+
+    Args:
+        network: The reference network; changed inside the `with` block only.
+        factors: From `factorize_network`.
+        layers: The layers in play.
+        ranks: Layer name to rank; `"dense"` leaves the layer.
+
+    Yields:
+        The network itself, with its layers truncated.
+
+    Raises:
+        ValueError: when a rank is missing or not legal for its layer.
+
+    Example:
+        >>> from compression_adapters.layers import find_layers
+        >>> network = nn.Sequential(nn.Linear(30, 20))
+        >>> layers = find_layers(network)
+        >>> factors = factorize_network(network, layers)
+        >>> with truncated(network, factors, layers, {"0": 3}):
+        ...     print(network[0])
+        LowRankLinear(in_features=30, out_features=20, rank=3, bias=True)
+        >>> print(network[0])
+        Linear(in_features=30, out_features=20, bias=True)
+    """
+    replacements = _replacements(network, factors, layers, ranks)
+    new_of = {id(old): new for old, new in replacements}
+    slots = [
+        (parent, name, child)
+        for parent in network.modules()
+        for name, child in parent._modules.items()
+        if id(child) in new_of
+    ]
+    try:
+        for parent, name, child in slots:
+            parent._modules[name] = new_of[id(child)]
+        yield network
+    finally:
+        for parent, name, child in slots:
+            parent._modules[name] = child
+
+
+def truncate_network(
+    network: nn.Module,
+    factors: Mapping[str, Factors],
+    layers: Iterable[LayerSpec],
+    ranks: Mapping[str, Rank],
+) -> nn.Module:
+    """Build a truncated network of its own, to keep.
+
+    Args:
+        network: The reference network; neither modified nor aliased.
+        factors: From `factorize_network`; not aliased either.
+        layers: The layers in play.
+        ranks: Layer name to rank; `"dense"` copies the layer.
+
+    Returns:
+        A copy whose truncated layers own contiguous memory and can be trained wherever
+        the layers they replace could.
+
+    Raises:
+        ValueError: when a rank is missing or not legal for its layer.
+
+    Example:
+        >>> from compression_adapters.layers import find_layers
+        >>> network = nn.Sequential(nn.Linear(30, 20))
+        >>> layers = find_layers(network)
+        >>> factors = factorize_network(network, layers)
+        >>> truncate_network(network, factors, layers, {"0": 3})
+        Sequential(
+          (0): LowRankLinear(in_features=30, out_features=20, rank=3, bias=True)
+        )
+    """
+    replacements = _replacements(network, factors, layers, ranks)
+    return copy_with_layers(network, replacements)
+
+
+def copy_with_layers(
+    network: nn.Module, replacements: Iterable[tuple[nn.Module, nn.Module]]
+) -> nn.Module:
+    """Copy a network with some of its modules replaced.
+
+    Args:
+        network: Neither modified nor aliased.
+        replacements: Pairs of a module of `network` and the module that takes its
+            place, everywhere it is registered. The new modules go into the copy
+            themselves; their parameters are cloned, since they may be views.
+
+    Returns:
+        The copy.
+    """
+    # The memo makes deepcopy use the new module wherever it meets the old one: the
+    # weights that are replaced are never copied.
+    memo: dict[int, nn.Module] = {}
+    with torch.inference_mode(False), torch.no_grad():
+        for old, new in replacements:
+            trainable = any(p.requires_grad for p in old.parameters())
+            for module in new.modules():
+                for name, p in module.named_parameters(recurse=False):
+                    owned = p.detach().clone(memory_format=torch.contiguous_format)
+                    module.register_parameter(name, nn.Parameter(owned, trainable))
+            memo[id(old)] = new
+        return copy.deepcopy(network, memo)
+
+
+@contextmanager
+def evaluation_mode(network: nn.Module) -> Iterator[None]:
+    """Put every module in eval mode, and give each its own mode back afterwards.
+
+    Args:
+        network: Its submodules may be in different modes.
+    """
+    modes = [(module, module.training) for module in network.modules()]
+    network.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
+def num_weights(layers: Iterable[LayerSpec], ranks: Mapping[str, Rank]) -> int:
+    """Count the weights of the layers in play, without biases.
+
+    Args:
+        layers: The layers in play.
+        ranks: Layer name to rank or `"dense"`.
+
+    Returns:
+        Number of weights, without the triangular saving, as in the paper's tables.
+
+    Raises:
+        ValueError: when a layer has no rank.
+
+    Example:
+        >>> from compression_adapters.layers import find_layers
+        >>> layers = find_layers(nn.Sequential(nn.Linear(30, 20), nn.Linear(20, 10)))
+        >>> num_weights(layers, {"0": 3, "1": "dense"})
+        350
+    """
+    return sum(_layer_weights(layer, ranks) for layer in layers)
+
+
+def compression_ratio(layers: Iterable[LayerSpec], ranks: Mapping[str, Rank]) -> float:
+    """Compressed over original weights, over the layers in play.
+
+    Args:
+        layers: The layers in play.
+        ranks: Layer name to rank or `"dense"`.
+
+    Returns:
+        The ratio R, dimensionless. In (0, 1] for ranks up to `max_rank`.
+
+    Raises:
+        ValueError: when a layer has no rank.
+
+    Source: Ma et al. 2019, section 3.
+
+    Example:
+        >>> from compression_adapters.layers import find_layers
+        >>> layers = find_layers(nn.Sequential(nn.Linear(30, 20), nn.Linear(20, 10)))
+        >>> compression_ratio(layers, {"0": 3, "1": "dense"})
+        0.4375
+    """
+    layers = tuple(layers)
+    return num_weights(layers, ranks) / sum(layer.num_weights for layer in layers)
+
+
+def whole_network_ratio(
+    network: nn.Module, layers: Iterable[LayerSpec], ranks: Mapping[str, Rank]
+) -> float:
+    """Compressed over original weights, over the whole network.
+
+    Weights are the entries of all parameters with two or more dimensions (linear
+    layers, convolutions, embeddings), each counted once however often it is used.
+    Biases and the scales of normalisation layers are not.
+
+    Args:
+        network: The reference network.
+        layers: The layers in play.
+        ranks: Layer name to rank or `"dense"`.
+
+    Returns:
+        The ratio, dimensionless; at least `compression_ratio` when that is below 1.
+
+    Raises:
+        ValueError: when a layer has no rank.
+
+    Example:
+        >>> from compression_adapters.layers import find_layers
+        >>> network = nn.Sequential(nn.Linear(30, 20), nn.Linear(20, 10))
+        >>> whole_network_ratio(network, find_layers(network)[:1], {"0": 3})
+        0.4375
+    """
+    layers = tuple(layers)
+    total = sum(p.numel() for p in network.parameters() if p.ndim >= 2)
+    saved = sum(layer.num_weights for layer in layers) - num_weights(layers, ranks)
+    return (total - saved) / total
+
+
+def layer_table(layers: Iterable[LayerSpec], ranks: Mapping[str, Rank]) -> pd.DataFrame:
+    """Tabulate what became of each layer.
+
+    Args:
+        layers: The layers in play.
+        ranks: Layer name to rank or `"dense"`.
+
+    Returns:
+        One row a layer: `layer`, `kind` (the decomposition's name), `weight_shape`,
+        `max_rank`, `rank`, `weights`, `weights_before`, `ratio`.
+
+    Raises:
+        ValueError: when a layer has no rank.
+
+    Example:
+        >>> from compression_adapters.layers import find_layers
+        >>> layers = find_layers(nn.Sequential(nn.Linear(30, 20)))
+        >>> layer_table(layers, {"0": 3})[["rank", "weights", "ratio"]]
+           rank  weights  ratio
+        0     3      150   0.25
+    """
+    rows = []
+    for layer in layers:
+        weights = _layer_weights(layer, ranks)
+        rows.append(
+            {
+                "layer": layer.name,
+                "kind": layer.decomposition.name,
+                "weight_shape": layer.weight_shape,
+                "max_rank": layer.max_rank,
+                "rank": ranks[layer.name],
+                "weights": weights,
+                "weights_before": layer.num_weights,
+                "ratio": weights / layer.num_weights,
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def _rank_of(layer: LayerSpec, ranks: Mapping[str, Rank]) -> Rank:
+    """Look up a layer's rank, or say that it is missing."""
+    try:
+        return ranks[layer.name]
+    except KeyError:
+        raise ValueError(
+            f"ranks has no entry for layer {layer.name!r}; it has "
+            f"{', '.join(ranks) or 'none'}."
+        ) from None
+
+
+def _layer_weights(layer: LayerSpec, ranks: Mapping[str, Rank]) -> int:
+    """Count one layer's weights at its rank."""
+    rank = _rank_of(layer, ranks)
+    if rank == DENSE:
+        return layer.num_weights
+    return layer.decomposition.num_weights(layer.weight_shape, rank)
+
+
+def _replacements(
+    network: nn.Module,
+    factors: Mapping[str, Factors],
+    layers: Iterable[LayerSpec],
+    ranks: Mapping[str, Rank],
+) -> list[tuple[nn.Module, nn.Module]]:
+    """Pair each layer that is not left dense with its truncation."""
+    pairs = []
+    for layer in layers:
+        rank = _rank_of(layer, ranks)
+        if rank == DENSE:
+            continue
+        old = _layer(network, layer.name)
+        try:
+            new = layer.decomposition.truncate(factors[layer.name], rank)
+        except ValueError as error:
+            raise ValueError(f"Layer {layer.name!r}: {error}") from error
+        pairs.append((old, new.train(old.training)))
+    return pairs
+
+
+def _layer(network: nn.Module, name: str) -> nn.Module:
+    """Return the module at a path, or say that the network has none."""
+    try:
+        return network.get_submodule(name)
+    except AttributeError as error:
+        raise ValueError(
+            f"The network ({type(network).__name__}) has no layer {name!r}."
+        ) from error
