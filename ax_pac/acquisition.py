@@ -61,7 +61,7 @@ def standardized_gap(mean: Tensor, covariance: Tensor, delta: float) -> Tensor:
 
 
 def _score(gap: Tensor, variance: Tensor, scale: Tensor, delta: float) -> Tensor:
-    """Divide the gap less delta by its standard deviation, floored relative to scale."""
+    """Divide the gap less delta by its floored standard deviation."""
     tiny = torch.finfo(variance.dtype).tiny
     floor = (VARIANCE_FLOOR * scale.detach()).clamp_min(tiny)
     return (gap - delta) / torch.maximum(variance, floor).sqrt()
@@ -328,9 +328,7 @@ def _believe_pending(model: Model, X_pending: Tensor) -> Model:
     with torch.no_grad():
         Y = model.posterior(X_pending).mean
         kwargs: dict[str, Any] = {}
-        if isinstance(
-            getattr(model, "likelihood", None), FixedNoiseGaussianLikelihood
-        ):
+        if isinstance(getattr(model, "likelihood", None), FixedNoiseGaussianLikelihood):
             # BoTorch 0.18 takes `noise` in the outcome-transformed space.
             kwargs["noise"] = model.likelihood.noise.mean().expand_as(Y).clone()
         return model.condition_on_observations(X=X_pending, Y=Y, **kwargs)
@@ -347,7 +345,7 @@ def construct_pac_inputs(
     objective_thresholds: Tensor | None = None,
     ref_point: Tensor | None = None,
 ) -> dict[str, Any]:
-    """Build the arguments of `PACAcquisition` from what an optimisation loop hands over.
+    """Build the arguments of `PACAcquisition` from what a platform hands over.
 
     Args:
         model: A fitted single-outcome model.

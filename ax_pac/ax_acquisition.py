@@ -39,6 +39,9 @@ class CertifyingAcquisition(Acquisition):
     Checked on Ax 1.3.1, whose contract for subclasses is not guaranteed.
     """
 
+    # Set by Ax's constructor; declared here because Ax publishes no types.
+    botorch_acqf_classes_with_options: list[tuple[type[Any], dict[str, Any]]]
+
     @property
     def settings(self) -> CertificateSettings:
         """What is asked of the certificate."""
@@ -155,7 +158,7 @@ class CertifyingAcquisition(Acquisition):
 
     @property
     def _posterior_transform(self) -> Any:
-        """Ax's objective weights as a posterior transform (a weight of -1 minimises)."""
+        """Ax's objective weights as a posterior transform; -1 minimises."""
         _, transform = self.get_botorch_objective_and_transform(
             botorch_acqf_class=PACAcquisition,
             model=self._model,

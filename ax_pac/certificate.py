@@ -214,7 +214,8 @@ def absolute_delta(
     incumbent = select_incumbent(model, X_observed, posterior_transform)
     with torch.no_grad():
         posterior = model.posterior(incumbent, posterior_transform=posterior_transform)
-    mean, sd = abs(posterior.mean.item()), posterior.variance.item() ** 0.5
+    variance = posterior.variance.item() + _pooled_variance(model)
+    mean, sd = abs(posterior.mean.item()), variance**0.5
     if not mean > _SIGNIFICANT_DEVIATIONS * sd:
         raise ValueError(
             "a relative delta is a share of the objective at the incumbent, which is "
@@ -223,6 +224,20 @@ def absolute_delta(
             "more samples."
         )
     return share * mean
+
+
+def _pooled_variance(model: Model) -> float:
+    """Variance of the mean of all observations, zero where the noise is not known.
+
+    The model takes its constant mean as known; this is how well it can be known.
+    """
+    noise = getattr(getattr(model, "likelihood", None), "noise", None)
+    if noise is None:
+        return 0.0
+    num_observations = model.train_targets.shape[-1]
+    precision = float((1.0 / noise.detach()).mean()) * num_observations
+    scale = getattr(getattr(model, "outcome_transform", None), "stdvs", 1.0)
+    return float(scale) ** 2 / precision
 
 
 def find_challenger(
@@ -269,7 +284,8 @@ def find_challenger(
         polished_scores = score_in_unit_box(polished.detach())
     scores = torch.cat([polished_scores, scores]).nan_to_num(nan=-math.inf)
     best = int(scores.argmax())
-    return (lower + width * union[best]).unsqueeze(0), float(scores[best])
+    challenger = torch.minimum(lower + width * union[best], bounds[1])
+    return challenger.unsqueeze(0), float(scores[best])
 
 
 def _starting_points(

@@ -30,7 +30,7 @@ def lengthscale_constraint() -> Interval:
 
 
 def outputscale_constraint() -> Interval:
-    """Return a fresh constraint on the output scale, in units of the data's variance."""
+    """Return a fresh constraint on the output scale, in units of the variance."""
     return Interval(*OUTPUTSCALE_BOUNDS, initial_value=INITIAL_OUTPUTSCALE)
 
 
@@ -53,7 +53,7 @@ def fit_model(
         The fitted model.
 
     Raises:
-        ValueError: When a value is not finite, a variance is negative, or shapes differ.
+        ValueError: When a value is not finite, a variance negative, or a shape wrong.
 
     Source: Ma et al. 2019, section 4 ("Matern 5/2 kernel with parameters set by maximum
     likelihood"). Deviation: length scales and output scale are bounded.

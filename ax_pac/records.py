@@ -85,8 +85,8 @@ def observed_data(experiment: Experiment) -> pd.DataFrame:
     usable = data["trial_index"].map(lambda i: statuses[i] in _STATUSES_WITH_DATA)
     rows = data.loc[usable & (data["metric_name"] == metric), columns]
     rows = rows.sort_values(columns[:2], kind="stable").dropna(subset=["mean"])
-    for row in rows.itertuples():
-        _check_observation(metric, int(row.trial_index), row.mean, row.sem)
+    for row in rows.to_dict("records"):
+        _check_observation(metric, row["trial_index"], row["mean"], row["sem"])
     return rows.reset_index(drop=True)
 
 
@@ -129,7 +129,9 @@ def _check_observation(metric: str, trial_index: int, mean: Any, sem: Any) -> No
         f"{{{metric!r}: (mean, sem)}}); the trial is not lost."
     )
     if math.isinf(mean):
-        raise ValueError(f"{where}: the mean is {mean}, expected a finite one. {remedy}")
+        raise ValueError(
+            f"{where}: the mean is {mean}, expected a finite one. {remedy}"
+        )
     if sem is None or math.isnan(sem):
         raise ValueError(
             f"{where}: the standard error of the mean is missing. Without it the noise "
@@ -149,8 +151,9 @@ def data_key(data: pd.DataFrame) -> str:
         data: What `observed_data` returned.
     """
     rows = [
-        [int(r.trial_index), str(r.arm_name), float(r.mean).hex(), float(r.sem).hex()]
-        for r in data.itertuples()
+        [int(row["trial_index"]), str(row["arm_name"])]
+        + [float(row[name]).hex() for name in ("mean", "sem")]
+        for row in data.to_dict("records")
     ]
     return hashlib.sha256(json.dumps(rows).encode()).hexdigest()[:16]
 

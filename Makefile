@@ -1,0 +1,51 @@
+# Everything a clone needs, from nothing but python3 and the package registries.
+# `make demo` and `make test` set up `.venv` by themselves; a second call installs
+# nothing.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+# Two processes of one thread beat one process of two; the demo is one process.
+TEST_ENV := OMP_NUM_THREADS=1
+
+.PHONY: help demo test slow lint format types architecture check clean
+
+help:
+	@echo "make demo          compress FC3 on MNIST, from training to report (runs/fc3)"
+	@echo "make test          the default tests, under four minutes"
+	@echo "make slow          the statistics that take longer"
+	@echo "make check         what CI runs: test, lint, types, architecture"
+
+$(VENV)/.installed: pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet --editable '.[dev]'
+	touch $@
+
+demo: $(VENV)/.installed
+	$(BIN)/ax-pac compress fc3 --out runs/fc3
+
+test: $(VENV)/.installed
+	$(TEST_ENV) $(BIN)/python -m pytest -n 2
+
+slow: $(VENV)/.installed
+	$(TEST_ENV) $(BIN)/python -m pytest -m slow
+
+lint: $(VENV)/.installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+format: $(VENV)/.installed
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+types: $(VENV)/.installed
+	$(BIN)/mypy
+
+architecture: $(VENV)/.installed
+	$(TEST_ENV) $(BIN)/python -m pytest tests/test_architecture.py
+
+check: lint types architecture test
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache

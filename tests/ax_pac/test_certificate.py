@@ -1,0 +1,147 @@
+from __future__ import annotations
+
+import json
+import math
+
+import pytest
+import torch
+from botorch.generation import gen_candidates_scipy
+from botorch.models import SingleTaskGP
+from scipy.stats import norm
+from torch.quasirandom import SobolEngine
+
+from ax_pac import PACAcquisition, PACCertificate, certify, find_challenger, fit_model
+from tests.conftest import bowl, noisy_model
+
+
+def strong_search(score: PACAcquisition, d: int) -> float:
+    """A larger, independent search: many space-filling and local starts, polished."""
+    generator = torch.Generator().manual_seed(99)
+    filling = SobolEngine(d, scramble=True, seed=99).draw(8192).double()
+    noise = torch.randn(4096, d, generator=generator).double()
+    radius = 10 ** (-3 + 3 * torch.rand(4096, 1, generator=generator).double())
+    cloud = (score.incumbent + radius * noise / math.sqrt(d)).clamp(0, 1)
+    starts = torch.cat([filling, cloud])
+    with torch.no_grad():
+        values = score(starts.unsqueeze(-2))
+    best = starts[values.argsort(descending=True)[:48]].unsqueeze(-2)
+    _, polished = gen_candidates_scipy(
+        best, score, lower_bounds=0.0, upper_bounds=1.0, options={"maxiter": 200}
+    )
+    return max(polished.max().item(), values.max().item())
+
+
+@pytest.mark.parametrize(("d", "n"), [(2, 12), (4, 20), (4, 30), (6, 30)])
+def test_no_larger_search_finds_a_stronger_challenger(d, n):
+    for seed in range(3):
+        model, X = noisy_model(d=d, n=n, sem=0.03, seed=seed)
+        score = PACAcquisition(model, X, 0.1)
+        box = torch.stack([torch.zeros(d), torch.ones(d)]).double()
+        challenger, found = find_challenger(score, X, box, seed=seed)
+        assert score(challenger).item() == pytest.approx(found, abs=1e-9)
+        # A miss of a twentieth of a standard deviation moves no verdict.
+        assert found >= strong_search(score, d) - 0.05
+
+
+def test_failure_probability_is_the_normal_tail_of_the_score(
+    model_and_points, unit_box
+):
+    model, X = model_and_points
+    certificate = certify(model, X, unit_box, delta=0.05, epsilon=0.01, seed=0)
+    assert certificate.failure_probability == pytest.approx(norm.cdf(certificate.score))
+    assert certificate.level == "pairwise"
+    assert certificate.num_observations == len(X)
+    assert certificate.certifiable
+
+
+def test_verdict_follows_epsilon_and_delta(model_and_points, unit_box):
+    model, X = model_and_points
+    wide = certify(model, X, unit_box, delta=5.0, epsilon=0.01, seed=0)
+    narrow = certify(model, X, unit_box, delta=1e-3, epsilon=0.01, seed=0)
+    assert wide.holds
+    assert "at most epsilon" in wide.reason
+    assert not narrow.holds
+    assert "above epsilon" in narrow.reason
+    threshold = narrow.failure_probability
+    again = certify(model, X, unit_box, delta=1e-3, epsilon=threshold, seed=0)
+    assert again.holds
+
+
+def test_certificate_is_computed_over_the_box_that_is_given(model_and_points):
+    model, X = model_and_points
+    box = torch.tensor([[0.0, 0.0], [0.2, 0.2]], dtype=torch.float64)
+    certificate = certify(model, X, box, delta=0.05, epsilon=0.01, seed=0)
+    assert all(0.0 <= value <= 0.2 for value in certificate.challenger)
+
+
+def test_same_seed_gives_the_same_certificate(model_and_points, unit_box):
+    model, X = model_and_points
+    one, two = (
+        certify(model, X, unit_box, delta=0.05, epsilon=0.01, seed=3) for _ in range(2)
+    )
+    assert one == two
+
+
+def test_any_botorch_model_is_certified(unit_box):
+    X = torch.rand(12, 2, generator=torch.Generator().manual_seed(0)).double()
+    inferred_noise = SingleTaskGP(X, bowl(X)).eval()
+    certificate = certify(inferred_noise, X, unit_box, delta=3.0, epsilon=0.05, seed=0)
+    assert certificate.holds
+
+
+def test_record_survives_json(model_and_points, unit_box):
+    model, X = model_and_points
+    certificate = certify(model, X, unit_box, delta=0.05, epsilon=0.01, seed=0)
+    fields = json.loads(json.dumps(certificate.to_dict()))
+    assert fields["holds"] is certificate.holds
+    assert PACCertificate.from_dict(fields) == certificate
+    del fields["score"]
+    with pytest.raises(ValueError, match=r"not a certificate record, missing \['score"):
+        PACCertificate.from_dict(fields)
+
+
+def test_relative_delta_is_a_share_of_the_incumbents_mean(model_and_points, unit_box):
+    model, X = model_and_points
+    relative = certify(
+        model, X, unit_box, delta=0.1, epsilon=0.01, relative=True, seed=0
+    )
+    incumbent = torch.tensor([relative.incumbent]).double()
+    mean = model.posterior(incumbent).mean.item()
+    assert relative.delta == pytest.approx(0.1 * abs(mean))
+    absolute = certify(model, X, unit_box, delta=relative.delta, epsilon=0.01, seed=0)
+    assert absolute.score == pytest.approx(relative.score)
+
+
+def test_relative_delta_of_a_mean_near_zero_is_refused(unit_box):
+    X = torch.rand(8, 2, generator=torch.Generator().manual_seed(0)).double()
+    Y = 0.01 * torch.randn(8, 1, generator=torch.Generator().manual_seed(1)).double()
+    model = fit_model(X, Y - Y.max(), torch.full_like(Y, 1.0))
+    with pytest.raises(ValueError, match="not distinguishable from zero"):
+        certify(model, X, unit_box, delta=0.1, epsilon=0.01, relative=True)
+
+
+@pytest.mark.parametrize("epsilon", [0.0, 1.0, -0.1, 2, math.nan])
+def test_epsilon_out_of_range_is_refused(model_and_points, unit_box, epsilon):
+    model, X = model_and_points
+    with pytest.raises(ValueError, match="epsilon must be a probability"):
+        certify(model, X, unit_box, delta=0.1, epsilon=epsilon)
+
+
+def test_unknown_level_is_refused(model_and_points, unit_box):
+    model, X = model_and_points
+    with pytest.raises(ValueError, match="level must be one of"):
+        certify(model, X, unit_box, delta=0.1, epsilon=0.1, level="certain")
+
+
+@pytest.mark.parametrize(
+    "bounds",
+    [
+        [[0.0, 0.0, 0.0], [1.0, 1.0, 1.0]],
+        [[1.0, 1.0], [0.0, 0.0]],
+        [[0, 0], [1, 1e999]],
+    ],
+)
+def test_impossible_bounds_are_refused(model_and_points, bounds):
+    model, X = model_and_points
+    with pytest.raises(ValueError, match="bounds must"):
+        certify(model, X, torch.tensor(bounds), delta=0.1, epsilon=0.1)
