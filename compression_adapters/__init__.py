@@ -1,5 +1,11 @@
 """The network side: which ranks a network has, what they cost, what they lose."""
 
+from compression_adapters.checkpoint import (
+    CompressionRecipe,
+    load_compressed,
+    load_weights,
+    save_compressed,
+)
 from compression_adapters.decompositions import DECOMPOSITIONS, Decomposition
 from compression_adapters.layers import LayerSpec, choose_linear, find_layers
 from compression_adapters.losses import (
@@ -49,6 +55,7 @@ __all__ = [
     "LOSSES",
     "Batch",
     "CompressionProblem",
+    "CompressionRecipe",
     "Decomposition",
     "LayerSpec",
     "Loss",
@@ -67,11 +74,14 @@ __all__ = [
     "kl_divergence",
     "layer_ranks",
     "layer_table",
+    "load_compressed",
+    "load_weights",
     "mean_and_sem",
     "num_weights",
     "pairwise_mean_and_sem",
     "parameterization_from_ranks",
     "rank_parameters",
+    "save_compressed",
     "scalarize",
     "scalarize_rate",
     "squared_l2",

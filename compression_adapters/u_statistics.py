@@ -11,6 +11,9 @@ from torch import Tensor
 SMALLEST_SEM: Final = 1e-6
 """SEM, in loss units, when neither this trial nor an earlier one shows any scale."""
 
+ROUNDING: Final = 1e-9
+"""Share of the largest loss seen, below which a number is taken for rounding."""
+
 
 class MeanSEM(NamedTuple):
     """An estimate and its standard error, both in the unit of the quantity.
@@ -157,7 +160,9 @@ def relative_sem_floor(
         floor = median_t(sem_t / |mean_t|) * |mean|
     over the usable earlier trials: those with positive SEM and nonzero mean. Losses of
     a truncated network have a nearly constant relative spread, which is why it is
-    pooled rather than the SEM itself. Where information is missing:
+    pooled rather than the SEM itself. A mean below `ROUNDING` times the largest earlier
+    one counts as zero: a network that was left dense differs from itself by rounding.
+    Where information is missing:
 
     - `mean` is zero: the smallest |mean_t| takes its place;
     - no usable earlier trial: the relative SEM is 1 / sqrt(m), a spread of one;
@@ -183,11 +188,13 @@ def relative_sem_floor(
     _require_num_samples(num_samples)
     if not math.isfinite(mean):
         raise ValueError(f"mean must be finite; got {mean}.")
-    usable = [e for e in earlier if e.sem > 0.0 and e.mean != 0.0]
+    tiny = ROUNDING * max((abs(e.mean) for e in earlier), default=0.0)
+    usable = [e for e in earlier if e.sem > 0.0 and abs(e.mean) > tiny]
     scale = abs(mean)
     if usable:
         spread = statistics.median(e.sem / abs(e.mean) for e in usable)
-        scale = scale or min(abs(e.mean) for e in usable)
+        if scale <= tiny:
+            scale = min(abs(e.mean) for e in usable)
     else:
         spread = 1.0 / math.sqrt(num_samples)
     # Two tiny factors may underflow to zero, which must not be reported either.
@@ -204,8 +211,9 @@ def apply_sem_floor(
     """Replace an SEM that claims too much by its floor.
 
     For a 0/1 loss the reported SEM is max(empirical, `binomial_sem_floor`). For any
-    other loss it is the empirical one, unless that is exactly zero: then
-    `relative_sem_floor`. An SEM of zero is therefore never returned.
+    other loss it is the empirical one, unless that is zero, or below `ROUNDING` times
+    the largest loss seen: then `relative_sem_floor`. An SEM of zero is therefore never
+    returned.
 
     Args:
         estimate: Mean and empirical SEM of the trial.
@@ -228,7 +236,8 @@ def apply_sem_floor(
     if binary:
         floor = binomial_sem_floor(estimate.mean, num_samples)
         return MeanSEM(estimate.mean, max(estimate.sem, floor))
-    if estimate.sem > 0.0:
+    largest = max(abs(e.mean) for e in (estimate, *earlier))
+    if estimate.sem > ROUNDING * largest:
         return estimate
     return MeanSEM(
         estimate.mean, relative_sem_floor(estimate.mean, num_samples, earlier)
