@@ -30,6 +30,8 @@ Progress = Callable[[int, int], None]
 
 PACKAGE_DATA: Final = Path(__file__).parent / "data" / "mnist"
 
+FC3_EPOCHS: Final = 6
+
 MNIST_MD5: Final = {
     "train-images-idx3-ubyte": "6bbc9ace898e44ae57da46a324031adb",
     "train-labels-idx1-ubyte": "a25bea736e30d166cdddb491f175f624",
@@ -125,7 +127,7 @@ def fc3() -> nn.Sequential:
 def train_fc3(
     *,
     seed: int = 0,
-    epochs: int = 6,
+    epochs: int = FC3_EPOCHS,
     batch_size: int = 256,
     learning_rate: float = 1e-3,
     data: tuple[Tensor, Tensor] | None = None,
@@ -135,7 +137,7 @@ def train_fc3(
 
     Args:
         seed: Decides initial weights and order; global random state is not touched.
-        epochs: Passes over the data; the default reaches 98.5 % on the test images.
+        epochs: Passes over the data; the default reaches 98.4 % on the test images.
         batch_size: Images in one step.
         learning_rate: Of the first step.
         data: Images and labels; the MNIST training set if None.
@@ -156,7 +158,8 @@ def train_fc3(
         )
     images, labels = mnist(train=True) if data is None else data
     rng = torch.Generator().manual_seed(seed)
-    network = fc3()
+    with torch.random.fork_rng(devices=[]):  # layers draw weights we overwrite
+        network = fc3()
     _initialize(network, rng)
     optimizer = torch.optim.Adam(network.parameters(), lr=learning_rate)
     steps = epochs * -(-len(images) // batch_size)
@@ -202,12 +205,11 @@ def trained_fc3(
             )
         else:
             return network.eval()
-    epochs = 6
-    network = train_fc3(seed=seed, epochs=epochs, progress=progress)
+    network = train_fc3(seed=seed, progress=progress)
     if cache:
         note = {
             "seed": seed,
-            "epochs": epochs,
+            "epochs": FC3_EPOCHS,
             "test_accuracy": accuracy(network, *mnist(train=False), topk=(1,))[0],
             "torch": torch.__version__,
         }

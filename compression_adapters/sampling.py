@@ -83,12 +83,7 @@ def dataset_sampler(
 
     def draw(num_samples: int, rng: torch.Generator) -> Batch:
         indices = _draw_indices(size, num_samples, rng)
-        items = [inputs[int(i)] for i in indices]
-        batch_labels = None
-        if isinstance(items[0], tuple | list):
-            batch_labels = torch.stack([torch.as_tensor(item[1]) for item in items])
-            items = [item[0] for item in items]
-        batch = torch.stack([torch.as_tensor(item) for item in items])
+        batch, batch_labels = _collate([inputs[int(i)] for i in indices])
         _require_finite(batch)
         return Batch(batch, batch_labels, indices)
 
@@ -262,6 +257,21 @@ def _tensor_sampler(inputs: Tensor, labels: Tensor | None) -> Sampler:
         return Batch(inputs[indices.to(inputs.device)], batch_labels, indices)
 
     return draw
+
+
+def _collate(items: list[Any]) -> tuple[Tensor, Tensor | None]:
+    """Stack the inputs of dataset items, and their labels if they have any."""
+    if not isinstance(items[0], tuple | list):
+        return torch.stack([torch.as_tensor(item) for item in items]), None
+    if not all(1 <= len(item) <= 2 for item in items):
+        raise ValueError(
+            "A dataset's items must be an input or a pair of input and label; got "
+            f"{len(items[0])} parts."
+        )
+    batch = torch.stack([torch.as_tensor(item[0]) for item in items])
+    if len(items[0]) == 1:
+        return batch, None
+    return batch, torch.stack([torch.as_tensor(item[1]) for item in items])
 
 
 def _draw_indices(size: int, num_samples: int, rng: torch.Generator) -> Tensor:

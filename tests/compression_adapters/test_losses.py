@@ -1,0 +1,98 @@
+"""The values of the losses, against formulas written out."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from compression_adapters.losses import (
+    cross_entropy,
+    kl_divergence,
+    squared_l2,
+    top1_error,
+)
+from compression_adapters.sampling import Batch
+
+identity = nn.Identity()
+rng = np.random.default_rng(0)
+OUTPUTS, REFERENCE = rng.normal(size=(2, 8, 5))
+LABELS = rng.integers(5, size=8)
+
+
+def softmax(x):
+    return np.exp(x) / np.exp(x).sum(axis=-1, keepdims=True)
+
+
+def batch(**changes):
+    fields = {
+        "inputs": torch.from_numpy(OUTPUTS),
+        "labels": torch.from_numpy(LABELS),
+        "reference_outputs": torch.from_numpy(REFERENCE),
+    }
+    return Batch(**(fields | changes))
+
+
+def test_squared_l2_sums_over_all_output_dimensions():
+    expected = ((OUTPUTS - REFERENCE) ** 2).sum(axis=1)
+    np.testing.assert_allclose(squared_l2(identity, batch()), expected, rtol=1e-12)
+    image = Batch(torch.ones(3, 2, 4, 4), reference_outputs=torch.zeros(3, 2, 4, 4))
+    assert squared_l2(identity, image).tolist() == [32.0] * 3
+
+
+@pytest.mark.parametrize("temperature", [0.5, 1.0, 4.0])
+def test_kl_divergence_equals_its_formula(temperature):
+    p, q = softmax(OUTPUTS / temperature), softmax(REFERENCE / temperature)
+    expected = temperature**2 * (q * np.log(q / p)).sum(axis=1)
+    values = kl_divergence(temperature)(identity, batch())
+    np.testing.assert_allclose(values, expected, rtol=1e-10)
+
+
+def test_kl_divergence_tends_to_a_squared_distance_at_high_temperature():
+    # Hinton et al. 2015: T^2 KL -> ||centred difference||^2 / (2 classes).
+    d = OUTPUTS - REFERENCE
+    d = d - d.mean(axis=1, keepdims=True)
+    values = kl_divergence(1e4)(identity, batch())
+    np.testing.assert_allclose(values, (d**2).sum(axis=1) / 10, rtol=1e-3)
+
+
+@pytest.mark.parametrize("temperature", [0.0, -1.0, math.nan, math.inf])
+def test_kl_divergence_refuses_a_temperature_that_is_not_positive(temperature):
+    with pytest.raises(ValueError, match="temperature must be positive and finite"):
+        kl_divergence(temperature)
+
+
+def test_cross_entropy_equals_its_formula():
+    expected = -np.log(softmax(OUTPUTS)[np.arange(8), LABELS])
+    np.testing.assert_allclose(cross_entropy(identity, batch()), expected, rtol=1e-12)
+
+
+def test_top1_error_equals_its_formula():
+    expected = (OUTPUTS.argmax(axis=1) != LABELS).astype(float)
+    assert top1_error(identity, batch()).tolist() == expected.tolist()
+
+
+def test_reference_outputs_of_another_shape_are_refused():
+    with pytest.raises(ValueError, match=r"got \(8, 5\) and \(8, 4\)"):
+        squared_l2(identity, batch(reference_outputs=torch.zeros(8, 4)))
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        (torch.zeros(7, dtype=torch.int64), r"8 integers.*got shape \(7,\)"),
+        (torch.zeros(8), "got shape .* of torch.float32"),
+        (torch.full((8,), 5), "must lie in 0 to 4.*got 5 to 5"),
+    ],
+)
+@pytest.mark.parametrize("loss", [cross_entropy, top1_error])
+def test_labels_that_do_not_fit_are_refused(loss, labels, message):
+    with pytest.raises(ValueError, match=message):
+        loss(identity, batch(labels=labels))
+
+
+def test_label_losses_refuse_outputs_that_are_no_classes():
+    images = Batch(torch.zeros(2, 3, 4), labels=torch.zeros(2, dtype=torch.int64))
+    with pytest.raises(ValueError, match=r"shape \(m, classes\); got \(2, 3, 4\)"):
+        cross_entropy(identity, images)

@@ -1,0 +1,94 @@
+"""What every loss promises: one value a sample, never reduced."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import nn
+
+from compression_adapters.losses import (
+    BINARY_LOSSES,
+    LOSSES,
+    kl_divergence,
+)
+from compression_adapters.sampling import Batch
+
+# name -> (loss, does it need labels)
+CASES = {
+    name: (loss, name.startswith(("cross", "top1"))) for name, loss in LOSSES.items()
+}
+CASES["kl_divergence(4)"] = (kl_divergence(4.0), False)
+
+
+@pytest.fixture
+def network():
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return nn.Linear(6, 5)
+
+
+@pytest.fixture
+def batch(network):
+    rng = torch.Generator().manual_seed(1)
+    inputs = torch.randn(16, 6, generator=rng)
+    reference = network(inputs) + torch.randn(16, 5, generator=rng)
+    labels = torch.randint(5, (16,), generator=rng)
+    return Batch(inputs, labels, torch.arange(16), reference.detach())
+
+
+@pytest.fixture(params=CASES)
+def case(request):
+    return CASES[request.param]
+
+
+def test_loss_is_one_finite_value_a_sample(case, network, batch):
+    values = case[0](network, batch)
+    assert values.shape == (16,)
+    assert bool(torch.isfinite(values).all())
+    assert bool((values >= 0).all())
+
+
+def test_loss_of_a_sample_does_not_depend_on_the_others(case, network, batch):
+    order = torch.randperm(16, generator=torch.Generator().manual_seed(2))[:7]
+    part = Batch(
+        batch.inputs[order],
+        batch.labels[order],
+        batch.indices[order],
+        batch.reference_outputs[order],
+    )
+    torch.testing.assert_close(case[0](network, part), case[0](network, batch)[order])
+
+
+def test_loss_at_identity_is_zero_or_that_of_the_network(case, network, batch):
+    loss, needs_labels = case
+    same = replace(batch, reference_outputs=network(batch.inputs).detach())
+    values = loss(network, same)
+    if needs_labels:
+        assert torch.equal(values, loss(network, batch))
+    else:
+        torch.testing.assert_close(values, torch.zeros(16))
+
+
+def test_loss_without_what_it_needs_is_refused(case, network, batch):
+    loss, needs_labels = case
+    if needs_labels:
+        with pytest.raises(ValueError, match="needs labels, and there are none"):
+            loss(network, replace(batch, labels=None))
+    else:
+        with pytest.raises(ValueError, match="the batch has no reference_outputs"):
+            loss(network, replace(batch, reference_outputs=None))
+
+
+def test_loss_refuses_a_network_without_tensor_output(case, batch):
+    class Two(nn.Module):
+        def forward(self, x):
+            return x, x
+
+    with pytest.raises(ValueError, match="must return a tensor; got tuple"):
+        case[0](Two(), batch)
+
+
+def test_binary_losses_are_zero_or_one_and_the_others_are_not(network, batch):
+    for loss in LOSSES.values():
+        values = loss(network, batch)
+        assert bool(((values == 0) | (values == 1)).all()) == (loss in BINARY_LOSSES)
