@@ -316,7 +316,7 @@ def _require_tensors(network: nn.Module, path: Path) -> None:
             # Of tensors that share memory one is stored; the rest are in the metadata.
             shared = file.metadata() or {}
             names = set(file.keys())
-            saved = {name: file.get_tensor(name) for name in names}
+            saved = {name: file.get_tensor(name) for name in sorted(names)}
     except safetensors.SafetensorError as error:
         raise ValueError(f"{path} cannot be read: {error}") from error
     missing = sorted(set(state) - names - set(shared))
