@@ -74,14 +74,17 @@ def plot_certificate_history(history: pd.DataFrame) -> go.Figure:
     )
     if len(history):
         epsilon = float(history["epsilon"].iloc[-1])
-        level = history["level"].iloc[-1]
-        figure.add_hline(
-            y=epsilon,
-            line_dash="dash",
-            annotation_text=f"1 - epsilon = {1 - epsilon:g}: certified below this line",
-            annotation_position="top left",
+        # A trace, not a shape: plotly puts a shape's label astray on a log axis.
+        figure.add_scatter(
+            x=[history["num_trials"].iloc[0], history["num_trials"].iloc[-1]],
+            y=[epsilon, epsilon],
+            mode="lines",
+            line={"dash": "dash", "color": "#444"},
+            name=f"certified below, with 1 - epsilon = {1 - epsilon:g}",
+            hoverinfo="skip",
         )
-        figure.update_layout(title=f"Certificate, level {level}")
+        level = history["level"].iloc[-1]
+        figure.update_layout(title=f"Certificate, level {level}", showlegend=True)
     figure.update_xaxes(title="evaluations")
     figure.update_yaxes(
         title="probability that the incumbent is not within delta", type="log"

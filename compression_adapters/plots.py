@@ -5,6 +5,10 @@ from __future__ import annotations
 import pandas as pd
 import plotly.graph_objects as go
 
+# On a logarithmic axis over one or two decades plotly's own ticks run into each other.
+_RATIO_TICKS = [0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0]
+
+_RATIO_AXIS = {"type": "log", "tickvals": _RATIO_TICKS, "tickformat": ".1~%"}
 _ACCENT, _MUTED, _FAILED = "#1f77b4", "#b0b7bf", "#d62728"
 
 
@@ -31,7 +35,7 @@ def plot_objective(trials: pd.DataFrame, incumbent: int | None = None) -> go.Fig
         x=best["trial_index"],
         y=best["objective"],
         mode="markers",
-        name="incumbent (highest posterior mean, not luckiest observation)",
+        name="incumbent",
         marker={"symbol": "circle-open", "size": 16, "color": _FAILED},
         marker_line_width=2,
     )
@@ -65,7 +69,7 @@ def plot_ranks(layers: pd.DataFrame) -> go.Figure:
         textposition="outside",
     )
     figure.update_layout(title="Rank per layer", barmode="group")
-    figure.update_yaxes(title="rank", type="log")
+    figure.update_yaxes(title="rank", type="log", dtick=1)
     return figure
 
 
@@ -96,7 +100,7 @@ def plot_ratio_against_loss(
             hovertemplate="trial %{text}<br>ratio %{x:.2%}<br>loss %{y:.4g}",
         )
     figure.update_layout(title="Loss against compression ratio")
-    figure.update_xaxes(title="compression ratio", type="log", tickformat=".1%")
+    figure.update_xaxes(title="compression ratio", **_RATIO_AXIS)
     figure.update_yaxes(title="loss")
     return figure
 
@@ -121,8 +125,6 @@ def plot_ratio_against_accuracy(
         )
     )
     figure.update_layout(title="Ratio against test accuracy")
-    figure.update_xaxes(
-        title="compression ratio, layers in play", type="log", tickformat=".1%"
-    )
+    figure.update_xaxes(title="compression ratio, layers in play", **_RATIO_AXIS)
     figure.update_yaxes(title="top-1 accuracy", tickformat=".1%")
     return figure

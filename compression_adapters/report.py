@@ -171,7 +171,12 @@ def _page(
         layers.to_html(index=False, border=0, float_format="{:.4f}".format),
     ]
     for number, (caption, figure) in enumerate(figures):
-        figure.update_layout(template="plotly_white", height=420, margin={"t": 60})
+        figure.update_layout(
+            template="plotly_white",
+            height=420,
+            margin={"t": 60},
+            legend={"orientation": "h", "y": -0.2},
+        )
         # The library is written once, into the page: it opens without a network.
         picture = figure.to_html(full_html=False, include_plotlyjs=number == 0)
         caption = html.escape(caption)

@@ -6,6 +6,7 @@ import contextlib
 import logging
 import math
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -452,6 +453,10 @@ def _quiet_ax() -> Iterator[None]:
     level = logger.level
     logger.setLevel(logging.WARNING)
     try:
-        yield
+        with warnings.catch_warnings():
+            # GPyTorch raises noise below 1e-6 of the data's variance to that, at every
+            # fit. More noise than there is makes a certificate harder to obtain.
+            warnings.filterwarnings("ignore", message="Very small noise values")
+            yield
     finally:
         logger.setLevel(level)

@@ -16,5 +16,6 @@ def test_history_holds_every_certificate_and_its_threshold_is_drawn():
     history = certificate_history(client)
     figure = plot_certificate_history(history)
     assert list(figure.data[0].x) == list(history["num_trials"])
-    assert figure.layout.shapes[0].y0 == 0.05
+    assert list(figure.data[1].y) == [0.05, 0.05]
+    assert "0.95" in figure.data[1].name
     assert (history[["seconds_fit", "seconds_propose"]] >= 0).all(axis=None)

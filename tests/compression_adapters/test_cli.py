@@ -1,0 +1,153 @@
+from __future__ import annotations
+
+import dataclasses
+import json
+
+import pandas as pd
+import pytest
+import torch
+from click.testing import CliRunner
+
+from compression_adapters import cli, load_compressed, presets
+from tests.networks import labels, pool, small_network
+
+ARGUMENTS = ["--gamma", "0.5", "--delta", "0.3", "--epsilon", "0.05"]
+
+
+@pytest.fixture
+def small_preset(monkeypatch):
+    """The preset's name, its network and data replaced by small ones."""
+    preset = dataclasses.replace(
+        presets.PRESETS["fc3"],
+        build=small_network,
+        trained=lambda progress=None: small_network(),
+        train_data=lambda: (pool(), labels()),
+        test_data=lambda: (pool(), labels()),
+    )
+    monkeypatch.setitem(presets.PRESETS, "fc3", preset)
+
+
+def invoke(*arguments: str):
+    return CliRunner().invoke(cli.main, list(arguments))
+
+
+@pytest.mark.usefixtures("small_preset")
+def test_compress_writes_everything_and_report_writes_it_again(tmp_path):
+    out = tmp_path / "run"
+    result = invoke("compress", "fc3", "--out", str(out), *ARGUMENTS)
+    assert result.exit_code == 0, result.output
+    assert "certified (level pairwise)" in result.output
+
+    summary = json.loads((out / "summary.json").read_text())
+    assert summary["accuracy_original"] == 1.0
+    assert 0 < summary["accuracy_compressed"] <= 1.0
+    assert 0 < summary["compression_ratio"] <= 1.0
+    assert summary["whole_network_ratio"] == summary["compression_ratio"]
+    assert summary["certificate"]["holds"]
+    assert summary["certificate"]["level"] == "pairwise"
+    assert summary["reloaded_is_equal"]
+    assert summary["settings"]["gamma"] == 0.5
+    assert {"torch", "ax-platform", "ax-pac"} <= set(summary["versions"])
+    assert len(summary["certificates"]) >= 1
+
+    trials = pd.read_csv(out / "trials.csv")
+    columns = ["trial_index", "status", "objective", "objective_sem", "loss"]
+    columns += ["compression_ratio", "score", "rank_0", "rank_2", "accuracy"]
+    assert set(columns) <= set(trials.columns)
+    assert len(trials) == summary["num_trials"]
+    incumbent = trials.set_index("trial_index").loc[summary["incumbent_trial"]]
+    assert incumbent["accuracy"] == pytest.approx(summary["accuracy_compressed"])
+
+    network = load_compressed(out / "network", small_network()).eval()
+    hits = network(pool()).argmax(-1) == labels()
+    assert hits.float().mean().item() == pytest.approx(summary["accuracy_compressed"])
+
+    page = (out / "report.html").read_text()
+    assert "Certified" in page
+    assert "https://cdn" not in page.split("<body>")[0]
+    (out / "report.html").unlink()
+    again = invoke("report", str(out))
+    assert again.exit_code == 0, again.output
+    assert (out / "report.html").read_text().count("<figure>") == page.count("<figure>")
+
+
+@pytest.mark.usefixtures("small_preset")
+def test_labels_reach_losses_that_need_them(tmp_path):
+    result = invoke(
+        *("compress", "fc3", "--out", str(tmp_path), "--loss", "top1_error"),
+        *("--gamma", "1", "--delta", "0.9", "--epsilon", "0.4", "--max-trials", "12"),
+    )
+    assert result.exit_code == 0, result.output
+
+
+@pytest.mark.usefixtures("small_preset")
+def test_an_unfinished_search_says_so(tmp_path):
+    result = invoke(
+        *("compress", "fc3", "--out", str(tmp_path), "--max-trials", "7"),
+        *("--gamma", "0.5", "--delta", "0.001"),
+    )
+    assert result.exit_code == 0, result.output
+    assert "NOT certified" in result.output
+    assert "Not certified (max_trials)" in (tmp_path / "report.html").read_text()
+
+
+def test_help_tells_a_newcomer_where_to_start():
+    result = invoke("--help")
+    assert result.exit_code == 0
+    assert "ax-pac compress fc3 --out runs/fc3" in result.output
+    assert "--gamma" in invoke("compress", "--help").output
+
+
+def test_the_presets_of_the_command_are_those_of_the_package():
+    (argument,) = (p for p in cli.compress.params if p.name == "preset")
+    assert list(argument.type.choices) == list(presets.PRESETS)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["compress", "fc4", "--out", "x"], "'fc4' is not"),
+        (["compress", "fc3"], "Missing option '--out'"),
+        (
+            ["compress", "fc3", "--out", "x", "--gamma", "-1"],
+            "-1.0 is not in the range",
+        ),
+        (["compress", "fc3", "--out", "x", "--epsilon", "1"], "is not in the range"),
+        (["compress", "fc3", "--out", "x", "--num-samples", "1"], "not in the range"),
+        (["unknown"], "No such command"),
+    ],
+)
+def test_bad_arguments_are_usage_errors_of_one_line(arguments, message):
+    result = invoke(*arguments)
+    assert result.exit_code == 2
+    assert message in result.output.splitlines()[-1]
+
+
+def test_a_file_in_place_of_the_output_folder_is_refused(tmp_path):
+    file = tmp_path / "file"
+    file.write_text("")
+    result = invoke("compress", "fc3", "--out", str(file))
+    assert result.exit_code == 2
+    assert "is a file" in result.output
+
+
+def test_a_folder_without_a_run_is_an_error_of_one_line(tmp_path):
+    result = invoke("report", str(tmp_path))
+    assert result.exit_code == 1
+    (line,) = result.output.splitlines()
+    assert line.startswith("Error: ")
+    assert "holds no finished run" in line
+
+
+@pytest.mark.usefixtures("small_preset")
+def test_a_network_that_reloads_differently_is_an_error(tmp_path, monkeypatch):
+    def other_network(folder, network):
+        return small_network(seed=5)
+
+    monkeypatch.setattr(
+        "compression_adapters.checkpoint.load_compressed", other_network
+    )
+    with torch.random.fork_rng():
+        result = invoke("compress", "fc3", "--out", str(tmp_path), *ARGUMENTS)
+    assert result.exit_code == 1
+    assert "gives other outputs" in result.output

@@ -1,0 +1,219 @@
+from __future__ import annotations
+
+import itertools
+import logging
+
+import pytest
+import torch
+from ax.core.trial_status import TrialStatus
+
+from compression_adapters import compression_ratio, squared_l2
+from compression_adapters.search import (
+    CompressionResult,
+    EvaluationError,
+    compress,
+    trial_seed,
+)
+from tests.networks import labels, pool, small_network
+
+SETTINGS = {"gamma": 0.5, "delta": 0.2, "epsilon": 0.05, "progress": False}
+
+
+def statuses(result: CompressionResult) -> list[str]:
+    return list(result.trials["status"])
+
+
+class FailingLoss:
+    """The squared L2 loss, failing at some of its calls."""
+
+    def __init__(self, calls: set[int], error: type[BaseException]) -> None:
+        self.calls, self.error, self.count = calls, error, 0
+
+    def __call__(self, network, batch):
+        self.count += 1
+        if self.count in self.calls:
+            raise self.error(f"call {self.count}")
+        return squared_l2(network, batch)
+
+
+def test_certified_network_is_within_delta_of_the_exhaustive_optimum():
+    network, inputs = small_network(), pool()
+    result = compress(network, inputs, **SETTINGS)
+    assert result.stop_reason == "certified"
+    assert result.certificate.holds
+    problem = result.problem
+
+    def full_objective(ranks):
+        """On the whole pool, by the definition of Eq. 3."""
+        with torch.inference_mode():
+            reference = network(inputs)
+            small = problem.compress(
+                {
+                    parameter.name: parameter.scales[0].unit_from_rank(ranks[name])
+                    for parameter in problem.parameters
+                    for name in parameter.layers
+                }
+            )
+            loss = (small(inputs) - reference).square().sum(-1).mean().item()
+        return SETTINGS["gamma"] * loss + compression_ratio(problem.layers, ranks)
+
+    choices = [[*range(1, layer.max_rank + 1), "dense"] for layer in problem.layers]
+    names = [layer.name for layer in problem.layers]
+    best = min(
+        full_objective(dict(zip(names, ranks, strict=True)))
+        for ranks in itertools.product(*choices)
+    )
+    assert full_objective(result.ranks) - best < SETTINGS["delta"]
+
+
+def test_result_is_consistent_and_the_reference_network_untouched():
+    network = small_network()
+    before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+    result = compress(network, pool(), **SETTINGS)
+    after = network.state_dict()
+    assert list(after) == list(before)
+    assert all(torch.equal(after[name], before[name]) for name in before)
+
+    assert result.problem.ranks(result.parameterization) == result.ranks
+    assert list(result.layers["rank"]) == list(result.ranks.values())
+    incumbent = tuple(result.parameterization.values())
+    assert incumbent == pytest.approx(result.certificate.incumbent)
+    weights = sum(p.numel() for p in result.network.parameters() if p.ndim == 2)
+    assert weights == result.layers["weights"].sum()
+    assert not result.network.training
+    row = result.trials.iloc[-1]
+    assert row["objective"] == pytest.approx(
+        SETTINGS["gamma"] * row["loss"] + row["compression_ratio"]
+    )
+    assert row["compression_ratio_sem"] == 0.0
+    assert set(result.timings) == {"factorize", "fit", "propose", "evaluate", "total"}
+    assert sum(result.timings.values()) <= 2 * result.timings["total"] + 1e-6
+
+
+def test_same_seed_gives_the_same_search():
+    one, two = (compress(small_network(), pool(), **SETTINGS) for _ in range(2))
+    assert one.trials.equals(two.trials)
+    assert len({trial_seed(0, i) for i in range(100)}) == 100
+    assert trial_seed(0, 1) != trial_seed(1, 0)
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({"loss": "top1_error", "labels": labels()}, "loss"),
+        ({"loss": "cross_entropy", "labels": labels()}, "loss"),
+        ({"loss": "kl_divergence", "tie": lambda name: "all"}, "u_all"),
+        ({"objective": "rate", "gamma": 20.0, "delta": 3.0}, "loss"),
+        ({"encoding": "linear", "at_max": "factor", "min_rank": 2}, "loss"),
+        ({"encoding": "energy"}, "loss"),
+    ],
+)
+def test_every_way_to_ask_is_answered(options, expected):
+    settings = {**SETTINGS, "delta": 1.0, **options}
+    result = compress(small_network(), pool(), max_trials=25, **settings)
+    assert expected in result.trials
+    assert result.certificate.num_observations == len(result.trials)
+
+
+def test_generated_samples_need_no_pool():
+    def generate(num_samples, rng):
+        return torch.randn(num_samples, 20, generator=rng)
+
+    result = compress(small_network(), generate, **{**SETTINGS, "delta": 1.0})
+    assert result.certificate.holds
+
+
+def test_a_budget_ends_a_search_without_a_certificate():
+    result = compress(
+        small_network(), pool(), max_trials=8, **{**SETTINGS, "delta": 1e-4}
+    )
+    assert result.stop_reason == "max_trials"
+    assert len(result.trials) == 8
+    assert not result.certificate.holds
+    assert result.certificate.num_observations == 8
+
+
+def test_interrupting_keeps_what_has_been_done():
+    loss = FailingLoss({8}, KeyboardInterrupt)
+    result = compress(small_network(), pool(), loss=loss, **{**SETTINGS, "delta": 1e-3})
+    assert result.stop_reason == "interrupted"
+    assert statuses(result) == ["COMPLETED"] * 7 + ["ABANDONED"]
+    assert result.certificate.num_observations == 7
+
+
+def test_interrupting_before_there_is_a_result_interrupts():
+    with pytest.raises(KeyboardInterrupt):
+        compress(
+            small_network(),
+            pool(),
+            loss=FailingLoss({2}, KeyboardInterrupt),
+            **SETTINGS,
+        )
+
+
+def test_a_failed_evaluation_is_recorded_and_the_search_goes_on():
+    loss = FailingLoss({2, 5}, ZeroDivisionError)
+    result = compress(small_network(), pool(), loss=loss, **SETTINGS)
+    failed = result.trials[result.trials["status"] == "FAILED"]
+    assert list(failed.index) == [1, 4]
+    assert failed["failed_reason"].iloc[0] == "ZeroDivisionError: call 2"
+    assert result.certificate.holds
+
+
+def test_three_failures_in_a_row_end_the_search_with_what_was_completed():
+    loss = FailingLoss({4, 5, 6}, RuntimeError)
+    with pytest.raises(EvaluationError, match="3 evaluations in a row failed") as info:
+        compress(small_network(), pool(), loss=loss, **SETTINGS)
+    trials = info.value.client._experiment.trials_by_status
+    assert len(trials[TrialStatus.COMPLETED]) == 3
+    assert not trials[TrialStatus.RUNNING]
+
+
+def test_a_finished_search_is_continued_with_a_tighter_delta():
+    first = compress(small_network(), pool(), **SETTINGS)
+    tighter = {**SETTINGS, "delta": 0.08}
+    second = compress(small_network(), pool(), client=first.client, **tighter)
+    assert len(second.trials) > len(first.trials)
+    assert second.trials.iloc[: len(first.trials)].equals(first.trials)
+    assert second.certificate.delta == 0.08
+
+
+def test_the_client_of_another_search_is_refused():
+    other = compress(small_network(), pool(), **SETTINGS)
+    network = torch.nn.Sequential(torch.nn.Linear(20, 5))
+    with pytest.raises(ValueError, match="the client belongs to another search"):
+        compress(network, pool(), client=other.client, **SETTINGS)
+
+
+def test_progress_is_shown_when_asked_for_and_only_then(capfd):
+    compress(small_network(), pool(), **SETTINGS)
+    compress(small_network(), pool(), **{**SETTINGS, "progress": None})
+    quiet = capfd.readouterr()
+    assert quiet.out == quiet.err == ""
+    compress(small_network(), pool(), **{**SETTINGS, "progress": True})
+    shown = capfd.readouterr().err
+    assert "ratio" in shown
+    assert "of 0.95" in shown
+
+
+def test_the_log_level_of_ax_is_left_as_it_was():
+    logger = logging.getLogger("ax.api.client")
+    level = logger.level
+    compress(small_network(), pool(), **{**SETTINGS, "delta": 1.0})
+    assert logger.level == level
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"gamma": -1.0}, "gamma"),
+        ({"delta": 0.0}, "delta must be"),
+        ({"epsilon": 1.5}, "epsilon must be"),
+        ({"max_trials": 1}, "max_trials must be at least 2"),
+        ({"loss": "l3"}, "loss must be one of"),
+        ({"loss": "top1_error"}, "in a row failed.*labels"),
+    ],
+)
+def test_arguments_that_cannot_be_used_are_refused(change, message):
+    with pytest.raises((ValueError, EvaluationError), match=message):
+        compress(small_network(), pool(), **{**SETTINGS, **change})
