@@ -1,5 +1,7 @@
 """The network side: which ranks a network has, what they cost, what they lose."""
 
+from typing import TYPE_CHECKING, Any
+
 from compression_adapters.checkpoint import (
     CompressionRecipe,
     load_compressed,
@@ -47,7 +49,16 @@ from compression_adapters.u_statistics import (
     pairwise_mean_and_sem,
 )
 
-# Not here, so that this import stays free of Ax and torchvision: `ax_space`, `presets`.
+if TYPE_CHECKING:
+    from compression_adapters.search import (
+        CompressionResult,
+        EvaluationError,
+        compress,
+    )
+
+# Not here, so that this import stays free of torchvision: `presets`. The front door is
+# imported when it is first asked for: it brings Ax, which takes seconds.
+_FRONT_DOOR = ("CompressionResult", "EvaluationError", "compress")
 
 __all__ = [
     "DECOMPOSITIONS",
@@ -56,7 +67,9 @@ __all__ = [
     "Batch",
     "CompressionProblem",
     "CompressionRecipe",
+    "CompressionResult",
     "Decomposition",
+    "EvaluationError",
     "LayerSpec",
     "Loss",
     "MeanSEM",
@@ -64,6 +77,7 @@ __all__ = [
     "RankParameter",
     "Sampler",
     "choose_linear",
+    "compress",
     "compression_problem",
     "compression_ratio",
     "cross_entropy",
@@ -90,3 +104,12 @@ __all__ = [
     "truncated",
     "whole_network_ratio",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """Import the front door when it is first used."""
+    if name in _FRONT_DOOR:
+        from compression_adapters import search
+
+        return getattr(search, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -139,6 +139,8 @@ def save_compressed(
     weights, text = folder / f".{WEIGHTS_FILE}.tmp", folder / f".{RECIPE_FILE}.tmp"
     safetensors.torch.save_model(compressed, str(weights))
     text.write_text(recipe.to_json(), encoding="utf-8")
+    # safetensors writes for the owner alone; others may read it as they may the recipe.
+    weights.chmod(text.stat().st_mode)
     weights.replace(folder / WEIGHTS_FILE)
     text.replace(folder / RECIPE_FILE)
 

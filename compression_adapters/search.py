@@ -2,36 +2,29 @@
 
 from __future__ import annotations
 
-import contextlib
-import logging
-import math
 import time
-import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-import numpy as np
 import pandas as pd
 from ax.api.client import Client
-from ax.core.trial_status import TrialStatus
-from ax.exceptions.core import OptimizationComplete
 from torch import Tensor, nn
 from torch.utils.data import Dataset
-from tqdm import tqdm
 
-from ax_pac import (
-    PACCertificate,
-    certificate_records,
-    certify_experiment,
-    incumbent_arm,
-    latest_certificate,
-    pac_generation_strategy,
-)
-from compression_adapters.ax_space import range_parameters
+from ax_pac import PACCertificate, incumbent_arm, pac_generation_strategy
 from compression_adapters.checkpoint import save_compressed
 from compression_adapters.layers import Choose, choose_linear
+from compression_adapters.loop import (
+    EvaluationError,
+    SearchLoop,
+    StopReason,
+    check_same_space,
+    new_client,
+    quiet_ax,
+    trial_table,
+)
 from compression_adapters.losses import Loss
 from compression_adapters.network import layer_table
 from compression_adapters.problem import (
@@ -40,25 +33,8 @@ from compression_adapters.problem import (
     compression_problem,
 )
 from compression_adapters.ranks import AtMax, Rank
-from compression_adapters.u_statistics import MeanSEM
 
-StopReason = Literal["certified", "max_trials", "interrupted"]
-
-_METRICS = ("objective", "loss", "compression_ratio")
-_MAX_CONSECUTIVE_FAILURES = 3
-
-
-class EvaluationError(RuntimeError):
-    """Several evaluations in a row failed.
-
-    Args:
-        message: What happened.
-        client: The client, with every trial that was completed before.
-    """
-
-    def __init__(self, message: str, client: Client) -> None:
-        super().__init__(message)
-        self.client = client
+__all__ = ["CompressionResult", "EvaluationError", "compress"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -203,12 +179,12 @@ def compress(
     if max_trials < 2:
         raise ValueError(f"max_trials must be at least 2, got {max_trials}")
     if client is None:
-        client = _new_client(problem)
+        client = new_client(problem)
     else:
-        _check_same_space(client, problem)
-    with _quiet_ax():
+        check_same_space(client, problem)
+    with quiet_ax():
         client.set_generation_strategy(strategy)
-        search = _Search(problem, client, seed=seed, progress=progress)
+        search = SearchLoop(problem, client, seed=seed, progress=progress)
         stop_reason = search.run(max_trials)
         certificate = search.certify(delta, epsilon, level, relative)
     if stop_reason == "max_trials" and certificate.holds:
@@ -236,227 +212,3 @@ def compress(
         stop_reason=stop_reason,
         seed=seed,
     )
-
-
-class _Search:
-    """One run of the loop: ask, evaluate, tell; the Ax client holds all its state."""
-
-    def __init__(
-        self,
-        problem: CompressionProblem,
-        client: Client,
-        *,
-        seed: int,
-        progress: bool | None,
-    ) -> None:
-        self.problem = problem
-        self.client = client
-        self.seed = seed
-        self.experiment = client._experiment
-        self.ask_seconds = 0.0
-        self.evaluate_seconds = 0.0
-        self.first_record = len(certificate_records(self.experiment))
-        self.first_trial = len(self.experiment.trials)
-        self.bar = tqdm(
-            unit="trial",
-            disable=None if progress is None else not progress,
-            bar_format="{desc}: {n} trials, {elapsed}{postfix}",
-            desc="searching",
-        )
-
-    def run(self, max_trials: int) -> StopReason:
-        """Search; return why it ended."""
-        failures = 0
-        try:
-            while len(self.experiment.trials) - self.first_trial < max_trials:
-                try:
-                    trials = self._ask()
-                except OptimizationComplete:
-                    return "certified"
-                for index, parameterization in trials.items():
-                    failed = self._evaluate(index, parameterization)
-                    failures = failures + 1 if failed else 0
-                    self._give_up_after(failures, failed)
-                    self._show(index)
-        except KeyboardInterrupt:
-            if len(self._completed("loss")) < 2:
-                raise  # nothing has been found yet that could be returned
-            return "interrupted"
-        finally:
-            self.bar.close()
-        return "max_trials"
-
-    def certify(
-        self, delta: float, epsilon: float, level: str, relative: bool
-    ) -> PACCertificate:
-        """Return the certificate on the last data, from the record where there is."""
-        return certify_experiment(
-            self.experiment,
-            delta=delta,
-            epsilon=epsilon,
-            level=level,
-            relative=relative,
-            seed=self.seed,
-        )
-
-    def timings(self) -> dict[str, float]:
-        """Wall seconds of this run, split by what they were spent on."""
-        records = certificate_records(self.experiment)[self.first_record :]
-        fit = sum(record["seconds"]["fit"] for record in records)
-        for trial in list(self.experiment.trials.values())[self.first_trial :]:
-            fit += sum(run.fit_time or 0.0 for run in trial.generator_runs)
-        fit = min(fit, self.ask_seconds)
-        return {
-            "fit": fit,
-            "propose": self.ask_seconds - fit,
-            "evaluate": self.evaluate_seconds,
-        }
-
-    def _ask(self) -> dict[int, Any]:
-        start = time.perf_counter()
-        try:
-            return self.client.get_next_trials(max_trials=1)
-        finally:
-            self.ask_seconds += time.perf_counter() - start
-
-    def _evaluate(self, index: int, parameterization: dict[str, Any]) -> str | None:
-        """Evaluate one trial and report it; return the reason if it failed."""
-        start = time.perf_counter()
-        try:
-            outcome = self.problem.evaluate(
-                parameterization,
-                seed=trial_seed(self.seed, index),
-                earlier=self._completed("loss"),
-            )
-        except KeyboardInterrupt:
-            self.client.mark_trial_abandoned(index)
-            raise
-        except Exception as error:
-            reason = f"{type(error).__name__}: {error}"
-            self.client.mark_trial_failed(index, failed_reason=reason)
-            return reason
-        finally:
-            self.evaluate_seconds += time.perf_counter() - start
-        self.client.complete_trial(
-            index, {name: tuple(outcome[name]) for name in _METRICS}
-        )
-        return None
-
-    def _give_up_after(self, failures: int, reason: str | None) -> None:
-        if failures >= _MAX_CONSECUTIVE_FAILURES:
-            raise EvaluationError(
-                f"{failures} evaluations in a row failed, the last with {reason}. "
-                "Completed trials are kept in the client of this error.",
-                self.client,
-            )
-
-    def _completed(self, metric: str) -> list[MeanSEM]:
-        """Estimates of one metric in trial order."""
-        data = self.experiment.lookup_data().df
-        if data.empty:
-            return []
-        rows = data[data["metric_name"] == metric].sort_values("trial_index")
-        return [
-            MeanSEM(float(mean), float(sem))
-            for mean, sem in zip(rows["mean"], rows["sem"], strict=True)
-        ]
-
-    def _show(self, index: int) -> None:
-        """Update the progress bar with the last trial and the certificate."""
-        status = f"trial {index} failed"
-        if self.experiment.trials[index].status == TrialStatus.COMPLETED:
-            objective = self._completed("objective")[-1].mean
-            ratio = self._completed("compression_ratio")[-1].mean
-            status = f"objective {objective:.4g}, ratio {ratio:.1%}"
-        certificate = latest_certificate(self.client)
-        if certificate is not None:
-            probability = 1.0 - certificate.failure_probability
-            status += (
-                f", certified with {probability:.4f} of {1 - certificate.epsilon:g}"
-            )
-        self.bar.set_postfix_str(status, refresh=False)
-        self.bar.update(1)
-
-
-def trial_seed(seed: int, trial_index: int) -> int:
-    """Return the seed that decides which samples a trial is evaluated on."""
-    return int(np.random.SeedSequence((seed, trial_index)).generate_state(1)[0])
-
-
-def trial_table(client: Client, problem: CompressionProblem) -> pd.DataFrame:
-    """Return one row a trial: status, estimates with SEMs, score, coordinates, ranks.
-
-    Args:
-        client: The client of a search.
-        problem: What was searched.
-    """
-    experiment = client._experiment
-    data = experiment.lookup_data().df
-    rows = []
-    for index, trial in experiment.trials.items():
-        row: dict[str, Any] = {
-            "trial_index": index,
-            "status": trial.status.name,
-            "node": trial.generator_runs[0]._generation_node_name,
-        }
-        for metric in _METRICS:
-            row[metric] = row[f"{metric}_sem"] = math.nan
-        for estimate in data[data["trial_index"] == index].to_dict("records"):
-            row[estimate["metric_name"]] = estimate["mean"]
-            row[f"{estimate['metric_name']}_sem"] = estimate["sem"]
-        row["score"] = _score_of_proposal(trial)
-        point = {name: float(value) for name, value in trial.arm.parameters.items()}
-        row.update({f"u_{name}": value for name, value in point.items()})
-        ranks = problem.ranks(point)
-        row.update({f"rank_{name}": rank for name, rank in ranks.items()})
-        row["failed_reason"] = trial.status_reason
-        rows.append(row)
-    return pd.DataFrame(rows)
-
-
-def _score_of_proposal(trial: Any) -> float:
-    """Return the PAC score at which a trial was proposed; NaN for Sobol points."""
-    metadata = trial.generator_runs[0].gen_metadata or {}
-    scores = metadata.get("expected_acquisition_value")
-    if scores is None:
-        return math.nan
-    return float(np.ravel(scores)[0])
-
-
-def _new_client(problem: CompressionProblem) -> Client:
-    """Set up an Ax client for a problem."""
-    client = Client()
-    client.configure_experiment(
-        name="compression", parameters=range_parameters(problem.parameters)
-    )
-    sign = "-" if problem.minimize else ""
-    client.configure_optimization(objective=f"{sign}objective")
-    client.configure_tracking_metrics(["loss", "compression_ratio"])
-    return client
-
-
-def _check_same_space(client: Client, problem: CompressionProblem) -> None:
-    """Refuse to continue a search of other layers."""
-    known = set(client._experiment.search_space.parameters)
-    expected = {parameter.name for parameter in problem.parameters}
-    if known != expected:
-        raise ValueError(
-            "the client belongs to another search: its parameters are "
-            f"{sorted(known)}, this network's are {sorted(expected)}"
-        )
-
-
-@contextlib.contextmanager
-def _quiet_ax() -> Iterator[None]:
-    """Keep Ax's report of every trial off the screen while our own bar shows them."""
-    logger = logging.getLogger("ax.api.client")
-    level = logger.level
-    logger.setLevel(logging.WARNING)
-    try:
-        with warnings.catch_warnings():
-            # GPyTorch raises noise below 1e-6 of the data's variance to that, at every
-            # fit. More noise than there is makes a certificate harder to obtain.
-            warnings.filterwarnings("ignore", message="Very small noise values")
-            yield
-    finally:
-        logger.setLevel(level)

@@ -8,11 +8,11 @@ import torch
 from ax.core.trial_status import TrialStatus
 
 from compression_adapters import compression_ratio, squared_l2
+from compression_adapters.loop import trial_seed
 from compression_adapters.search import (
     CompressionResult,
     EvaluationError,
     compress,
-    trial_seed,
 )
 from tests.networks import labels, pool, small_network
 

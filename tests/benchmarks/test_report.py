@@ -1,0 +1,35 @@
+from __future__ import annotations
+
+from dataclasses import replace
+
+from benchmarks.report import clopper_pearson, write_reports
+from benchmarks.traces import FOLDER, Trace, append_trace, read_traces
+
+
+def test_interval_of_a_share_is_exact():
+    # The rule of three: no failure in 20 runs leaves 1 - 0.025 ** (1 / 20).
+    assert clopper_pearson(20, 20) == "20/20 (0.83-1.00)"
+    assert clopper_pearson(0, 20) == "0/20 (0.00-0.17)"
+
+
+def test_tables_follow_the_traces(tmp_path):
+    """A trace that says otherwise gives a table that says otherwise."""
+    traces = read_traces("fc3")
+    assert traces, "the committed traces are missing"
+    append_trace(traces[0], tmp_path)
+    write_reports(tmp_path)
+    page = (tmp_path / "fc3.md").read_text()
+    assert f"| {traces[0].result['evaluations']} |" in page
+    changed: Trace = replace(
+        traces[0], seed=77, result={**traces[0].result, "evaluations": 4321}
+    )
+    append_trace(changed, tmp_path)
+    write_reports(tmp_path)
+    assert "| 77 | 4321 |" in (tmp_path / "fc3.md").read_text()
+
+
+def test_committed_page_is_the_one_the_traces_give(tmp_path):
+    for trace in read_traces("fc3"):
+        append_trace(trace, tmp_path)
+    write_reports(tmp_path)
+    assert (tmp_path / "fc3.md").read_text() == (FOLDER / "fc3.md").read_text()

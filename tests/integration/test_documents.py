@@ -1,0 +1,70 @@
+"""The Python blocks of README and documents run, top to bottom; their links resolve."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from ax.api.client import Client
+from ax.api.configs import RangeParameterConfig
+
+from tests.networks import pool, small_network
+
+ROOT = Path(__file__).parents[2]
+PAGES = ["README.md", *(str(p.relative_to(ROOT)) for p in ROOT.glob("docs/**/*.md"))]
+
+
+def client_with_one_objective() -> Client:
+    client = Client()
+    client.configure_experiment(
+        parameters=[
+            RangeParameterConfig(name="x", parameter_type="float", bounds=(0, 1))
+        ]
+    )
+    client.configure_optimization(objective="-loss")
+    return client
+
+
+def evaluate(parameters: dict[str, float]) -> tuple[float, float]:
+    noise = np.random.default_rng(int(1e6 * parameters["x"])).standard_normal()
+    return (parameters["x"] - 0.3) ** 2 + 0.01 * noise, 0.01
+
+
+# What a README block takes for granted: the reader's own network, data and client.
+GIVEN = {
+    "README.md": lambda: {
+        "network": small_network(),
+        "inputs": pool(),
+        "client": client_with_one_objective(),
+        "evaluate": evaluate,
+    }
+}
+
+
+def code_blocks(page: str) -> list[str]:
+    text = (ROOT / page).read_text(encoding="utf-8")
+    return re.findall(r"^```python\n(.*?)^```", text, flags=re.DOTALL | re.MULTILINE)
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if code_blocks(page)])
+@pytest.mark.filterwarnings("ignore:Very small noise values")
+def test_code_of_the_page_runs(page, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    names = GIVEN.get(page, dict)()
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        exec(
+            compile("\n".join(code_blocks(page)), page, "exec", dont_inherit=True),
+            {**names, "__name__": page},
+        )
+
+
+@pytest.mark.parametrize("page", [*PAGES, "CONTRIBUTING.md"])
+def test_links_of_the_page_resolve(page):
+    text = (ROOT / page).read_text(encoding="utf-8")
+    for target in re.findall(r"\]\(([^)#]+)\)", text):
+        if not target.startswith("http"):
+            assert (ROOT / page).parent.joinpath(target).exists(), target
