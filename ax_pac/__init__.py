@@ -5,7 +5,8 @@ Importing this package registers its classes with Ax, so that a saved search loa
 
 from ax_pac.acquisition import PACAcquisition, select_incumbent, standardized_gap
 from ax_pac.analysis import certificate_history, plot_certificate_history
-from ax_pac.certificate import PACCertificate, certify, find_challenger
+from ax_pac.certificate import PACCertificate, certify
+from ax_pac.challenger import find_challenger
 from ax_pac.generation import pac_generation_strategy
 from ax_pac.hyperparameters import fit_model
 from ax_pac.records import certificate_records

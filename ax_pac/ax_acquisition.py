@@ -12,7 +12,8 @@ from botorch.models.model import Model
 from torch import Tensor
 
 from ax_pac.acquisition import PACAcquisition
-from ax_pac.certificate import PACCertificate, certify, find_challenger
+from ax_pac.certificate import PACCertificate, certify
+from ax_pac.challenger import find_challenger, more_informative
 from ax_pac.records import CertificateSettings
 
 # Ax builds a new Acquisition for every call; the certificate belongs to the fitted
@@ -28,7 +29,10 @@ class CertifyingAcquisition(Acquisition):
     Ax maximises an acquisition function from space-filling starts. The challenger sits
     in a thin shell around the incumbent which those miss, and Ax forbids own starts, so
     this class brings the search of `ax_pac.find_challenger`. The challenger found for
-    the certificate is the next proposal: both come from one search.
+    the certificate is what is proposed, or the incumbent where that says more about
+    the difference of the two (`sampling="leader_challenger"`, see `more_informative`).
+    The score reported with a proposal is always the challenger's, so a repeated
+    incumbent never reads as a certificate.
 
     Its options (`acquisition_options`) are the fields of `CertificateSettings`.
 
@@ -81,7 +85,7 @@ class CertifyingAcquisition(Acquisition):
         candidate_set: Tensor | None = None,
         sampling_strategy: Any = None,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Propose `n` points; the first without pending points is the challenger.
+        """Propose `n` points: challengers, or incumbents to compare them with.
 
         Args:
             n: Number of points. The second and later ones are conditioned on those
@@ -125,7 +129,7 @@ class CertifyingAcquisition(Acquisition):
         return points, scores, torch.ones(n, dtype=self.dtype)
 
     def _propose(self, n: int) -> tuple[Tensor, Tensor]:
-        """Find `n` challengers one after the other, each pending for the next."""
+        """Find `n` points one after the other, each pending for the next."""
         pending = [] if self.X_pending is None else [self.X_pending]
         points, scores = [], []
         for _ in range(n):
@@ -137,14 +141,18 @@ class CertifyingAcquisition(Acquisition):
             else:
                 X_pending = torch.cat(pending)
                 self.acqf.set_X_pending(X_pending)
-                challenger, score = find_challenger(
+                search = find_challenger(
                     self.acqf,
                     self._observed,
                     self._bounds,
                     seed=self._seed(len(X_pending)),
                 )
-            pending.append(challenger)
-            points.append(challenger)
+                challenger, score = search.challenger, search.score
+            point = challenger
+            if self.settings.sampling == "leader_challenger":
+                point = more_informative(self.acqf, challenger)
+            pending.append(point)
+            points.append(point)
             scores.append(score)
         return torch.cat(points), torch.tensor(scores, dtype=torch.float64)
 

@@ -9,10 +9,8 @@ from typing import Any
 import numpy as np
 import torch
 from botorch.acquisition.objective import PosteriorTransform
-from botorch.generation import gen_candidates_scipy
 from botorch.models.model import Model
 from torch import Tensor
-from torch.quasirandom import SobolEngine
 
 from ax_pac.acquisition import (
     PACAcquisition,
@@ -20,20 +18,20 @@ from ax_pac.acquisition import (
     check_model,
     select_incumbent,
 )
+from ax_pac.challenger import ChallengerSearch, find_challenger
+from ax_pac.joint import joint_failure
 
-LEVELS = ("pairwise",)
+LEVELS = ("pairwise", "joint")
 
 # A mean closer to zero than this many posterior standard deviations has no sign, so a
 # share of it is no tolerance.
 _SIGNIFICANT_DEVIATIONS = 2.0
 
-# Size of one search for the challenger. The counts are those at which no certificate
-# was found false for want of a better search in two, four and six dimensions.
-_NUM_SPACE_FILLING = 512
-_NUM_CLOUD = 512
-_NUM_FACES = 128
-_NUM_POLISHED = 8
-_MAX_ITERATIONS = 100
+# Share of epsilon that pays for the error of simulation, over all checks of a search.
+_ALPHA_SHARE = 0.1
+
+# The search that looks for what the first one missed is this many times as large.
+_SECOND_EFFORT = 4
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,18 +42,28 @@ class PACCertificate:
         delta: Tolerance that was applied, absolute. Unit: objective units.
         epsilon: Allowed failure probability, in (0, 1).
         level: What the certificate accounts for. `pairwise`: no single point beats the
-            incumbent by more than delta with probability above epsilon. Necessary for
+            incumbent by more than delta with probability above epsilon; necessary for
             the claim "the incumbent is within delta of the best with probability
-            1 - epsilon", not sufficient for it.
+            1 - epsilon", not sufficient for it. `joint`: the claim itself, with the
+            model's hyperparameters taken as known.
         score: Largest standardised gap found, at the challenger. Dimensionless.
         failure_probability: The level's probability that the incumbent is not good
-            enough; at level `pairwise`, `Phi(score)`.
+            enough. At `pairwise`, `Phi(score)`. At `joint`, an upper bound that holds
+            but for `alpha`, plus `alpha`; while the pairwise probability alone is above
+            epsilon, that probability, which is a lower bound.
         certifiable: Whether this level can speak at all about these data.
         reason: One sentence for a person.
         challenger: The point whose score is highest. `d` values in the model's input
             units.
         incumbent: The visited point of highest posterior mean. `d` values.
-        num_observations: Number of visited points it was computed on.
+        num_observations: Number of observations it was computed on.
+        pairwise_probability: `Phi(score)`, at every level.
+        alpha: Probability that simulation misleads a certificate, over all checks of a
+            search; part of epsilon. Zero at `pairwise`.
+        num_draws: Joint draws of the posterior.
+        active_set_size: Points in a joint draw.
+        second_search_gap: Score found by the second, larger and independent search less
+            that of the first; None when the first did not come near a certificate.
     """
 
     delta: float
@@ -68,6 +76,11 @@ class PACCertificate:
     challenger: tuple[float, ...]
     incumbent: tuple[float, ...]
     num_observations: int
+    pairwise_probability: float = math.nan
+    alpha: float = 0.0
+    num_draws: int = 0
+    active_set_size: int = 0
+    second_search_gap: float | None = None
 
     @property
     def holds(self) -> bool:
@@ -117,11 +130,18 @@ def certify(
 
         certified  iff  Phi(u(x+)) <= epsilon.
 
-    It works on any BoTorch model, whichever acquisition function chose the points. The
-    maximum over the box is searched from space-filling points, from a cloud at several
-    scales around the incumbent and the visited points, and from the faces of the box,
-    then polished by gradient: a maximum that is missed makes a certificate false, and
-    for four dimensions and more space-filling points alone miss it half of the time.
+    At level `joint` it is the probability that the certificate is about, Eq. (6):
+
+        certified  iff  P(max_x f(x) - f(incumbent) > delta | data) <= epsilon,
+
+    bounded by exact joint draws of the posterior, see `joint_failure`; the pairwise
+    rule comes first, as a filter. Of epsilon a tenth pays for the error of simulation:
+    a check on n observations spends `0.1 epsilon / (n (n + 1))`, which sums to
+    `0.1 epsilon` over all n and is spent again by no resumed search.
+
+    It works on any BoTorch model, whichever acquisition function chose the points. A
+    maximum that is missed makes a certificate false, so before one is issued a second,
+    independent search four times as large looks for a stronger challenger.
 
     Args:
         model: A fitted single-outcome model in float64, its posterior in objective
@@ -134,7 +154,7 @@ def certify(
         level: One of `LEVELS`.
         relative: Whether delta is a share of the incumbent's posterior mean.
         posterior_transform: As in BoTorch; minimisation is a weight of -1.
-        seed: Seed of the search for the challenger; None draws a fresh one.
+        seed: Seed of searches and draws; None draws a fresh one.
 
     Returns:
         The certificate, whether it holds or not.
@@ -144,7 +164,8 @@ def certify(
             float64, when there are no points, or when delta is relative and the
             incumbent's mean is not distinguishable from zero.
 
-    Source: Ma et al. 2019, Eqs. (6), (7), (11), (12) and footnote 3.
+    Source: Ma et al. 2019, Eqs. (6), (7), (11), (12) and footnote 3. Deviation: the
+    source takes (12) for (6); level `joint` computes (6).
 
     Example:
         >>> import torch
@@ -161,21 +182,80 @@ def certify(
     if relative:
         delta = absolute_delta(model, X_observed, delta, posterior_transform)
     acquisition = PACAcquisition(model, X_observed, delta, posterior_transform)
-    challenger, score = find_challenger(acquisition, X_observed, bounds, seed=seed)
-    failure_probability = float(torch.special.ndtr(torch.tensor(score).double()))
-    certifiable = math.isfinite(score)
-    return PACCertificate(
+    seeds = [int(s) for s in np.random.SeedSequence(seed).generate_state(3)]
+    search = find_challenger(acquisition, X_observed, bounds, seed=seeds[0])
+    gap = None
+    if _tail(search.score) <= epsilon:
+        second = find_challenger(
+            acquisition, X_observed, bounds, seed=seeds[1], effort=_SECOND_EFFORT
+        )
+        gap = second.score - search.score
+        search = _union(search, second)
+    certificate = PACCertificate(
         delta=acquisition.delta,
         epsilon=epsilon,
         level=level,
-        score=score,
-        failure_probability=failure_probability,
-        certifiable=certifiable,
-        reason=_reason(acquisition.delta, epsilon, failure_probability, certifiable),
-        challenger=tuple(challenger.squeeze(0).tolist()),
+        score=search.score,
+        failure_probability=_tail(search.score),
+        certifiable=math.isfinite(search.score),
+        reason="",
+        challenger=tuple(search.challenger.squeeze(0).tolist()),
         incumbent=tuple(acquisition.incumbent.squeeze(0).tolist()),
-        num_observations=X_observed.shape[0],
+        num_observations=_num_observations(model, X_observed),
+        pairwise_probability=_tail(search.score),
+        second_search_gap=gap,
     )
+    if level == "joint" and certificate.holds:
+        certificate = _at_level_joint(certificate, acquisition, search, seeds[2])
+    return dataclasses.replace(certificate, reason=_reason(certificate))
+
+
+def _at_level_joint(
+    certificate: PACCertificate,
+    acquisition: PACAcquisition,
+    search: ChallengerSearch,
+    seed: int,
+) -> PACCertificate:
+    """Replace the pairwise probability by the bound on that of any point."""
+    n = certificate.num_observations
+    alpha = _ALPHA_SHARE * certificate.epsilon
+    result = joint_failure(
+        acquisition,
+        search.points,
+        search.scores,
+        epsilon=certificate.epsilon - alpha,
+        alpha=alpha / (n * (n + 1)),
+        seed=seed,
+    )
+    return dataclasses.replace(
+        certificate,
+        failure_probability=min(1.0, result.upper_bound + alpha),
+        alpha=alpha,
+        num_draws=result.num_draws,
+        active_set_size=result.active_set_size,
+    )
+
+
+def _union(first: ChallengerSearch, second: ChallengerSearch) -> ChallengerSearch:
+    """Merge two searches."""
+    best = max(first, second, key=lambda search: search.score)
+    return ChallengerSearch(
+        best.challenger,
+        best.score,
+        torch.cat([first.points, second.points]),
+        torch.cat([first.scores, second.scores]),
+    )
+
+
+def _tail(score: float) -> float:
+    """Phi(score)."""
+    return float(torch.special.ndtr(torch.tensor(score, dtype=torch.float64)))
+
+
+def _num_observations(model: Model, X_observed: Tensor) -> int:
+    """Count observations, repetitions at one point included."""
+    targets = getattr(model, "train_targets", None)
+    return len(X_observed) if targets is None else int(targets.shape[-1])
 
 
 def check_settings(*, delta: float, epsilon: float, level: str) -> None:
@@ -240,112 +320,6 @@ def _pooled_variance(model: Model) -> float:
     return float(scale) ** 2 / precision
 
 
-def find_challenger(
-    acquisition: PACAcquisition,
-    X_observed: Tensor,
-    bounds: Tensor,
-    *,
-    seed: int | None = None,
-) -> tuple[Tensor, float]:
-    """Search the box for the point with the highest score.
-
-    Args:
-        acquisition: The score, with its incumbent.
-        X_observed: Visited points. Shape `n x d`.
-        bounds: The box, lower row first. Shape `2 x d`.
-        seed: Seed of the random starting points; None draws a fresh one.
-
-    Returns:
-        The challenger, shape `1 x d`, and its score.
-    """
-    lower, width = bounds[0], bounds[1] - bounds[0]
-
-    def score_in_unit_box(U: Tensor) -> Tensor:
-        return acquisition(lower + width * U)
-
-    def compressed(U: Tensor) -> Tensor:
-        # Monotone, so the maximiser stays; it tames the wall around the incumbent,
-        # where the score falls to minus infinity.
-        return torch.asinh(score_in_unit_box(U))
-
-    candidates = _starting_points(acquisition, X_observed, bounds, seed)
-    with torch.no_grad():
-        scores = score_in_unit_box(candidates.unsqueeze(-2))
-    starts = _spread_out_best(candidates, scores)
-    polished, _ = gen_candidates_scipy(
-        starts.unsqueeze(-2),
-        compressed,
-        lower_bounds=torch.zeros_like(lower),
-        upper_bounds=torch.ones_like(lower),
-        options={"maxiter": _MAX_ITERATIONS},
-    )
-    union = torch.cat([polished.detach().squeeze(-2), candidates])
-    with torch.no_grad():
-        polished_scores = score_in_unit_box(polished.detach())
-    scores = torch.cat([polished_scores, scores]).nan_to_num(nan=-math.inf)
-    best = int(scores.argmax())
-    challenger = torch.minimum(lower + width * union[best], bounds[1])
-    return challenger.unsqueeze(0), float(scores[best])
-
-
-def _starting_points(
-    acquisition: PACAcquisition, X_observed: Tensor, bounds: Tensor, seed: int | None
-) -> Tensor:
-    """Points of the unit box from which the challenger is searched, `N x d`.
-
-    The maximum typically lies in a thin shell around the incumbent, often on a face of
-    the box; neither is met by space-filling points in more than a few dimensions.
-    """
-    lower, width = bounds[0], bounds[1] - bounds[0]
-    d = len(lower)
-    entropy = np.random.SeedSequence(seed)
-    sobol_seed, torch_seed = (int(s) for s in entropy.generate_state(2))
-    rng = torch.Generator().manual_seed(torch_seed)
-    filling = SobolEngine(d, scramble=True, seed=sobol_seed).draw(
-        _NUM_SPACE_FILLING + _NUM_FACES, dtype=torch.float64
-    )
-    filling, faces = filling[:_NUM_SPACE_FILLING], filling[_NUM_SPACE_FILLING:]
-    to_face = torch.rand(faces.shape, generator=rng) < max(0.5 / d, 0.15)
-    faces = torch.where(to_face, faces.round(), faces)
-
-    visited = (X_observed - lower) / width
-    incumbent = (acquisition.incumbent - lower) / width
-    half = _NUM_CLOUD // 2
-    which = torch.randint(len(visited), (_NUM_CLOUD - half,), generator=rng)
-    centres = torch.cat([incumbent.expand(half, d), visited[which]])
-    direction = torch.randn(_NUM_CLOUD, d, generator=rng, dtype=torch.float64)
-    exponent = torch.rand(_NUM_CLOUD, 1, generator=rng, dtype=torch.float64)
-    radius = 10.0 ** (-3.0 + 2.5 * exponent)
-    cloud = centres + radius * direction * _relative_lengthscales(acquisition.model, d)
-    return torch.cat([filling, faces, cloud, visited]).clamp(0.0, 1.0)
-
-
-def _relative_lengthscales(model: Model, d: int) -> Tensor:
-    """Length scales in units of the box, at most one; ones where a model has none."""
-    kernel = getattr(model, "covar_module", None)
-    kernel = getattr(kernel, "base_kernel", kernel)
-    lengthscale = getattr(kernel, "lengthscale", None)
-    if lengthscale is None or lengthscale.numel() not in (1, d):
-        return torch.ones(d, dtype=torch.float64)
-    return lengthscale.detach().double().reshape(-1).clamp(max=1.0).expand(d)
-
-
-def _spread_out_best(candidates: Tensor, scores: Tensor) -> Tensor:
-    """Choose high-scoring starts that are not all in one place, `k x d`."""
-    order = scores.nan_to_num(nan=-math.inf).argsort(descending=True)
-    ranked = candidates[order[: 40 * _NUM_POLISHED]]
-    chosen = ranked[:1]
-    # Every second start is the best remaining one wherever it lies; the others keep a
-    # distance, so that a second mode is polished too.
-    for start in range(1, _NUM_POLISHED):
-        distance = torch.cdist(ranked, chosen).amin(-1)
-        keep = distance > (0.0 if start % 2 else 0.1)
-        if not keep.any():
-            break
-        chosen = torch.cat([chosen, ranked[int(keep.nonzero()[0])].unsqueeze(0)])
-    return chosen
-
-
 def _check_bounds(bounds: Tensor, X_observed: Tensor) -> Tensor:
     """Return the bounds in float64, or refuse what is not a box around the points."""
     bounds = torch.as_tensor(bounds)
@@ -360,15 +334,23 @@ def _check_bounds(bounds: Tensor, X_observed: Tensor) -> Tensor:
     return bounds
 
 
-def _reason(
-    delta: float, epsilon: float, failure_probability: float, certifiable: bool
-) -> str:
-    """Say the pairwise verdict in one sentence."""
-    if not certifiable:
+def _reason(certificate: PACCertificate) -> str:
+    """Say the verdict in one sentence."""
+    delta, epsilon = f"{certificate.delta:.4g}", f"{certificate.epsilon:.4g}"
+    if not certificate.certifiable:
         return "the score of the challenger is not finite; the model cannot be trusted"
-    verdict = "at most" if failure_probability <= epsilon else "above"
+    verdict = "at most" if certificate.holds else "above"
+    probability = (
+        f"{certificate.failure_probability:.3g}, {verdict} epsilon = {epsilon}"
+    )
+    if certificate.level == "pairwise" or not certificate.num_draws:
+        return (
+            f"the strongest challenger beats the incumbent by more than {delta} with "
+            f"probability {probability} (pairwise: each challenger on its own, which "
+            "is necessary, not sufficient)"
+        )
     return (
-        f"the strongest challenger beats the incumbent by more than {delta:.4g} with "
-        f"probability {failure_probability:.3g}, {verdict} epsilon = {epsilon:.4g} "
-        "(pairwise: each challenger on its own, which is necessary, not sufficient)"
+        f"the probability that any point beats the incumbent by more than {delta} is "
+        f"bounded by {probability} (joint: all points together, the model's "
+        "hyperparameters taken as known)"
     )

@@ -96,6 +96,7 @@ def pac_generation_strategy(
     level: str = "pairwise",
     relative: bool = False,
     num_initial_trials: int | None = None,
+    sampling: str = "leader_challenger",
     seed: int | None = None,
 ) -> GenerationStrategy:
     """Build a strategy: Sobol points, then the PAC criterion until a certificate holds.
@@ -113,6 +114,9 @@ def pac_generation_strategy(
         relative: Whether delta is a share.
         num_initial_trials: Space-filling trials before the model takes over; default
             `max(6, d + 2)`. Trials that the experiment already has are counted.
+        sampling: `leader_challenger` evaluates whichever of challenger and incumbent
+            says more about their difference, so points are repeated; `challenger` is
+            the published rule, which under noise often cannot finish.
         seed: Seed of the search, stored with it; None draws one. With the data it
             determines every proposal.
 
@@ -125,8 +129,8 @@ def pac_generation_strategy(
             objectives, outcome constraints, or observations without a usable standard
             error.
 
-    Source: Ma et al. 2019, section 3.2. Deviations: the space-filling start and the
-    bounds of the likelihood fit are not in the source.
+    Source: Ma et al. 2019, section 3.2. Deviations: the space-filling start, the
+    bounds of the likelihood fit and the default sampling are not in the source.
 
     Example:
         >>> strategy = pac_generation_strategy(delta=0.05, epsilon=0.005, seed=0)
@@ -135,7 +139,7 @@ def pac_generation_strategy(
     """
     if seed is None:
         seed = int(np.random.SeedSequence().generate_state(1)[0])
-    settings = CertificateSettings(delta, epsilon, level, relative, seed)
+    settings = CertificateSettings(delta, epsilon, level, relative, seed, sampling)
     if num_initial_trials is not None and num_initial_trials < 2:
         raise ValueError(
             "num_initial_trials must be at least 2, a model of fewer points says "

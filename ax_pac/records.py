@@ -14,6 +14,8 @@ from ax.core.trial_status import TrialStatus
 
 from ax_pac.certificate import PACCertificate, check_settings
 
+SAMPLING = ("leader_challenger", "challenger")
+
 # Key under which records travel with the experiment, through JSON and SQL alike. A
 # stored name: never renamed.
 PROPERTY = "ax_pac_certificates"
@@ -37,6 +39,9 @@ class CertificateSettings:
         level: What the certificate accounts for, see `PACCertificate`.
         relative: Whether delta is a share.
         seed: Seed of the search; the number of observations is mixed in.
+        sampling: Which point a search evaluates next, no part of the certificate:
+            `leader_challenger` (whichever of challenger and incumbent says more about
+            their difference) or `challenger` (the published rule).
 
     Raises:
         ValueError: When a value is out of its range.
@@ -47,18 +52,28 @@ class CertificateSettings:
     level: str = "pairwise"
     relative: bool = False
     seed: int = 0
+    sampling: str = "leader_challenger"
 
     def __post_init__(self) -> None:
         check_settings(delta=self.delta, epsilon=self.epsilon, level=self.level)
+        if self.sampling not in SAMPLING:
+            raise ValueError(
+                f"sampling must be one of {SAMPLING}, got {self.sampling!r}"
+            )
 
     def to_dict(self) -> dict[str, Any]:
         """Return the settings as plain JSON values."""
         return dataclasses.asdict(self)
 
-    def asks_the_same_as(self, fields: dict[str, Any]) -> bool:
-        """Whether stored settings ask for the same certificate; the seed is no part."""
+    @property
+    def question(self) -> dict[str, Any]:
+        """What decides the certificate; neither seed nor sampling do."""
         names = ("delta", "epsilon", "level", "relative")
-        return all(getattr(self, name) == fields.get(name) for name in names)
+        return {name: getattr(self, name) for name in names}
+
+    def asks_the_same_as(self, fields: dict[str, Any]) -> bool:
+        """Whether stored settings ask for the same certificate."""
+        return all(fields.get(name) == value for name, value in self.question.items())
 
 
 def observed_data(experiment: Experiment) -> pd.DataFrame:

@@ -146,13 +146,16 @@ class PACStoppingStrategy(BaseGlobalStoppingStrategy):
         self, experiment: Experiment, **kwargs: Any
     ) -> tuple[bool, str]:
         """Return whether the certificate holds, and its reason."""
-        certificate = certify_experiment(experiment, **self.settings.to_dict())
+        certificate = certify_experiment(
+            experiment, **self.settings.question, seed=self.settings.seed
+        )
         return certificate.holds, certificate.reason
 
     def to_dict(self) -> dict[str, Any]:
         """Return the arguments as plain JSON values."""
         return {
-            **self.settings.to_dict(),
+            **self.settings.question,
+            "seed": self.settings.seed,
             "min_trials": self.min_trials,
             "inactive_when_pending_trials": self.inactive_when_pending_trials,
         }
