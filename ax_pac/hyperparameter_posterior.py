@@ -163,10 +163,11 @@ class HyperparameterChains:
     def sample(self, first: int = 0) -> HyperparameterSample:
         """Return the draws from number `first` on, with diagnostics of all draws."""
         history = torch.stack(self._history, dim=1)  # chains x sweeps x quantities
-        kept = history[:, self.thin - 1 :: self.thin, :-1].transpose(0, 1)
-        kept = (self._centre + self._spread * kept.flatten(0, 1)[first:]).exp()
+        thinned = history[:, self.thin - 1 :: self.thin]
+        kept = thinned[..., :-1].transpose(0, 1).flatten(0, 1)
+        kept = (self._centre + self._spread * kept[first:]).exp()
         columns = range(history.shape[-1])
-        sizes = [effective_sample_size(history[..., k], self.thin) for k in columns]
+        sizes = [effective_sample_size(thinned[..., k]) for k in columns]
         ratios = [group_r_hat(history[..., k], self._start[:, k]) for k in columns]
         return HyperparameterSample(
             lengthscale=kept[:, :-1],
@@ -357,58 +358,31 @@ class _Student:
         return 0.5 * (nu + self._distance(states)) / gamma
 
 
-def effective_sample_size(chains: Tensor, thin: int = 1) -> float:
-    """Estimate how many independent draws the thinned chains are worth.
+def effective_sample_size(chains: Tensor) -> float:
+    """Estimate how many independent draws the states of all chains are worth.
 
-    Every `thin`-th state is kept; its autocorrelations are estimated from all states,
-    with the variance between chains included, so that chains which disagree count as
-    autocorrelated. The sum over lags ends by Geyer's initial monotone sequence; where
-    the chains are too short to reach its end, a geometric tail is added.
+        m * Var(state) / Var(mean of a chain),
+
+    with m chains: the chains are independent, so the scatter of their means says how
+    accurate the overall mean is, whatever the autocorrelation. With many short chains
+    this is less noisy than a sum of autocorrelations, and it cannot end too early.
 
     Args:
-        chains: One scalar quantity. Shape `chains x sweeps`.
-        thin: Sweeps from one kept state to the next.
+        chains: One scalar quantity. Shape `chains x states`.
 
     Returns:
-        The effective number of kept states, at most their number.
+        The effective number of states, at most their number; relative standard error
+        18 % with 64 chains.
 
-    Source: Gelman et al., Bayesian Data Analysis, 3rd ed., section 11.5; Vehtari et al.
-    2021. Deviation: autocorrelations only at the lags of the kept states; the
-    geometric tail; capped at the number of states.
+    Source: Gelman et al., Bayesian Data Analysis, 3rd ed., section 11.5. Deviation: the
+    variance of a chain's mean is measured between chains, not from autocorrelations.
     """
-    num_chains, length = chains.shape
-    num_kept = num_chains * (length // thin)
-    residual = chains - chains.mean(-1, keepdim=True)
-    within = residual.square().sum(-1).mean() / max(length - 1, 1)
-    between = chains.mean(-1).var() if num_chains > 1 else torch.zeros(())
-    total = (length - 1) / length * within + between
-    if not float(total) > 0.0:
+    if len(chains) < 2:
+        raise ValueError(f"at least two chains are needed, got {len(chains)}")
+    total, between = float(chains.var()), float(chains.mean(-1).var())
+    if not (total > 0.0 and between > 0.0):
         return 0.0
-    correlations = []
-    for lag in range(0, length, thin):
-        product = residual[:, : length - lag] * residual[:, lag:]
-        unbiased = product.sum(-1).mean() / (length - 1)
-        correlations.append(float(1.0 - (within - unbiased) / total))
-    correlations[0] = 1.0
-    tau = 2.0 * _sum_of_correlations(correlations) - 1.0
-    return min(num_kept / max(tau, 1.0), float(num_kept))
-
-
-def _sum_of_correlations(correlations: list[float]) -> float:
-    """Sum over all lags from zero on, by Geyer's monotone sequence of pairs."""
-    total, previous = 0.0, math.inf
-    for k in range(0, len(correlations) - 1, 2):
-        pair = min(correlations[k] + correlations[k + 1], previous)
-        if pair <= 0.0:
-            return total
-        total, previous = total + pair, pair
-    if len(correlations) % 2:
-        total += max(correlations[-1], 0.0)
-    last, lag = correlations[-1], len(correlations) - 1
-    if lag == 0 or last <= 0.0:
-        return max(total, 1.0)
-    ratio = min(last, 0.999) ** (1.0 / lag)
-    return total + last * ratio / (1.0 - ratio)
+    return min(len(chains) * total / between, float(chains.numel()))
 
 
 def group_r_hat(chains: Tensor, start: Tensor) -> float:

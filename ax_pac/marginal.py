@@ -1,0 +1,462 @@
+"""The probability that the incumbent fails, averaged over the hyperparameters."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import torch
+from botorch.models import SingleTaskGP
+from gpytorch.kernels import MaternKernel, ScaleKernel
+from gpytorch.likelihoods import FixedNoiseGaussianLikelihood
+from gpytorch.means import ConstantMean
+from scipy.special import betaincinv, chdtri, ndtri
+from torch import Tensor
+
+from ax_pac.acquisition import (
+    VARIANCE_FLOOR,
+    check_delta,
+    check_model,
+    check_points,
+)
+from ax_pac.difference import is_plain_gp
+from ax_pac.hyperparameter_posterior import (
+    JITTER,
+    MEAN_VARIANCE,
+    HyperparameterChains,
+    HyperparameterSample,
+    matern,
+)
+from ax_pac.hyperparameters import OUTPUTSCALE_BOUNDS
+
+# Draws at the end of each stage, in multiples of the fewest effective ones that could
+# certify without a single failure; alpha is split evenly over the stages. A draw is
+# worth about 0.7 effective ones.
+_STAGES = (2.0, 4.0, 9.0)
+# Share of epsilon that candidates left out of a draw may contribute, by the union
+# bound; half when a draw starts, half when it ends. It is added to the upper bound.
+OMITTED_SHARE = 0.02
+MAX_R_HAT = 1.2
+# Draws between two looks at the number of failures.
+_BATCH = 64
+# Doubles in the largest temporary: settings are scored in chunks of this size.
+_CHUNK_SIZE = 2_000_000
+
+
+@dataclasses.dataclass(frozen=True)
+class MarginalFailure:
+    """How probable it is that some candidate beats the incumbent by more than delta.
+
+    Args:
+        num_failures: Function draws in which one does.
+        num_draws: Function draws, each under a hyperparameter draw of its own.
+        effective_sample_size: Independent draws that these are worth, as the
+            hyperparameter draws are autocorrelated.
+        upper_bound: One-sided Clopper-Pearson bound of the probability at the level
+            that is left to the stage reached, on counts scaled to the effective sample
+            size, plus what left-out candidates can contribute. Certified when it is
+            at most epsilon and the status is "ok".
+        active_set_size: Largest number of candidates that took part in a draw.
+        hyperparameter_status: "ok", or a sentence that says why no claim is made.
+    """
+
+    num_failures: int
+    num_draws: int
+    effective_sample_size: float
+    upper_bound: float
+    active_set_size: int
+    hyperparameter_status: str
+
+
+def marginal_failure(
+    model: SingleTaskGP,
+    incumbent: Tensor,
+    candidates: Tensor,
+    *,
+    delta: float,
+    epsilon: float,
+    alpha: float,
+    weight: float = 1.0,
+    seed: int,
+) -> MarginalFailure:
+    """Bound the probability that the incumbent is not good enough, marginally.
+
+        P(max_x w f(x) - w f(incumbent) > delta | data)
+
+    over the candidates x, averaged over the posterior of the hyperparameters. Each
+    draw takes hyperparameters from their posterior and one function from the GP under
+    them. The function is revealed point by point, the likeliest to beat the incumbent
+    first, until one does or until all that is left cannot with a probability that
+    matters. That is an exact joint draw, at a cost linear in the number of candidates.
+
+    Draws are made in stages and given up as soon as too many have failed, which can
+    only lose a certificate. The bound is that of the stage reached, at `alpha / 3`:
+    whichever stage certifies, the probability of certifying a failure probability
+    above epsilon is at most alpha.
+
+    Args:
+        model: A fitted plain `SingleTaskGP` in float64 with a Matern-5/2 kernel, a
+            constant mean and known noise, as `fit_model` returns.
+        incumbent: The point to be certified. Shape `1 x d`. Unit: the model's input
+            units.
+        candidates: The points that may beat it. Shape `N x d`.
+        delta: Tolerance, positive. Unit: objective units.
+        epsilon: Allowed failure probability, in (0, 1).
+        alpha: Allowed probability that sampling error alone certifies, in (0, 1).
+        weight: 1 to maximise, -1 to minimise.
+        seed: Seed of every random number.
+
+    Returns:
+        Counts, bound and status.
+
+    Raises:
+        ValueError: When an argument is out of range or the model is of another kind.
+
+    Source: Wilson 2024 (level test on joint draws). Deviation: averaged over the
+    hyperparameters, revealed sequentially instead of by random features, three stages.
+
+    Example:
+        >>> import torch
+        >>> from ax_pac import fit_model
+        >>> X = torch.linspace(0, 1, 12, dtype=torch.float64).unsqueeze(-1)
+        >>> Y = -(X - 0.4) ** 2
+        >>> model = fit_model(X, Y, torch.full_like(Y, 1e-6))
+        >>> failure = marginal_failure(
+        ...     model, X[4:5], X, delta=0.1, epsilon=0.05, alpha=0.05, seed=0
+        ... )
+        >>> failure.upper_bound <= 0.05
+        True
+    """
+    _check_arguments(model, incumbent, candidates, epsilon, alpha, weight)
+    problem = _Problem(model, incumbent, candidates, check_delta(delta), weight)
+    status = _refusal(model, problem)
+    if status is not None:
+        return MarginalFailure(0, 0, 0.0, 1.0, 0, status)
+    generator = torch.Generator().manual_seed(seed)
+    kernel = model.covar_module
+    chains = HyperparameterChains(
+        problem.Z,
+        problem.Y,
+        problem.noise,
+        generator=generator,
+        initial=(
+            kernel.base_kernel.lengthscale.detach().reshape(-1),
+            float(kernel.outputscale),
+        ),
+    )
+    return _run_stages(chains, problem, epsilon, alpha, generator)
+
+
+def _run_stages(
+    chains: HyperparameterChains,
+    problem: _Problem,
+    epsilon: float,
+    alpha: float,
+    generator: torch.Generator,
+) -> MarginalFailure:
+    """Draw until certified, hopeless, or out of stages."""
+    allowed = (1.0 - OMITTED_SHARE) * epsilon
+    tolerance = 0.5 * OMITTED_SHARE * epsilon
+    alpha_stage = alpha / len(_STAGES)
+    fewest = math.log(alpha_stage) / math.log1p(-allowed)
+    num_draws = num_failures = active_set_size = 0
+    for multiple in _STAGES:
+        target = math.ceil(multiple * fewest)
+        while num_draws < target and num_failures <= allowed * target:
+            chains.extend(num_draws + _BATCH)
+            sample = chains.sample(first=num_draws)
+            failed, size = _draw(problem, sample, tolerance, generator)
+            num_draws += len(failed)
+            num_failures += int(failed.sum())
+            active_set_size = max(active_set_size, size)
+        effective = min(sample.effective_sample_size, float(num_draws))
+        bound = clopper_pearson(num_failures, num_draws, effective, alpha_stage)
+        is_mixed = sample.r_hat <= MAX_R_HAT
+        if (bound <= allowed and is_mixed) or num_failures > allowed * num_draws:
+            break
+    return MarginalFailure(
+        num_failures=num_failures,
+        num_draws=num_draws,
+        effective_sample_size=effective,
+        upper_bound=min(1.0, bound + OMITTED_SHARE * epsilon),
+        active_set_size=active_set_size,
+        hyperparameter_status=_diagnosis(sample, num_failures, num_draws, fewest),
+    )
+
+
+def _diagnosis(
+    sample: HyperparameterSample, num_failures: int, num_draws: int, fewest: float
+) -> str:
+    """Say whether the chains can be believed."""
+    if sample.r_hat > MAX_R_HAT:
+        return (
+            "the hyperparameter chains still disagree by where they started "
+            f"(R-hat {sample.r_hat:.2f}, at most {MAX_R_HAT}); more observations help"
+        )
+    if num_failures == 0 and sample.effective_sample_size < fewest <= num_draws:
+        return (
+            f"the {num_draws} hyperparameter draws are worth only "
+            f"{sample.effective_sample_size:.0f} independent ones, and at least "
+            f"{math.ceil(fewest)} are needed to support epsilon at alpha"
+        )
+    return "ok"
+
+
+def clopper_pearson(
+    num_failures: int, num_draws: int, effective_sample_size: float, alpha: float
+) -> float:
+    """One-sided upper confidence bound of a failure probability.
+
+    The exact binomial bound at `n = floor(effective_sample_size)` draws, of which
+    `k = ceil(n * num_failures / num_draws)` failed: both are rounded against the claim.
+
+    Args:
+        num_failures: Draws that failed.
+        num_draws: Draws made.
+        effective_sample_size: Independent draws that they are worth.
+        alpha: Probability that the bound is below the truth, in (0, 1).
+
+    Returns:
+        The bound, 1 when there is not one effective draw.
+
+    Source: Clopper and Pearson 1934. Deviation: fractional counts, rounded.
+    """
+    n = math.floor(min(effective_sample_size, num_draws))
+    if n < 1:
+        return 1.0
+    k = min(n, math.ceil(n * num_failures / num_draws - 1e-9))
+    return 1.0 if k == n else float(betaincinv(k + 1, n - k, 1.0 - alpha))
+
+
+class _Problem:
+    """Data, incumbent and candidates in the units of the surrogate's inside."""
+
+    def __init__(
+        self,
+        model: SingleTaskGP,
+        incumbent: Tensor,
+        candidates: Tensor,
+        delta: float,
+        weight: float,
+    ) -> None:
+        model.eval()
+        transform = getattr(model, "outcome_transform", None)
+        scale = 1.0 if transform is None else float(transform.stdvs)
+        with torch.no_grad():
+            self.Z = model.train_inputs[0].detach()
+            self.Y = weight * model.train_targets.detach()
+            self.noise = model.likelihood.noise.detach().expand(len(self.Y)).clone()
+            self.incumbent = model.transform_inputs(incumbent).detach()
+            self.candidates = model.transform_inputs(candidates).detach()
+        self.delta = delta / scale
+
+
+class _Functions:
+    """Joint draws of `f(x) - f(incumbent)`, one under each setting, point by point."""
+
+    def __init__(
+        self, problem: _Problem, lengthscale: Tensor, outputscale: Tensor
+    ) -> None:
+        self.delta = problem.delta
+        self.scale = scale = outputscale[:, None, None]
+        Z = problem.Z / lengthscale[:, None]
+        incumbent = problem.incumbent / lengthscale[:, None]
+        self.X = problem.candidates / lengthscale[:, None]
+        noise = torch.diag(problem.noise + JITTER)
+        L = torch.linalg.cholesky(_kernel(Z, Z, scale) + MEAN_VARIANCE + noise)
+        whitener = torch.linalg.inv(L).mT
+        cross = _kernel(self.X, Z, scale).sub_(_kernel(incumbent, Z, scale))
+        # Rows of `known` are what the data, and later the revealed values, explain.
+        self.known = cross @ whitener
+        weights = (problem.Y @ whitener).unsqueeze(-1)
+        self.mean = (self.known @ weights).squeeze(-1)
+        self.k_incumbent = _kernel(self.X, incumbent, scale).squeeze(-1)
+        prior = 2.0 * (outputscale.unsqueeze(-1) - self.k_incumbent)
+        self.variance = prior - self.known.square().sum(-1)
+        self.floor = 2.0 * VARIANCE_FLOOR * outputscale.unsqueeze(-1)
+
+    def scores(self) -> Tensor:
+        """Standardised gaps given what is known, `S x N`."""
+        deviation = torch.maximum(self.variance, self.floor).sqrt()
+        return (self.mean - self.delta) / deviation
+
+    def keep_candidates(self, scores: Tensor, cutoff: float) -> int:
+        """Forget the candidates below the cutoff; the size of the active set."""
+        size = int((scores > cutoff).sum(-1).amax())
+        order = scores.topk(max(size, 1), dim=-1).indices
+        self.X, self.known = (
+            t.gather(1, order.unsqueeze(-1).expand(-1, -1, t.shape[-1]))
+            for t in (self.X, self.known)
+        )
+        self.mean, self.variance, self.k_incumbent = (
+            t.gather(1, order) for t in (self.mean, self.variance, self.k_incumbent)
+        )
+        return size
+
+    def keep_settings(self, which: Tensor) -> None:
+        """Forget the settings whose draw is decided."""
+        for name in "X known mean variance k_incumbent floor scale".split():
+            setattr(self, name, getattr(self, name)[which])
+
+    def reveal(self, pivot: Tensor, normal: Tensor) -> Tensor:
+        """Draw the values at one candidate of each setting, `S`, and condition on them.
+
+        Args:
+            pivot: Index of the candidate. Shape `S`.
+            normal: Standard normal draws. Shape `S`.
+
+        Returns:
+            `f(pivot) - f(incumbent)`. Shape `S`. Unit: standardised outcome.
+        """
+        row = torch.arange(len(pivot))
+        point = self.X[row, pivot].unsqueeze(1)
+        prior = _kernel(self.X, point, self.scale).squeeze(-1)
+        prior = prior - self.k_incumbent - self.k_incumbent[row, pivot].unsqueeze(-1)
+        prior = prior + self.scale.squeeze(-1)
+        explained = self.known @ self.known[row, pivot].unsqueeze(-1)
+        deviation = torch.maximum(self.variance[row, pivot], self.floor.squeeze(-1))
+        deviation = deviation.sqrt()
+        value = self.mean[row, pivot] + deviation * normal
+        update = (prior - explained.squeeze(-1)) / deviation.unsqueeze(-1)
+        self.known = torch.cat([self.known, update.unsqueeze(-1)], dim=-1)
+        self.mean = self.mean + update * normal.unsqueeze(-1)
+        self.variance = self.variance - update.square()
+        # A revealed value is no longer a threat.
+        self.mean[row, pivot] = -math.inf
+        return value
+
+
+def _draw(
+    problem: _Problem,
+    sample: HyperparameterSample,
+    tolerance: float,
+    generator: torch.Generator,
+) -> tuple[Tensor, int]:
+    """Whether each function draw has a point above delta, and the active-set size."""
+    num_candidates = len(problem.candidates)
+    chunk = max(1, _CHUNK_SIZE // (num_candidates * len(problem.Z)))
+    cutoff = float(ndtri(tolerance / num_candidates))
+    failed, largest = [], 0
+    for lengthscale, outputscale in zip(
+        sample.lengthscale.split(chunk), sample.outputscale.split(chunk), strict=True
+    ):
+        functions = _Functions(problem, lengthscale, outputscale)
+        largest = max(largest, functions.keep_candidates(functions.scores(), cutoff))
+        failed.append(_reveal_until_decided(functions, tolerance, generator))
+    return torch.cat(failed), largest
+
+
+def _reveal_until_decided(
+    functions: _Functions, tolerance: float, generator: torch.Generator
+) -> Tensor:
+    """Reveal each function until it fails or what is left is negligible, `S` booleans.
+
+    The point revealed next is the likeliest to fail given those revealed before. The
+    choice uses nothing that has not been revealed, so the chain rule holds and the
+    draw is a joint one.
+    """
+    failed = torch.zeros(len(functions.mean), dtype=torch.bool)
+    undecided = torch.arange(len(failed))
+    while len(undecided):
+        scores = functions.scores()
+        going_on = torch.special.ndtr(scores).sum(-1) > tolerance
+        going_on &= ~failed[undecided]
+        if not going_on.all():
+            functions.keep_settings(going_on)
+            undecided, scores = undecided[going_on], scores[going_on]
+            if len(undecided) == 0:
+                break
+        normal = torch.randn(len(undecided), generator=generator, dtype=torch.float64)
+        value = functions.reveal(scores.argmax(-1), normal)
+        failed[undecided] = value > functions.delta
+    return failed
+
+
+def _kernel(A: Tensor, B: Tensor, scale: Tensor) -> Tensor:
+    """Matern-5/2 covariance between scaled points, `S x a x d, S x b x d -> S x a x b`.
+
+    Squared distances are expanded: their rounding error, about 1e-13 at the shortest
+    length scales, is far below the variance floor's share of what it is compared with.
+    """
+    squared = (-2.0 * A) @ B.mT
+    squared += A.square().sum(-1, keepdim=True)
+    squared += B.square().sum(-1).unsqueeze(-2)
+    return matern(squared.clamp_min_(0.0).mul_(5.0)).mul_(scale)
+
+
+def _refusal(model: SingleTaskGP, problem: _Problem) -> str | None:
+    """Say why these data support no claim, None if they may."""
+    num_observations, dim = problem.Z.shape
+    num_distinct = len(problem.Z.unique(dim=0))
+    if num_observations < max(2 * dim + 3, 10) or num_distinct < max(dim + 3, 8):
+        return (
+            f"{num_observations} observations at {num_distinct} distinct points are "
+            f"too few to know the hyperparameters of {dim} coordinates: at least "
+            f"{max(2 * dim + 3, 10)} at {max(dim + 3, 8)} are needed"
+        )
+    outputscale = float(model.covar_module.outputscale)
+    lower, upper = OUTPUTSCALE_BOUNDS
+    if not 1.01 * lower < outputscale < upper / 1.01:
+        return (
+            f"the fitted output scale {outputscale:.3g} is at its bound "
+            f"({lower:g}, {upper:g}): the fit explains the outcomes by noise alone, or "
+            "by an unbounded trend"
+        )
+    if is_noise_alone(problem.Y, problem.noise):
+        return (
+            "noise alone explains the scatter of the outcomes (chi-squared test at "
+            "5 %); evaluate with more samples"
+        )
+    return None
+
+
+def is_noise_alone(Y: Tensor, Yvar: Tensor) -> bool:
+    """Whether the outcomes are what a constant function would give, by chi-squared."""
+    precision = 1.0 / (Yvar + JITTER)
+    mean = (precision * Y).sum() / precision.sum()
+    statistic = float((precision * (Y - mean).square()).sum())
+    return statistic <= float(chdtri(len(Y) - 1, 0.05))
+
+
+def _check_arguments(
+    model: SingleTaskGP,
+    incumbent: Tensor,
+    candidates: Tensor,
+    epsilon: float,
+    alpha: float,
+    weight: float,
+) -> None:
+    """Refuse arguments out of range and models of another kind."""
+    for name, value in (("epsilon", epsilon), ("alpha", alpha)):
+        if not 0.0 < value < 1.0:
+            raise ValueError(f"{name} must be strictly between 0 and 1, got {value!r}")
+    if weight not in (1.0, -1.0):
+        raise ValueError(f"weight must be 1 or -1, got {weight!r}")
+    check_model(model, None)
+    if not (is_plain_gp(model) and _has_known_kernel(model)):
+        raise ValueError(
+            "the marginal level needs one exact GP with a scaled Matern-5/2 kernel, a "
+            "constant mean and known noise, as fit_model returns; got "
+            f"{type(model).__name__}"
+        )
+    dim = model.train_inputs[0].shape[-1]
+    check_points(candidates)
+    if candidates.shape[-1] != dim or incumbent.shape != (1, dim):
+        raise ValueError(
+            f"expected the incumbent of shape `1 x {dim}` and candidates of shape "
+            f"`N x {dim}`; got {tuple(incumbent.shape)} and {tuple(candidates.shape)}"
+        )
+
+
+def _has_known_kernel(model: SingleTaskGP) -> bool:
+    """Whether kernel, mean and noise are those whose posterior can be drawn from."""
+    kernel = model.covar_module
+    base = getattr(kernel, "base_kernel", None)
+    return (
+        isinstance(kernel, ScaleKernel)
+        and isinstance(base, MaternKernel)
+        and base.nu == 2.5
+        and base.lengthscale.numel() == model.train_inputs[0].shape[-1]
+        and isinstance(model.mean_module, ConstantMean)
+        and isinstance(model.likelihood, FixedNoiseGaussianLikelihood)
+    )
