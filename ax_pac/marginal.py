@@ -39,6 +39,8 @@ OMITTED_SHARE = 0.02
 MAX_R_HAT = 1.2
 # Draws between two looks at the number of failures.
 _BATCH = 64
+# Values of a function revealed between two looks at which candidates still matter.
+_REVEALED_AT_ONCE = 4
 # Doubles in the largest temporary: settings are scored in chunks of this size.
 _CHUNK_SIZE = 2_000_000
 
@@ -141,7 +143,7 @@ def marginal_failure(
         generator=generator,
         initial=(
             kernel.base_kernel.lengthscale.detach().reshape(-1),
-            float(kernel.outputscale),
+            float(kernel.outputscale.detach()),
         ),
     )
     return _run_stages(chains, problem, epsilon, alpha, generator)
@@ -273,6 +275,8 @@ class _Functions:
         self.k_incumbent = _kernel(self.X, incumbent, scale).squeeze(-1)
         prior = 2.0 * (outputscale.unsqueeze(-1) - self.k_incumbent)
         self.variance = prior - self.known.square().sum(-1)
+        # Values revealed since the candidates were last thinned out.
+        self.revealed: list[Tensor] = []
         self.floor = 2.0 * VARIANCE_FLOOR * outputscale.unsqueeze(-1)
 
     def scores(self) -> Tensor:
@@ -282,7 +286,10 @@ class _Functions:
 
     def keep_candidates(self, scores: Tensor, cutoff: float) -> int:
         """Forget the candidates below the cutoff; the size of the active set."""
+        self._absorb()
         size = int((scores > cutoff).sum(-1).amax())
+        if size > 0.8 * scores.shape[-1]:
+            return size
         order = scores.topk(max(size, 1), dim=-1).indices
         self.X, self.known = (
             t.gather(1, order.unsqueeze(-1).expand(-1, -1, t.shape[-1]))
@@ -293,8 +300,15 @@ class _Functions:
         )
         return size
 
+    def _absorb(self) -> None:
+        """Append what the revealed values explain to what the data explain."""
+        if self.revealed:
+            self.known = torch.cat([self.known, torch.stack(self.revealed, -1)], -1)
+            self.revealed = []
+
     def keep_settings(self, which: Tensor) -> None:
         """Forget the settings whose draw is decided."""
+        self._absorb()
         for name in "X known mean variance k_incumbent floor scale".split():
             setattr(self, name, getattr(self, name)[which])
 
@@ -313,12 +327,14 @@ class _Functions:
         prior = _kernel(self.X, point, self.scale).squeeze(-1)
         prior = prior - self.k_incumbent - self.k_incumbent[row, pivot].unsqueeze(-1)
         prior = prior + self.scale.squeeze(-1)
-        explained = self.known @ self.known[row, pivot].unsqueeze(-1)
+        explained = (self.known @ self.known[row, pivot].unsqueeze(-1)).squeeze(-1)
+        for update in self.revealed:
+            explained += update * update[row, pivot].unsqueeze(-1)
         deviation = torch.maximum(self.variance[row, pivot], self.floor.squeeze(-1))
         deviation = deviation.sqrt()
         value = self.mean[row, pivot] + deviation * normal
-        update = (prior - explained.squeeze(-1)) / deviation.unsqueeze(-1)
-        self.known = torch.cat([self.known, update.unsqueeze(-1)], dim=-1)
+        update = (prior - explained) / deviation.unsqueeze(-1)
+        self.revealed.append(update)
         self.mean = self.mean + update * normal.unsqueeze(-1)
         self.variance = self.variance - update.square()
         # A revealed value is no longer a threat.
@@ -342,33 +358,38 @@ def _draw(
     ):
         functions = _Functions(problem, lengthscale, outputscale)
         largest = max(largest, functions.keep_candidates(functions.scores(), cutoff))
-        failed.append(_reveal_until_decided(functions, tolerance, generator))
+        failed.append(_reveal_until_decided(functions, tolerance, cutoff, generator))
     return torch.cat(failed), largest
 
 
 def _reveal_until_decided(
-    functions: _Functions, tolerance: float, generator: torch.Generator
+    functions: _Functions, tolerance: float, cutoff: float, generator: torch.Generator
 ) -> Tensor:
     """Reveal each function until it fails or what is left is negligible, `S` booleans.
 
     The point revealed next is the likeliest to fail given those revealed before. The
     choice uses nothing that has not been revealed, so the chain rule holds and the
-    draw is a joint one.
+    draw is a joint one. A candidate is dropped once at most, when its probability is
+    below the tolerance's share of one candidate, so all that are dropped fail with a
+    probability of at most the tolerance, however often there is a look.
     """
     failed = torch.zeros(len(functions.mean), dtype=torch.bool)
     undecided = torch.arange(len(failed))
     while len(undecided):
         scores = functions.scores()
-        going_on = torch.special.ndtr(scores).sum(-1) > tolerance
-        going_on &= ~failed[undecided]
+        left = torch.special.ndtr(scores).sum(-1) > tolerance
+        going_on = left & ~failed[undecided]
+        undecided = undecided[going_on]
+        if len(undecided) == 0:
+            break
         if not going_on.all():
             functions.keep_settings(going_on)
-            undecided, scores = undecided[going_on], scores[going_on]
-            if len(undecided) == 0:
-                break
-        normal = torch.randn(len(undecided), generator=generator, dtype=torch.float64)
-        value = functions.reveal(scores.argmax(-1), normal)
-        failed[undecided] = value > functions.delta
+            scores = scores[going_on]
+        functions.keep_candidates(scores, cutoff)
+        for _ in range(_REVEALED_AT_ONCE):
+            pivot = functions.scores().argmax(-1)
+            normal = torch.randn(len(pivot), generator=generator, dtype=torch.float64)
+            failed[undecided] |= functions.reveal(pivot, normal) > functions.delta
     return failed
 
 
@@ -394,7 +415,7 @@ def _refusal(model: SingleTaskGP, problem: _Problem) -> str | None:
             f"too few to know the hyperparameters of {dim} coordinates: at least "
             f"{max(2 * dim + 3, 10)} at {max(dim + 3, 8)} are needed"
         )
-    outputscale = float(model.covar_module.outputscale)
+    outputscale = float(model.covar_module.outputscale.detach())
     lower, upper = OUTPUTSCALE_BOUNDS
     if not 1.01 * lower < outputscale < upper / 1.01:
         return (

@@ -1,0 +1,272 @@
+"""The marginal failure probability against brute force, and its refusals."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from scipy.stats import beta
+
+from ax_pac import fit_model, select_incumbent
+from ax_pac.hyperparameter_posterior import HyperparameterSample
+from ax_pac.marginal import (
+    OMITTED_SHARE,
+    _diagnosis,
+    _draw,
+    _Problem,
+    _run_stages,
+    clopper_pearson,
+    is_noise_alone,
+    marginal_failure,
+)
+
+SETTINGS = {"epsilon": 0.05, "alpha": 0.05, "seed": 0}
+
+
+def seeded(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def surface(X: torch.Tensor) -> torch.Tensor:
+    return (5.0 * X[..., :1]).sin() - (X[..., :1] - 0.3) ** 2 + X[..., 1:2]
+
+
+def fitted(n: int = 14, d: int = 2, sem: float = 0.1, sign: float = 1.0, function=None):
+    """A model, its incumbent and a few hundred candidates."""
+    generator = seeded(n + d)
+    X = torch.rand(n, d, generator=generator, dtype=torch.float64)
+    noise = sem * torch.randn(n, 1, generator=generator, dtype=torch.float64)
+    Y = sign * ((function or surface)(X) + noise)
+    bounds = torch.stack([torch.zeros(d), torch.ones(d)]).double()
+    model = fit_model(X, Y, torch.full_like(Y, sem**2), bounds)
+    candidates = torch.rand(300, d, generator=generator, dtype=torch.float64)
+    return model, select_incumbent(model, X), torch.cat([candidates, X])
+
+
+def matern52(A: torch.Tensor, B: torch.Tensor) -> torch.Tensor:
+    """Kernel by explicit differences, unlike the code under test."""
+    r = (5.0 * (A[:, None, :] - B[None, :, :]).square().sum(-1)).sqrt()
+    return (1.0 + r + r**2 / 3.0) * (-r).exp()
+
+
+def brute_force(problem: _Problem, lengthscale, outputscale, num: int) -> float:
+    """Share of joint draws over every candidate that fail, under one setting."""
+    points = torch.cat([problem.incumbent, problem.candidates]) / lengthscale
+    Z = problem.Z / lengthscale
+    K = outputscale * matern52(Z, Z) + 1.0 + torch.diag(problem.noise)
+    cross = outputscale * matern52(points, Z) + 1.0
+    prior = outputscale * matern52(points, points) + 1.0
+    mean = cross @ torch.linalg.solve(K, problem.Y)
+    covariance = prior - cross @ torch.linalg.solve(K, cross.mT)
+    values, vectors = torch.linalg.eigh(covariance)
+    normal = torch.randn(num, len(mean), generator=seeded(9), dtype=torch.float64)
+    draws = mean + normal * values.clamp_min(0.0).sqrt() @ vectors.mT
+    return float((draws.amax(-1) - draws[:, 0] > problem.delta).double().mean())
+
+
+@pytest.mark.parametrize(
+    ("lengthscale", "outputscale", "delta"),
+    [((0.3, 0.8), 1.0, 0.2), ((0.6, 2.0), 2.0, 0.15), ((0.15, 0.4), 0.5, 0.5)],
+)
+def test_sequential_draws_fail_as_often_as_joint_draws_over_all_candidates(
+    lengthscale, outputscale, delta
+):
+    problem = _Problem(*fitted(), delta=delta, weight=1.0)
+    lengthscale = torch.tensor(lengthscale, dtype=torch.float64)
+    truth = brute_force(problem, lengthscale, outputscale, num=4000)
+    num = 1500
+    sample = HyperparameterSample(
+        lengthscale.expand(num, 2), torch.full((num,), outputscale).double(), num, 1.0
+    )
+    failed, active = _draw(problem, sample, 1e-4, seeded())
+    # Four standard errors of the difference of two shares; the omitted mass is 2e-4.
+    error = 4.0 * math.sqrt(truth * (1.0 - truth) * (1.0 / num + 1.0 / 4000))
+    assert 0.01 < truth < 0.99
+    assert abs(float(failed.double().mean()) - truth) < error + 2e-4
+    assert active <= len(problem.candidates)
+
+
+def test_failures_fall_with_delta():
+    model, incumbent, candidates = fitted()
+    results = [
+        marginal_failure(model, incumbent, candidates, delta=delta, **SETTINGS)
+        for delta in (0.05, 0.5, 5.0)
+    ]
+    shares = [result.num_failures / result.num_draws for result in results]
+    assert shares[0] > shares[1] > shares[2] == 0.0
+    assert results[0].upper_bound > 0.05 >= results[2].upper_bound
+    assert all(result.hyperparameter_status == "ok" for result in results)
+
+
+def test_minimising_is_maximising_the_negative():
+    model, incumbent, candidates = fitted()
+    negated, other, _ = fitted(sign=-1.0)
+    assert not torch.equal(other, incumbent)
+    up = marginal_failure(model, incumbent, candidates, delta=0.4, **SETTINGS)
+    down = marginal_failure(
+        negated, incumbent, candidates, delta=0.4, weight=-1.0, **SETTINGS
+    )
+    assert down.num_draws == up.num_draws
+    # The same random numbers; the fits may differ in the last digits.
+    assert abs(down.num_failures - up.num_failures) <= 1
+
+
+def test_same_seed_gives_the_same_answer_and_another_seed_another():
+    arguments = (*fitted(),)
+    first, again, other = (
+        marginal_failure(*arguments, delta=0.4, **{**SETTINGS, "seed": seed})
+        for seed in (0, 0, 1)
+    )
+    assert first == again
+    assert first != other
+
+
+def test_a_hopeless_check_ends_early():
+    result = marginal_failure(*fitted(), delta=0.01, **SETTINGS)
+    assert result.num_draws <= 128
+    assert result.upper_bound > result.num_failures / result.num_draws > 0.05
+
+
+def test_an_irrelevant_coordinate_is_not_refused():
+    def function(X):
+        return (5.0 * X[..., :1]).sin()
+
+    model, incumbent, candidates = fitted(n=20, d=2, sem=0.02, function=function)
+    assert model.covar_module.base_kernel.lengthscale.max() > 5.0
+    result = marginal_failure(model, incumbent, candidates, delta=1.0, **SETTINGS)
+    assert result.hyperparameter_status == "ok"
+    assert result.upper_bound <= 0.05
+
+
+def refused(model, incumbent, candidates) -> str:
+    result = marginal_failure(model, incumbent, candidates, delta=5.0, **SETTINGS)
+    assert result.num_draws == 0
+    assert result.upper_bound == 1.0
+    return result.hyperparameter_status
+
+
+def test_too_few_observations_are_refused():
+    assert "too few" in refused(*fitted(n=9))
+    assert "10 at 8" in refused(*fitted(n=9))
+
+
+def test_too_few_distinct_points_are_refused():
+    _, incumbent, candidates = fitted(n=7)
+    X = candidates[-7:].repeat(3, 1)
+    Y = surface(X) + 0.1 * torch.randn(21, 1, generator=seeded()).double()
+    repeated = fit_model(X, Y, torch.full_like(Y, 0.01))
+    assert "7 distinct" in refused(repeated, incumbent, candidates)
+
+
+@pytest.mark.parametrize("outputscale", [0.01, 100.0])
+def test_an_output_scale_at_its_bound_is_refused(outputscale):
+    model, incumbent, candidates = fitted()
+    model.covar_module.outputscale = min(max(outputscale, 0.01001), 99.99)
+    assert "at its bound" in refused(model, incumbent, candidates)
+
+
+def test_noise_that_explains_everything_is_refused():
+    model, incumbent, candidates = fitted(n=20)
+    model.likelihood.noise_covar.noise = torch.full((20,), 2.0, dtype=torch.float64)
+    assert "noise alone" in refused(model, incumbent, candidates)
+
+
+def test_the_chi_squared_test_refuses_constants_and_accepts_signals():
+    Yvar = torch.full((40,), 0.04, dtype=torch.float64)
+    noise = 0.2 * torch.randn(200, 40, generator=seeded(), dtype=torch.float64)
+    share = sum(is_noise_alone(row, Yvar) for row in noise) / 200
+    # 95 % by construction, four standard errors.
+    assert abs(share - 0.95) < 4.0 * math.sqrt(0.95 * 0.05 / 200)
+    assert not is_noise_alone(noise[0] + torch.linspace(0, 2, 40).double(), Yvar)
+
+
+def sample_with(size: float, r_hat: float) -> HyperparameterSample:
+    empty = torch.zeros(0, dtype=torch.float64)
+    return HyperparameterSample(empty, empty, size, r_hat)
+
+
+def test_chains_that_disagree_or_are_worth_too_little_are_refused():
+    assert "disagree" in _diagnosis(sample_with(500.0, 1.5), 0, 800, 82.0)
+    assert "worth only 40" in _diagnosis(sample_with(40.0, 1.0), 0, 800, 82.0)
+    assert _diagnosis(sample_with(500.0, 1.0), 0, 800, 82.0) == "ok"
+
+
+def test_clopper_pearson_is_the_beta_quantile_and_rounds_against_the_claim():
+    assert clopper_pearson(3, 100, 100.0, 0.05) == pytest.approx(beta.ppf(0.95, 4, 97))
+    assert clopper_pearson(0, 59, 59.0, 0.05) == pytest.approx(1 - 0.05 ** (1 / 59))
+    # Half of the draws: 1.5 failures of 50.5 count as 2 of 50.
+    halved = clopper_pearson(3, 101, 50.5, 0.05)
+    assert halved == pytest.approx(beta.ppf(0.95, 3, 48))
+    assert clopper_pearson(0, 10, 0.4, 0.05) == 1.0
+    assert clopper_pearson(10, 10, 10.0, 0.05) == 1.0
+
+
+class IndependentChains:
+    """Hyperparameter chains without autocorrelation or content."""
+
+    def __init__(self) -> None:
+        self.num = 0
+
+    def extend(self, num_samples: int) -> None:
+        self.num = 64 * math.ceil(num_samples / 64)
+
+    def sample(self, first: int = 0) -> HyperparameterSample:
+        values = torch.zeros(self.num - first, dtype=torch.float64)
+        return HyperparameterSample(values[:, None], values, float(self.num), 1.0)
+
+
+@pytest.mark.parametrize("epsilon", [0.05, 0.2])
+def test_stages_certify_a_bad_incumbent_no_more_often_than_alpha(monkeypatch, epsilon):
+    alpha, num_runs = 0.05, 1000
+    rng = np.random.default_rng(0)
+
+    def certified_share(probability: float) -> float:
+        def bernoulli(problem, sample, tolerance, generator):
+            return torch.from_numpy(
+                rng.random(len(sample.outputscale)) < probability
+            ), 1
+
+        monkeypatch.setattr("ax_pac.marginal._draw", bernoulli)
+        chains = (IndependentChains() for _ in range(num_runs))
+        results = [_run_stages(c, None, epsilon, alpha, seeded()) for c in chains]
+        return sum(result.upper_bound <= epsilon for result in results) / num_runs
+
+    error = 3.0 * math.sqrt(alpha * (1.0 - alpha) / num_runs)
+    assert certified_share(epsilon) <= alpha + error
+    assert certified_share(1.2 * epsilon) <= alpha
+    assert certified_share(0.2 * epsilon) > 0.9
+
+
+def test_the_bound_contains_what_was_left_out():
+    result = marginal_failure(*fitted(), delta=5.0, **SETTINGS)
+    effective = result.effective_sample_size
+    bound = clopper_pearson(0, result.num_draws, effective, 0.05 / 3)
+    assert result.upper_bound == pytest.approx(bound + OMITTED_SHARE * 0.05)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"epsilon": 0.0}, "epsilon"),
+        ({"alpha": 1.0}, "alpha"),
+        ({"weight": 2.0}, "weight"),
+        ({"delta": -1.0}, "delta"),
+        ({"candidates": torch.zeros(5, 3).double()}, "N x 2"),
+    ],
+)
+def test_arguments_out_of_range_are_refused(change, message):
+    model, incumbent, candidates = fitted()
+    arguments = {"candidates": candidates, "delta": 0.1, **SETTINGS, **change}
+    with pytest.raises(ValueError, match=message):
+        marginal_failure(model, incumbent, **arguments)
+
+
+def test_a_model_of_another_kind_is_refused():
+    from botorch.models import SingleTaskGP
+
+    _, incumbent, candidates = fitted()
+    other = SingleTaskGP(candidates, surface(candidates))
+    with pytest.raises(ValueError, match="known noise"):
+        marginal_failure(other, incumbent, candidates, delta=0.1, **SETTINGS)
