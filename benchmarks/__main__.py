@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import json
+import multiprocessing
 import warnings
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from typing import Any
 
 import click
 import torch
 from tqdm import tqdm
 
-from benchmarks import fc3
+from benchmarks import calibration, fc3
 from benchmarks.report import write_reports
 from benchmarks.traces import Trace, append_trace, missing
 
-BENCHMARKS = {fc3.NAME: fc3}
+BENCHMARKS = {module.NAME: module for module in (fc3, calibration)}
 
 
 @click.group()
@@ -27,40 +30,77 @@ def main() -> None:
 def list_benchmarks() -> None:
     """Print every benchmark with what it costs."""
     for name, benchmark in BENCHMARKS.items():
+        plan = benchmark.plan(None)
+        minutes = sum(map(benchmark.minutes, plan)) + benchmark.MINUTES_ONCE
         click.echo(
-            f"{name:12} {benchmark.DESCRIPTION}\n{'':12} about "
-            f"{benchmark.MINUTES_PER_RUN} minutes a seed on two cores, and "
-            f"{benchmark.MINUTES_ONCE} once"
+            f"{name:12} {benchmark.DESCRIPTION}\n{'':12} {len(plan)} runs, about "
+            f"{minutes:.0f} core-minutes in all"
         )
 
 
 @main.command()
 @click.argument("name", type=click.Choice(list(BENCHMARKS)))
-@click.option("--seeds", type=click.IntRange(min=1), default=10, show_default=True)
-@click.option("--gamma", type=float, default=None, help="Weight of the loss.")
 @click.option(
-    "--encoding",
-    type=click.Choice(["log", "energy", "linear"]),
+    "--seeds",
+    type=click.IntRange(min=1),
     default=None,
-    help="How a coordinate becomes a rank.",
+    help="Runs of each setting.  [default: the benchmark's]",
+)
+@click.option(
+    "--set",
+    "changes",
+    multiple=True,
+    metavar="NAME=VALUE",
+    help="Only settings with this value, or (fc3) this value instead of the default.",
+)
+@click.option(
+    "--workers",
+    type=click.IntRange(min=1),
+    default=1,
+    show_default=True,
+    help="Processes; independent runs want one thread each.",
 )
 @click.option("--threads", type=click.IntRange(min=1), default=2, show_default=True)
-def run(name: str, seeds: int, threads: int, **changes: Any) -> None:
-    """Run one benchmark for seeds 0, 1, ...; completed runs are not repeated."""
-    torch.set_num_threads(threads)
+def run(
+    name: str, seeds: int | None, changes: tuple[str, ...], workers: int, threads: int
+) -> None:
+    """Run one benchmark; completed runs are not repeated."""
     benchmark = BENCHMARKS[name]
-    settings = {
-        key: value if changes.get(key) is None else changes[key]
-        for key, value in benchmark.SETTINGS.items()
-    }
-    plan = {Trace(name, settings, seed, {}, []).key: seed for seed in range(seeds)}
-    todo = missing(list(plan), name)
+    try:
+        plan = benchmark.plan(seeds, **dict(map(_parse, changes)))
+    except ValueError as error:
+        raise click.UsageError(str(error)) from error
+    keys = [Trace(name, settings, seed, {}, []).key for settings, seed in plan]
+    todo = missing(keys, name)
     click.echo(f"{len(plan) - len(todo)} of {len(plan)} runs are already there")
-    for key, seed in tqdm(plan.items(), unit="run", disable=None):
-        if key in todo:
-            append_trace(benchmark.run(seed, settings))
+    jobs = [job for job, key in zip(plan, keys, strict=True) if key in todo]
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(workers, context, _start_worker, (threads,)) as pool:
+        running = [pool.submit(benchmark.run, seed, values) for values, seed in jobs]
+        for done in tqdm(as_completed(running), total=len(jobs), unit="run"):
+            append_trace(done.result())
     for path in write_reports():
         click.echo(f"wrote {path}")
+
+
+def _parse(change: str) -> tuple[str, Any]:
+    """Read `name=value`, the value as JSON where it is, else as text."""
+    name, separator, value = change.partition("=")
+    if not separator:
+        raise ValueError(f"--set expects NAME=VALUE, got {change!r}")
+    try:
+        return name, json.loads(value)
+    except json.JSONDecodeError:
+        return name, value
+
+
+def _start_worker(threads: int) -> None:
+    """Set a worker process up: its threads, and silence about other packages."""
+    torch.set_num_threads(threads)
+    warnings.simplefilter("ignore", FutureWarning)
+    warnings.simplefilter("ignore", DeprecationWarning)
+    # Rounding noise up is the safe side; GPyTorch says so at every fit.
+    warnings.filterwarnings("ignore", message="Very small noise values")
 
 
 @main.command()

@@ -69,10 +69,17 @@ def main() -> None:
 )
 @click.option(
     "--level",
-    type=click.Choice(["pairwise"]),
+    type=click.Choice(["pairwise", "joint"]),
     default="pairwise",
     show_default=True,
     help="What the certificate accounts for.",
+)
+@click.option(
+    "--sampling",
+    type=click.Choice(["leader_challenger", "challenger"]),
+    default="leader_challenger",
+    show_default=True,
+    help="What to evaluate next; challenger is the paper's.",
 )
 @click.option(
     "--loss",

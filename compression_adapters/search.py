@@ -94,6 +94,7 @@ def compress(
     min_rank: int = 1,
     objective: Objective = "ratio",
     num_initial_trials: int | None = None,
+    sampling: str = "leader_challenger",
     max_trials: int = 200,
     seed: int = 0,
     progress: bool | None = None,
@@ -127,6 +128,7 @@ def compress(
         min_rank: Smallest rank.
         objective: `"ratio"` (Eq. 3, minimised) or `"rate"` (Eq. 2, maximised).
         num_initial_trials: Space-filling evaluations first; default `max(6, d + 2)`.
+        sampling: What to evaluate next, see `pac_generation_strategy`.
         max_trials: Evaluations after which to stop without a certificate.
         seed: Determines samples and proposals.
         progress: Whether to show a progress bar; None: on a terminal only.
@@ -174,6 +176,7 @@ def compress(
         level=level,
         relative=relative,
         num_initial_trials=num_initial_trials,
+        sampling=sampling,
         seed=seed,
     )
     if max_trials < 2:
