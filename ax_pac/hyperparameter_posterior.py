@@ -114,11 +114,7 @@ class HyperparameterChains:
     concentrated posterior in a few sweeps. All chains are factorised in batches.
 
     Args:
-        X: As in `sample_hyperparameters`, like the others.
-        Y: Shape `n`.
-        Yvar: Shape `n`.
-        generator: Source of every random number.
-        initial: Where half of the starting points are scattered around.
+        X, Y, Yvar, generator, initial: As in `sample_hyperparameters`.
     """
 
     def __init__(
@@ -214,12 +210,9 @@ class HyperparameterChains:
     def _sweep(self) -> None:
         """Move every chain along a prior ellipse, then along a fitted one."""
         zero = torch.zeros(self._state.shape[-1], dtype=torch.float64)
+        draw = self._normal(*self._state.shape)
         self._state, self._value = self._slice(
-            self._log_likelihood,
-            zero,
-            self._state,
-            self._normal(*self._state.shape),
-            self._value,
+            self._log_likelihood, zero, self._state, draw, self._value
         )
         half = len(self._state) // 2
         first, second = slice(0, half), slice(half, None)

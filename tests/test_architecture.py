@@ -18,6 +18,10 @@ ALLOWED: tuple[tuple[str, set[str]], ...] = (
     ("ax_pac/acquisition.py", NUMERICS | {"ax_pac.difference"}),
     ("ax_pac/hyperparameters.py", NUMERICS),
     ("ax_pac/hyperparameter_posterior.py", NUMERICS | {"ax_pac.hyperparameters"}),
+    (
+        "ax_pac/function_draws.py",
+        NUMERICS | {"ax_pac.acquisition", "ax_pac.hyperparameter_posterior"},
+    ),
     ("ax_pac/challenger.py", NUMERICS | {"ax_pac.acquisition"}),
     ("ax_pac/joint.py", NUMERICS | {"ax_pac.acquisition", "ax_pac.challenger"}),
     (
@@ -26,6 +30,7 @@ ALLOWED: tuple[tuple[str, set[str]], ...] = (
         | {
             *("ax_pac.acquisition", "ax_pac.difference", "ax_pac.hyperparameters"),
             *("ax_pac.hyperparameter_posterior", "ax_pac.joint"),
+            "ax_pac.function_draws",
         },
     ),
     (

@@ -10,12 +10,11 @@ import torch
 from scipy.stats import beta
 
 from ax_pac import fit_model, select_incumbent
+from ax_pac.function_draws import DifferenceProblem, draw_failures
 from ax_pac.hyperparameter_posterior import HyperparameterSample
 from ax_pac.marginal import (
     OMITTED_SHARE,
     _diagnosis,
-    _draw,
-    _Problem,
     _run_stages,
     clopper_pearson,
     is_noise_alone,
@@ -51,7 +50,9 @@ def matern52(A: torch.Tensor, B: torch.Tensor) -> torch.Tensor:
     return (1.0 + r + r**2 / 3.0) * (-r).exp()
 
 
-def brute_force(problem: _Problem, lengthscale, outputscale, num: int) -> float:
+def brute_force(
+    problem: DifferenceProblem, lengthscale, outputscale, num: int
+) -> float:
     """Share of joint draws over every candidate that fail, under one setting."""
     points = torch.cat([problem.incumbent, problem.candidates]) / lengthscale
     Z = problem.Z / lengthscale
@@ -73,14 +74,14 @@ def brute_force(problem: _Problem, lengthscale, outputscale, num: int) -> float:
 def test_sequential_draws_fail_as_often_as_joint_draws_over_all_candidates(
     lengthscale, outputscale, delta
 ):
-    problem = _Problem(*fitted(), delta=delta, weight=1.0)
+    problem = DifferenceProblem(*fitted(), delta=delta, weight=1.0)
     lengthscale = torch.tensor(lengthscale, dtype=torch.float64)
     truth = brute_force(problem, lengthscale, outputscale, num=4000)
     num = 1500
     sample = HyperparameterSample(
         lengthscale.expand(num, 2), torch.full((num,), outputscale).double(), num, 1.0
     )
-    failed, active = _draw(problem, sample, 1e-4, seeded())
+    failed, active = draw_failures(problem, sample, 1e-4, seeded())
     # Four standard errors of the difference of two shares; the omitted mass is 2e-4.
     error = 4.0 * math.sqrt(truth * (1.0 - truth) * (1.0 / num + 1.0 / 4000))
     assert 0.01 < truth < 0.99
@@ -160,11 +161,20 @@ def test_too_few_distinct_points_are_refused():
     assert "7 distinct" in refused(repeated, incumbent, candidates)
 
 
-@pytest.mark.parametrize("outputscale", [0.01, 100.0])
-def test_an_output_scale_at_its_bound_is_refused(outputscale):
+def test_an_output_scale_at_its_lower_bound_is_refused():
     model, incumbent, candidates = fitted()
-    model.covar_module.outputscale = min(max(outputscale, 0.01001), 99.99)
-    assert "at its bound" in refused(model, incumbent, candidates)
+    model.covar_module.outputscale = 0.01001
+    assert "at its lower bound" in refused(model, incumbent, candidates)
+
+
+def test_an_output_scale_at_its_upper_bound_is_not_refused():
+    X = torch.linspace(0, 1, 12, dtype=torch.float64).unsqueeze(-1)
+    Y = -((X - 0.4) ** 2)
+    model = fit_model(X, Y, torch.full_like(Y, 1e-6))
+    assert model.covar_module.outputscale > 99.0
+    result = marginal_failure(model, X[4:5], X, delta=0.1, **SETTINGS)
+    assert result.hyperparameter_status == "ok"
+    assert result.upper_bound <= 0.05
 
 
 def test_noise_that_explains_everything_is_refused():
@@ -228,7 +238,7 @@ def test_stages_certify_a_bad_incumbent_no_more_often_than_alpha(monkeypatch, ep
                 rng.random(len(sample.outputscale)) < probability
             ), 1
 
-        monkeypatch.setattr("ax_pac.marginal._draw", bernoulli)
+        monkeypatch.setattr("ax_pac.marginal.draw_failures", bernoulli)
         chains = (IndependentChains() for _ in range(num_runs))
         results = [_run_stages(c, None, epsilon, alpha, seeded()) for c in chains]
         return sum(result.upper_bound <= epsilon for result in results) / num_runs

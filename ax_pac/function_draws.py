@@ -1,0 +1,222 @@
+"""Joint draws of the difference to the incumbent, revealed point by point."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from botorch.models import SingleTaskGP
+from scipy.special import ndtri
+from torch import Tensor
+
+from ax_pac.acquisition import VARIANCE_FLOOR
+from ax_pac.hyperparameter_posterior import (
+    JITTER,
+    MEAN_VARIANCE,
+    HyperparameterSample,
+    matern,
+)
+
+# Values of a function revealed between two looks at which candidates still matter.
+_REVEALED_AT_ONCE = 4
+# Doubles in the largest temporary: settings are scored in chunks of this size.
+_CHUNK_SIZE = 2_000_000
+
+
+class DifferenceProblem:
+    """Data, incumbent and candidates in the units of the surrogate's inside.
+
+    Args:
+        model: A fitted plain `SingleTaskGP` with known noise.
+        incumbent: Shape `1 x d`. Unit: the model's input units.
+        candidates: Shape `N x d`. Unit: the model's input units.
+        delta: Tolerance. Unit: objective units.
+        weight: 1 to maximise, -1 to minimise.
+    """
+
+    def __init__(
+        self,
+        model: SingleTaskGP,
+        incumbent: Tensor,
+        candidates: Tensor,
+        delta: float,
+        weight: float,
+    ) -> None:
+        model.eval()
+        transform = getattr(model, "outcome_transform", None)
+        scale = 1.0 if transform is None else float(transform.stdvs)
+        with torch.no_grad():
+            self.Z = model.train_inputs[0].detach()
+            self.Y = weight * model.train_targets.detach()
+            self.noise = model.likelihood.noise.detach().expand(len(self.Y)).clone()
+            self.incumbent = model.transform_inputs(incumbent).detach()
+            self.candidates = model.transform_inputs(candidates).detach()
+        self.delta = delta / scale
+
+
+class _Functions:
+    """Joint draws of `f(x) - f(incumbent)`, one under each setting, point by point."""
+
+    def __init__(
+        self, problem: DifferenceProblem, lengthscale: Tensor, outputscale: Tensor
+    ) -> None:
+        self.delta = problem.delta
+        self.scale = scale = outputscale[:, None, None]
+        Z = problem.Z / lengthscale[:, None]
+        incumbent = problem.incumbent / lengthscale[:, None]
+        self.X = problem.candidates / lengthscale[:, None]
+        noise = torch.diag(problem.noise + JITTER)
+        L = torch.linalg.cholesky(_kernel(Z, Z, scale) + MEAN_VARIANCE + noise)
+        whitener = torch.linalg.inv(L).mT
+        cross = _kernel(self.X, Z, scale).sub_(_kernel(incumbent, Z, scale))
+        # Rows of `known` are what the data, and later the revealed values, explain.
+        self.known = cross @ whitener
+        weights = (problem.Y @ whitener).unsqueeze(-1)
+        self.mean = (self.known @ weights).squeeze(-1)
+        self.k_incumbent = _kernel(self.X, incumbent, scale).squeeze(-1)
+        prior = 2.0 * (outputscale.unsqueeze(-1) - self.k_incumbent)
+        self.variance = prior - self.known.square().sum(-1)
+        # Values revealed since the candidates were last thinned out.
+        self.revealed: list[Tensor] = []
+        self.floor = 2.0 * VARIANCE_FLOOR * outputscale.unsqueeze(-1)
+
+    def scores(self) -> Tensor:
+        """Standardised gaps given what is known, `S x N`."""
+        deviation = torch.maximum(self.variance, self.floor).sqrt()
+        return (self.mean - self.delta) / deviation
+
+    def keep_candidates(self, scores: Tensor, cutoff: float) -> int:
+        """Forget the candidates below the cutoff; the size of the active set."""
+        self._absorb()
+        size = int((scores > cutoff).sum(-1).amax())
+        if size > 0.8 * scores.shape[-1]:
+            return size
+        order = scores.topk(max(size, 1), dim=-1).indices
+        self.X, self.known = (
+            t.gather(1, order.unsqueeze(-1).expand(-1, -1, t.shape[-1]))
+            for t in (self.X, self.known)
+        )
+        self.mean, self.variance, self.k_incumbent = (
+            t.gather(1, order) for t in (self.mean, self.variance, self.k_incumbent)
+        )
+        return size
+
+    def _absorb(self) -> None:
+        """Append what the revealed values explain to what the data explain."""
+        if self.revealed:
+            self.known = torch.cat([self.known, torch.stack(self.revealed, -1)], -1)
+            self.revealed = []
+
+    def keep_settings(self, which: Tensor) -> None:
+        """Forget the settings whose draw is decided."""
+        self._absorb()
+        for name in "X known mean variance k_incumbent floor scale".split():
+            setattr(self, name, getattr(self, name)[which])
+
+    def reveal(self, pivot: Tensor, normal: Tensor) -> Tensor:
+        """Draw the values at one candidate of each setting, `S`, and condition on them.
+
+        Args:
+            pivot: Index of the candidate. Shape `S`.
+            normal: Standard normal draws. Shape `S`.
+
+        Returns:
+            `f(pivot) - f(incumbent)`. Shape `S`. Unit: standardised outcome.
+        """
+        row = torch.arange(len(pivot))
+        point = self.X[row, pivot].unsqueeze(1)
+        prior = _kernel(self.X, point, self.scale).squeeze(-1)
+        prior = prior - self.k_incumbent - self.k_incumbent[row, pivot].unsqueeze(-1)
+        prior = prior + self.scale.squeeze(-1)
+        explained = (self.known @ self.known[row, pivot].unsqueeze(-1)).squeeze(-1)
+        for update in self.revealed:
+            explained += update * update[row, pivot].unsqueeze(-1)
+        deviation = torch.maximum(self.variance[row, pivot], self.floor.squeeze(-1))
+        deviation = deviation.sqrt()
+        value = self.mean[row, pivot] + deviation * normal
+        update = (prior - explained) / deviation.unsqueeze(-1)
+        self.revealed.append(update)
+        self.mean = self.mean + update * normal.unsqueeze(-1)
+        self.variance = self.variance - update.square()
+        # A revealed value is no longer a threat.
+        self.mean[row, pivot] = -math.inf
+        return value
+
+
+def draw_failures(
+    problem: DifferenceProblem,
+    sample: HyperparameterSample,
+    tolerance: float,
+    generator: torch.Generator,
+) -> tuple[Tensor, int]:
+    """Draw one function under each setting; does a candidate beat the incumbent?
+
+    The difference `f(x) - f(incumbent)` is drawn jointly at all candidates that
+    matter: what is left out fails with a probability of at most `2 * tolerance` in
+    each draw, by the union bound.
+
+    Args:
+        problem: Data, incumbent, candidates and delta.
+        sample: `S` settings of the hyperparameters.
+        tolerance: Probability that may be left out when a draw starts, and again when
+            it ends, in (0, 1).
+        generator: Source of every random number.
+
+    Returns:
+        Whether some candidate exceeds delta, shape `S`, and the largest number of
+        candidates that took part in a draw.
+    """
+    num_candidates = len(problem.candidates)
+    chunk = max(1, _CHUNK_SIZE // (num_candidates * len(problem.Z)))
+    cutoff = float(ndtri(tolerance / num_candidates))
+    failed, largest = [], 0
+    for lengthscale, outputscale in zip(
+        sample.lengthscale.split(chunk), sample.outputscale.split(chunk), strict=True
+    ):
+        functions = _Functions(problem, lengthscale, outputscale)
+        largest = max(largest, functions.keep_candidates(functions.scores(), cutoff))
+        failed.append(_reveal_until_decided(functions, tolerance, cutoff, generator))
+    return torch.cat(failed), largest
+
+
+def _reveal_until_decided(
+    functions: _Functions, tolerance: float, cutoff: float, generator: torch.Generator
+) -> Tensor:
+    """Reveal each function until it fails or what is left is negligible, `S` booleans.
+
+    The point revealed next is the likeliest to fail given those revealed before. The
+    choice uses nothing that has not been revealed, so the chain rule holds and the
+    draw is a joint one. A candidate is dropped once at most, when its probability is
+    below the tolerance's share of one candidate, so all that are dropped fail with a
+    probability of at most the tolerance, however often there is a look.
+    """
+    failed = torch.zeros(len(functions.mean), dtype=torch.bool)
+    undecided = torch.arange(len(failed))
+    while len(undecided):
+        scores = functions.scores()
+        left = torch.special.ndtr(scores).sum(-1) > tolerance
+        going_on = left & ~failed[undecided]
+        undecided = undecided[going_on]
+        if len(undecided) == 0:
+            break
+        if not going_on.all():
+            functions.keep_settings(going_on)
+            scores = scores[going_on]
+        functions.keep_candidates(scores, cutoff)
+        for _ in range(_REVEALED_AT_ONCE):
+            pivot = functions.scores().argmax(-1)
+            normal = torch.randn(len(pivot), generator=generator, dtype=torch.float64)
+            failed[undecided] |= functions.reveal(pivot, normal) > functions.delta
+    return failed
+
+
+def _kernel(A: Tensor, B: Tensor, scale: Tensor) -> Tensor:
+    """Matern-5/2 covariance between scaled points, `S x a x d, S x b x d -> S x a x b`.
+
+    Squared distances are expanded: their rounding error, about 1e-13 at the shortest
+    length scales, is far below the variance floor's share of what it is compared with.
+    """
+    squared = (-2.0 * A) @ B.mT
+    squared += A.square().sum(-1, keepdim=True)
+    squared += B.square().sum(-1).unsqueeze(-2)
+    return matern(squared.clamp_min_(0.0).mul_(5.0)).mul_(scale)
