@@ -19,9 +19,14 @@ from ax_pac.acquisition import (
     select_incumbent,
 )
 from ax_pac.challenger import ChallengerSearch, find_challenger
+from ax_pac.difference import scalar_weight
 from ax_pac.joint import joint_failure
+from ax_pac.marginal import marginal_failure
 
-LEVELS = ("pairwise", "joint")
+LEVELS = ("pairwise", "joint", "marginal")
+
+# The strongest level that a search reaches in seconds; `marginal` takes minutes.
+DEFAULT_LEVEL = "joint"
 
 # A mean closer to zero than this many posterior standard deviations has no sign, so a
 # share of it is no tolerance.
@@ -45,12 +50,13 @@ class PACCertificate:
             incumbent by more than delta with probability above epsilon; necessary for
             the claim "the incumbent is within delta of the best with probability
             1 - epsilon", not sufficient for it. `joint`: the claim itself, with the
-            model's hyperparameters taken as known.
+            model's hyperparameters taken as known. `marginal`: the claim itself,
+            averaged over what the hyperparameters may be.
         score: Largest standardised gap found, at the challenger. Dimensionless.
         failure_probability: The level's probability that the incumbent is not good
-            enough. At `pairwise`, `Phi(score)`. At `joint`, an upper bound that holds
-            but for `alpha`, plus `alpha`; while the pairwise probability alone is above
-            epsilon, that probability, which is a lower bound.
+            enough. At `pairwise`, `Phi(score)`. At `joint` and `marginal`, an upper
+            bound that holds but for `alpha`, plus `alpha`; where a weaker level alone
+            is above epsilon, what that level says.
         certifiable: Whether this level can speak at all about these data.
         reason: One sentence for a person.
         challenger: The point whose score is highest. `d` values in the model's input
@@ -61,7 +67,10 @@ class PACCertificate:
         alpha: Probability that simulation misleads a certificate, over all checks of a
             search; part of epsilon. Zero at `pairwise`.
         num_draws: Joint draws of the posterior.
-        active_set_size: Points in a joint draw.
+        active_set_size: Points in a joint draw, at most.
+        effective_sample_size: Independent draws that those of level `marginal` are
+            worth; None at the other levels.
+        hyperparameter_status: At level `marginal`, "ok" or why no claim can be made.
         second_search_gap: Score found by the second, larger and independent search less
             that of the first; None when the first did not come near a certificate.
     """
@@ -81,6 +90,8 @@ class PACCertificate:
     num_draws: int = 0
     active_set_size: int = 0
     second_search_gap: float | None = None
+    effective_sample_size: float | None = None
+    hyperparameter_status: str | None = None
 
     @property
     def holds(self) -> bool:
@@ -118,7 +129,7 @@ def certify(
     *,
     delta: float,
     epsilon: float,
-    level: str = "pairwise",
+    level: str = DEFAULT_LEVEL,
     relative: bool = False,
     posterior_transform: PosteriorTransform | None = None,
     seed: int | None = None,
@@ -134,10 +145,11 @@ def certify(
 
         certified  iff  P(max_x f(x) - f(incumbent) > delta | data) <= epsilon,
 
-    bounded by exact joint draws of the posterior, see `joint_failure`; the pairwise
-    rule comes first, as a filter. Of epsilon a tenth pays for the error of simulation:
-    a check on n observations spends `0.1 epsilon / (n (n + 1))`, which sums to
-    `0.1 epsilon` over all n and is spent again by no resumed search.
+    bounded by exact joint draws of the posterior, see `joint_failure`. Level `marginal`
+    averages it over the posterior of the hyperparameters, see `marginal_failure`. The
+    weaker levels come first, as filters. Of epsilon a tenth pays for the error of
+    simulation: a check on n observations spends `0.1 epsilon / (n (n + 1))`, which sums
+    to `0.1 epsilon` over all n and is spent again by no resumed search.
 
     It works on any BoTorch model, whichever acquisition function chose the points. A
     maximum that is missed makes a certificate false, so before one is issued a second,
@@ -182,7 +194,7 @@ def certify(
     if relative:
         delta = absolute_delta(model, X_observed, delta, posterior_transform)
     acquisition = PACAcquisition(model, X_observed, delta, posterior_transform)
-    seeds = [int(s) for s in np.random.SeedSequence(seed).generate_state(3)]
+    seeds = [int(s) for s in np.random.SeedSequence(seed).generate_state(4)]
     search = find_challenger(acquisition, X_observed, bounds, seed=seeds[0])
     gap = None
     if _tail(search.score) <= epsilon:
@@ -205,8 +217,10 @@ def certify(
         pairwise_probability=_tail(search.score),
         second_search_gap=gap,
     )
-    if level == "joint" and certificate.holds:
+    if level != "pairwise" and certificate.holds:
         certificate = _at_level_joint(certificate, acquisition, search, seeds[2])
+    if level == "marginal" and certificate.holds:
+        certificate = _at_level_marginal(certificate, acquisition, search, seeds[3])
     return dataclasses.replace(certificate, reason=_reason(certificate))
 
 
@@ -233,6 +247,43 @@ def _at_level_joint(
         alpha=alpha,
         num_draws=result.num_draws,
         active_set_size=result.active_set_size,
+    )
+
+
+def _at_level_marginal(
+    certificate: PACCertificate,
+    acquisition: PACAcquisition,
+    search: ChallengerSearch,
+    seed: int,
+) -> PACCertificate:
+    """Replace the bound at fitted hyperparameters by one over their posterior."""
+    weight = scalar_weight(acquisition.posterior_transform)
+    if weight is None:
+        raise ValueError(
+            "level 'marginal' needs an objective that is one outcome or its negative; "
+            f"got the transform {acquisition.posterior_transform}"
+        )
+    n = certificate.num_observations
+    alpha = _ALPHA_SHARE * certificate.epsilon
+    result = marginal_failure(
+        acquisition.observed_model,
+        acquisition.incumbent,
+        search.points,
+        delta=certificate.delta / abs(weight),
+        epsilon=certificate.epsilon - alpha,
+        alpha=alpha / (n * (n + 1)),
+        weight=math.copysign(1.0, weight),
+        seed=seed,
+    )
+    return dataclasses.replace(
+        certificate,
+        failure_probability=min(1.0, result.upper_bound + alpha),
+        certifiable=result.hyperparameter_status == "ok",
+        alpha=alpha,
+        num_draws=result.num_draws,
+        active_set_size=result.active_set_size,
+        effective_sample_size=result.effective_sample_size,
+        hyperparameter_status=result.hyperparameter_status,
     )
 
 
@@ -337,6 +388,8 @@ def _check_bounds(bounds: Tensor, X_observed: Tensor) -> Tensor:
 def _reason(certificate: PACCertificate) -> str:
     """Say the verdict in one sentence."""
     delta, epsilon = f"{certificate.delta:.4g}", f"{certificate.epsilon:.4g}"
+    if certificate.hyperparameter_status not in (None, "ok"):
+        return f"no claim can be made yet: {certificate.hyperparameter_status}"
     if not certificate.certifiable:
         return "the score of the challenger is not finite; the model cannot be trusted"
     verdict = "at most" if certificate.holds else "above"
@@ -349,8 +402,13 @@ def _reason(certificate: PACCertificate) -> str:
             f"probability {probability} (pairwise: each challenger on its own, which "
             "is necessary, not sufficient)"
         )
-    return (
+    claim = (
         f"the probability that any point beats the incumbent by more than {delta} is "
-        f"bounded by {probability} (joint: all points together, the model's "
-        "hyperparameters taken as known)"
+        f"bounded by {probability}"
     )
+    if certificate.hyperparameter_status is None:
+        return (
+            f"{claim} (joint: all points together, the model's hyperparameters taken "
+            "as known)"
+        )
+    return f"{claim} (marginal: all points together, over all likely hyperparameters)"

@@ -23,7 +23,7 @@ from botorch.models.transforms.outcome import Standardize
 
 from ax_pac.acquisition import PACAcquisition
 from ax_pac.ax_acquisition import CertifyingAcquisition
-from ax_pac.certificate import PACCertificate
+from ax_pac.certificate import DEFAULT_LEVEL, PACCertificate
 from ax_pac.hyperparameters import lengthscale_constraint, outputscale_constraint
 from ax_pac.records import (
     CertificateSettings,
@@ -93,7 +93,7 @@ def pac_generation_strategy(
     *,
     delta: float,
     epsilon: float,
-    level: str = "pairwise",
+    level: str = DEFAULT_LEVEL,
     relative: bool = False,
     num_initial_trials: int | None = None,
     sampling: str = "leader_challenger",

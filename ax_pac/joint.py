@@ -6,7 +6,6 @@ import math
 from typing import NamedTuple
 
 import torch
-from linear_operator.utils.cholesky import psd_safe_cholesky
 from scipy.stats import beta
 from torch import Tensor
 
@@ -114,13 +113,14 @@ def joint_failure(
     mean, covariance = acquisition.difference(points)
     # In units of delta, so that single precision does for the draws: it is three times
     # as fast, and an error of 1e-6 delta in a maximum decides nothing.
-    root = (psd_safe_cholesky(covariance, max_tries=6) / acquisition.delta).float()
+    root = (_root(covariance) / acquisition.delta).float()
     mean = (mean / acquisition.delta).float()
     target = epsilon - pruned
-    stages = [num_draws]
     if num_draws is None:
         smallest = draws_needed(target, alpha / len(_STAGES))
         stages = [stage * smallest for stage in _STAGES]
+    else:
+        stages = [num_draws]
     failures, drawn, upper = 0, 0, 1.0
     for stage in stages:
         while drawn < stage:
@@ -134,6 +134,26 @@ def joint_failure(
         if upper <= target or failures > target * drawn + math.sqrt(failures):
             break
     return JointFailure(failures, drawn, upper + pruned, len(points))
+
+
+def _root(covariance: Tensor) -> Tensor:
+    """Cholesky factor of the covariance of points that may nearly coincide.
+
+    What has to be added to the diagonal is independent noise in the draws: it makes a
+    failure likelier, never less likely.
+    """
+    identity = torch.eye(len(covariance), dtype=covariance.dtype)
+    scale = covariance.diagonal().max()
+    for exponent in range(-11, -3):
+        root, info = torch.linalg.cholesky_ex(
+            covariance + 10.0**exponent * scale * identity
+        )
+        if int(info) == 0:
+            return root
+    raise ValueError(
+        "the joint posterior covariance is not positive definite, even with 1e-4 of "
+        "its largest variance added: the model's hyperparameters cannot be trusted"
+    )
 
 
 def _filled_in(

@@ -12,7 +12,7 @@ import pandas as pd
 from ax.core.experiment import Experiment
 from ax.core.trial_status import TrialStatus
 
-from ax_pac.certificate import PACCertificate, check_settings
+from ax_pac.certificate import DEFAULT_LEVEL, PACCertificate, check_settings
 
 SAMPLING = ("leader_challenger", "challenger")
 
@@ -49,7 +49,7 @@ class CertificateSettings:
 
     delta: float
     epsilon: float
-    level: str = "pairwise"
+    level: str = DEFAULT_LEVEL
     relative: bool = False
     seed: int = 0
     sampling: str = "leader_challenger"

@@ -10,7 +10,7 @@ from ax.core.arm import Arm
 from ax.core.experiment import Experiment
 from ax.global_stopping.strategies.base import BaseGlobalStoppingStrategy
 
-from ax_pac.certificate import PACCertificate
+from ax_pac.certificate import DEFAULT_LEVEL, PACCertificate
 from ax_pac.generation import certify_adapter, generator_kwargs
 from ax_pac.records import (
     CertificateSettings,
@@ -26,7 +26,7 @@ def certify_experiment(
     *,
     delta: float,
     epsilon: float,
-    level: str = "pairwise",
+    level: str = DEFAULT_LEVEL,
     relative: bool = False,
     seed: int = 0,
 ) -> PACCertificate:
@@ -130,7 +130,7 @@ class PACStoppingStrategy(BaseGlobalStoppingStrategy):
         self,
         delta: float,
         epsilon: float,
-        level: str = "pairwise",
+        level: str = DEFAULT_LEVEL,
         relative: bool = False,
         min_trials: int = 6,
         inactive_when_pending_trials: bool = False,

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
 import warnings
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from typing import Any
 
 import click
-import torch
 from tqdm import tqdm
 
 from benchmarks import calibration, fc3
 from benchmarks.report import write_reports
 from benchmarks.traces import Trace, append_trace, missing
+from benchmarks.workers import completed_runs
 
 BENCHMARKS = {module.NAME: module for module in (fc3, calibration)}
 
@@ -74,11 +72,12 @@ def run(
     todo = missing(keys, name)
     click.echo(f"{len(plan) - len(todo)} of {len(plan)} runs are already there")
     jobs = [job for job, key in zip(plan, keys, strict=True) if key in todo]
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, context, _start_worker, (threads,)) as pool:
-        running = [pool.submit(benchmark.run, seed, values) for values, seed in jobs]
-        for done in tqdm(as_completed(running), total=len(jobs), unit="run"):
-            append_trace(done.result())
+    for trace in tqdm(
+        completed_runs(benchmark.run, jobs, workers=workers, threads=threads),
+        total=len(jobs),
+        unit="run",
+    ):
+        append_trace(trace)
     for path in write_reports():
         click.echo(f"wrote {path}")
 
@@ -92,15 +91,6 @@ def _parse(change: str) -> tuple[str, Any]:
         return name, json.loads(value)
     except json.JSONDecodeError:
         return name, value
-
-
-def _start_worker(threads: int) -> None:
-    """Set a worker process up: its threads, and silence about other packages."""
-    torch.set_num_threads(threads)
-    warnings.simplefilter("ignore", FutureWarning)
-    warnings.simplefilter("ignore", DeprecationWarning)
-    # Rounding noise up is the safe side; GPyTorch says so at every fit.
-    warnings.filterwarnings("ignore", message="Very small noise values")
 
 
 @main.command()

@@ -1,8 +1,8 @@
 """Functions drawn from a prior: how often is a certificate wrong, and how late?
 
-The domain is finite (Sobol points), so a draw of the prior is exact, the optimum is known
-and the challenger is found by enumeration: every error is the certificate's own. All
-rules are applied to the same trajectory, which goes on until the strictest one stops.
+The domain is finite (Sobol points), so a draw of the prior is exact, the optimum is
+known and the challenger is found by enumeration: every error is the certificate's own.
+All rules are applied to one trajectory, which goes on until the strictest one stops.
 """
 
 from __future__ import annotations

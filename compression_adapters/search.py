@@ -13,7 +13,12 @@ from ax.api.client import Client
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from ax_pac import PACCertificate, incumbent_arm, pac_generation_strategy
+from ax_pac import (
+    DEFAULT_LEVEL,
+    PACCertificate,
+    incumbent_arm,
+    pac_generation_strategy,
+)
 from compression_adapters.checkpoint import save_compressed
 from compression_adapters.layers import Choose, choose_linear
 from compression_adapters.loop import (
@@ -82,7 +87,7 @@ def compress(
     gamma: float,
     delta: float = 0.05,
     epsilon: float = 0.005,
-    level: str = "pairwise",
+    level: str = DEFAULT_LEVEL,
     relative: bool = False,
     labels: Tensor | None = None,
     loss: str | Loss = "squared_l2",

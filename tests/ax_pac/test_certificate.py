@@ -47,7 +47,9 @@ def test_failure_probability_is_the_normal_tail_of_the_score(
     model_and_points, unit_box
 ):
     model, X = model_and_points
-    certificate = certify(model, X, unit_box, delta=0.05, epsilon=0.01, seed=0)
+    certificate = certify(
+        model, X, unit_box, delta=0.05, epsilon=0.01, level="pairwise", seed=0
+    )
     assert certificate.failure_probability == pytest.approx(norm.cdf(certificate.score))
     assert certificate.level == "pairwise"
     assert certificate.num_observations == len(X)
@@ -56,14 +58,15 @@ def test_failure_probability_is_the_normal_tail_of_the_score(
 
 def test_verdict_follows_epsilon_and_delta(model_and_points, unit_box):
     model, X = model_and_points
-    wide = certify(model, X, unit_box, delta=5.0, epsilon=0.01, seed=0)
-    narrow = certify(model, X, unit_box, delta=1e-3, epsilon=0.01, seed=0)
+    question = {"level": "pairwise", "seed": 0}
+    wide = certify(model, X, unit_box, delta=5.0, epsilon=0.01, **question)
+    narrow = certify(model, X, unit_box, delta=1e-3, epsilon=0.01, **question)
     assert wide.holds
     assert "at most epsilon" in wide.reason
     assert not narrow.holds
     assert "above epsilon" in narrow.reason
     threshold = narrow.failure_probability
-    again = certify(model, X, unit_box, delta=1e-3, epsilon=threshold, seed=0)
+    again = certify(model, X, unit_box, delta=1e-3, epsilon=threshold, **question)
     assert again.holds
 
 

@@ -37,7 +37,7 @@ def test_the_service_api_stops_by_certificate():
             point, index = client.get_next_trial()
             client.complete_trial(index, (squared_distance(point, index), SEM))
 
-    with pytest.raises(OptimizationShouldStop, match="the strongest challenger"):
+    with pytest.raises(OptimizationShouldStop, match=r"at most epsilon = 0\.05"):
         search()
     certificate = latest_certificate(client)
     assert certificate is not None

@@ -8,6 +8,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 
+from ax_pac import DEFAULT_LEVEL, LEVELS
 from compression_adapters import cli, load_compressed, presets
 from tests.networks import labels, pool, small_network
 
@@ -36,7 +37,7 @@ def test_compress_writes_everything_and_report_writes_it_again(tmp_path):
     out = tmp_path / "run"
     result = invoke("compress", "fc3", "--out", str(out), *ARGUMENTS)
     assert result.exit_code == 0, result.output
-    assert "certified (level pairwise)" in result.output
+    assert "certified (level joint)" in result.output
 
     summary = json.loads((out / "summary.json").read_text())
     assert summary["accuracy_original"] == 1.0
@@ -44,7 +45,7 @@ def test_compress_writes_everything_and_report_writes_it_again(tmp_path):
     assert 0 < summary["compression_ratio"] <= 1.0
     assert summary["whole_network_ratio"] == summary["compression_ratio"]
     assert summary["certificate"]["holds"]
-    assert summary["certificate"]["level"] == "pairwise"
+    assert summary["certificate"]["level"] == "joint"
     assert summary["reloaded_is_equal"]
     assert summary["settings"]["gamma"] == 0.5
     assert {"torch", "ax-platform", "ax-pac"} <= set(summary["versions"])
@@ -151,3 +152,9 @@ def test_a_network_that_reloads_differently_is_an_error(tmp_path, monkeypatch):
         result = invoke("compress", "fc3", "--out", str(tmp_path), *ARGUMENTS)
     assert result.exit_code == 1
     assert "gives other outputs" in result.output
+
+
+def test_the_levels_of_the_command_are_those_of_the_package():
+    (option,) = (p for p in cli.compress.params if p.name == "level")
+    assert tuple(option.type.choices) == LEVELS
+    assert option.default == DEFAULT_LEVEL
