@@ -20,7 +20,7 @@ from ax_pac.acquisition import (
 )
 from ax_pac.challenger import ChallengerSearch, find_challenger
 from ax_pac.difference import scalar_weight
-from ax_pac.joint import joint_failure
+from ax_pac.joint import filled_in, joint_failure
 from ax_pac.marginal import marginal_failure
 
 LEVELS = ("pairwise", "joint", "marginal")
@@ -265,10 +265,19 @@ def _at_level_marginal(
         )
     n = certificate.num_observations
     alpha = _ALPHA_SHARE * certificate.epsilon
+    # Its cost is linear in the candidates: a third of them, from both searches, with
+    # points filled in where the fitted model sees something to fear.
+    candidates, _ = filled_in(
+        acquisition,
+        torch.cat([search.challenger, search.points[::3]]),
+        torch.cat([torch.tensor([search.score]).double(), search.scores[::3]]),
+        certificate.epsilon,
+        torch.Generator().manual_seed(seed),
+    )
     result = marginal_failure(
         acquisition.observed_model,
         acquisition.incumbent,
-        search.points,
+        candidates,
         delta=certificate.delta / abs(weight),
         epsilon=certificate.epsilon - alpha,
         alpha=alpha / (n * (n + 1)),

@@ -103,7 +103,7 @@ def joint_failure(
     """
     rng = torch.Generator().manual_seed(seed)
     if fill_in:
-        points, scores = _filled_in(acquisition, points, scores, epsilon, rng)
+        points, scores = filled_in(acquisition, points, scores, epsilon, rng)
     keep, pruned = _prune(scores, epsilon)
     if len(keep) > _MAX_ACTIVE:
         keep = _thin(keep, scores, rng)
@@ -156,14 +156,25 @@ def _root(covariance: Tensor) -> Tensor:
     )
 
 
-def _filled_in(
+def filled_in(
     acquisition: PACAcquisition,
     points: Tensor,
     scores: Tensor,
     epsilon: float,
     rng: torch.Generator,
 ) -> tuple[Tensor, Tensor]:
-    """Add as many points again around those that matter; return all with scores."""
+    """Add as many points again around those that matter.
+
+    Args:
+        acquisition: The score.
+        points: Scored points. Shape `N x d`.
+        scores: Their scores. Shape `N`.
+        epsilon: Probability against which a point matters.
+        rng: Where the new points are drawn from.
+
+    Returns:
+        All points with their scores, `2N x d` and `2N`; as they came if none matters.
+    """
     keep, _ = _prune(scores, epsilon)
     centres = points[keep]
     if len(centres) == 0:
