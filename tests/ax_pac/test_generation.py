@@ -184,6 +184,44 @@ def test_certificate_ignores_pending_trials():
     assert certificate_records(experiment_of(client)) == records
 
 
+def noisy(parameters, index):
+    """Noise of a tenth, far above what one evaluation can resolve."""
+    exact = squared_distance(parameters, index)
+    return exact + 0.1 * math.sin(1000.0 * (index + 1))
+
+
+def test_an_incumbent_is_evaluated_again_and_never_reads_as_a_certificate():
+    client = new_client(delta=0.05)
+    proposals = run(client, evaluate=noisy, sem=0.1, max_trials=16)
+    points = [tuple(p.values()) for p in proposals]
+    assert len(set(points)) < len(points)
+    trials = list(experiment_of(client).trials.values())[5:]
+    # Deduplication would have put a Sobol point in place of the repetition.
+    assert {t.generator_runs[0]._generation_node_name for t in trials} == {"PAC"}
+    repeated = [t for t in trials if points.index(points[t.index]) < t.index]
+    for trial in repeated:
+        score = trial.generator_runs[0].gen_metadata["expected_acquisition_value"]
+        assert score[0] > -50  # the challenger's, not minus infinity
+    # A repeated arm keeps its name, and both observations are fitted.
+    assert (
+        repeated[0].arm.name
+        == trials[0].experiment.arms_by_signature[repeated[0].arm.signature].name
+    )
+    record = certificate_records(experiment_of(client))[-1]
+    assert record["num_observations"] == record["num_trials"]
+    assert not record["holds"]
+
+
+def test_the_published_rule_never_looks_at_the_incumbent_again():
+    client = new_client(delta=0.05, sampling="challenger")
+    run(client, evaluate=noisy, sem=0.1, max_trials=12)
+    records = certificate_records(experiment_of(client))
+    trials = experiment_of(client).trials
+    for record in records[:-1]:
+        proposed = trials[record["num_trials"]].arm.parameters
+        assert tuple(proposed.values()) == pytest.approx(tuple(record["challenger"]))
+
+
 def test_integers_and_choices_are_left_to_ax():
     client = Client()
     client.configure_experiment(
@@ -255,9 +293,23 @@ def test_outcome_constraints_and_several_objectives_are_refused():
         ({"delta": 0}, "delta must be"),
         ({"epsilon": 1}, "epsilon must be"),
         ({"level": "certain"}, "level must be"),
+        ({"sampling": "random"}, "sampling must be"),
         ({"num_initial_trials": 1}, "num_initial_trials must be at least 2"),
     ],
 )
 def test_settings_out_of_range_are_refused(settings, message):
     with pytest.raises(ValueError, match=message):
         pac_generation_strategy(**{**SETTINGS, **settings})
+
+
+def test_level_marginal_is_reached_through_ax():
+    client = new_client(delta=0.3, level="marginal", num_initial_trials=8)
+    run(client)
+    certificate = latest_certificate(client)
+    assert certificate is not None
+    assert certificate.holds
+    assert certificate.hyperparameter_status == "ok"
+    assert certificate.num_observations >= 10  # fewer say nothing of hyperparameters
+    history = certificate_history(client)
+    early = history[history["num_observations"] < 10]
+    assert not early["holds"].any()

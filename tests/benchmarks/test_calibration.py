@@ -39,11 +39,14 @@ def test_exact_probability_of_a_joint_stop_is_what_was_promised(trace):
         assert stop["posterior_failure"] <= epsilon
 
 
-def test_a_prior_draw_has_unit_variance():
-    values = calibration._Draw(0, calibration.settings(2)).values
-    assert values.shape == (2048,)
-    K = calibration._kernel(2)(calibration._domain(2)[:50]).to_dense()
+def test_the_prior_has_unit_variance_and_the_stated_correlation():
+    domain = calibration._domain(4)[:50]
+    K = calibration._kernel(4)(domain).to_dense()
     torch.testing.assert_close(K.diagonal(), torch.ones(50).double())
+    difference = (domain[0] - domain[1]) / torch.tensor(calibration._LENGTHSCALES[4])
+    a = (5 * difference.square().sum()).sqrt()
+    expected = (1 + a + a**2 / 3) * (-a).exp()
+    assert K[0, 1].item() == pytest.approx(expected.item(), rel=1e-6)
 
 
 def test_a_page_is_rendered_with_every_rule(trace):
