@@ -21,26 +21,30 @@ if TYPE_CHECKING:
 _PACKAGES = ("ax-pac", "ax-platform", "botorch", "torch", "torchvision", "numpy")
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+# "\\b" keeps click from filling the paragraph after it.
+_HELP = """Compress neural networks, and know when the search is finished.
+
+\b
+Start here:
+  ax-pac compress fc3 --out runs/fc3   train, compress and report (a minute)
+  ax-pac report runs/fc3               write the report of a run again
+
+Your own network: compression_adapters.compress(network, inputs, gamma=...) from
+Python. Your own objective: ax_pac.pac_generation_strategy in an Ax loop.
+"""
+
+
+@click.group(help=_HELP, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="ax-pac", prog_name="ax-pac")
 def main() -> None:
-    r"""Compress neural networks, and know when the search is finished.
-
-    \b
-    Start here:
-      ax-pac compress fc3 --out runs/fc3     train, compress and report (2 minutes)
-      ax-pac report runs/fc3                 write the report of a run again
-
-    Your own network: call `compression_adapters.compress(network, inputs, gamma=...)`
-    from Python. Your own objective: `ax_pac.pac_generation_strategy` in an Ax loop.
-    """
+    """Run before every command."""
     # Deprecations inside other people's packages are of no use to a reader here.
     warnings.filterwarnings("ignore", category=FutureWarning)
     warnings.filterwarnings("ignore", category=DeprecationWarning)
 
 
-@main.command()
-@click.argument("preset", type=click.Choice(["fc3"]))
+@main.command(short_help="Compress a named network until a certificate holds.")
+@click.argument("preset", metavar="PRESET", type=click.Choice(["fc3"]))
 @click.option(
     "--out",
     type=click.Path(path_type=Path, file_okay=False),
@@ -130,9 +134,9 @@ def main() -> None:
     help="Show a progress bar.  [default: on a terminal only]",
 )
 def compress(preset: str, out: Path, progress: bool | None, **options: Any) -> None:
-    """Compress a named network, without labels, until a certificate holds.
+    """Compress a named network, by default without labels, until a certificate holds.
 
-    PRESET is the network: fc3 is 784-1000-1000-10 on MNIST, trained here in a minute
+    PRESET is the network. fc3 is 784-1000-1000-10 on MNIST, trained here in a minute
     the first time and kept in your cache folder.
     """
     from compression_adapters.presets import PRESETS
@@ -150,7 +154,7 @@ def compress(preset: str, out: Path, progress: bool | None, **options: Any) -> N
     _print_summary(summary, out)
 
 
-@main.command()
+@main.command(short_help="Write the report of a finished run again.")
 @click.argument("folder", type=click.Path(path_type=Path, file_okay=False))
 def report(folder: Path) -> None:
     """Write the report of a finished run again, and print its result.
