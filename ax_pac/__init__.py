@@ -5,7 +5,7 @@ Importing this package registers its classes with Ax, so that a saved search loa
 
 from ax_pac.acquisition import PACAcquisition, select_incumbent, standardized_gap
 from ax_pac.analysis import certificate_history, plot_certificate_history
-from ax_pac.certificate import DEFAULT_LEVEL, LEVELS, PACCertificate, certify
+from ax_pac.certificate import certify
 from ax_pac.challenger import find_challenger
 from ax_pac.generation import pac_generation_strategy
 from ax_pac.hyperparameters import fit_model
@@ -17,6 +17,7 @@ from ax_pac.stopping import (
     latest_certificate,
 )
 from ax_pac.storage import register_with_ax
+from ax_pac.verdict import DEFAULT_LEVEL, LEVELS, PACCertificate
 
 __all__ = [
     "DEFAULT_LEVEL",

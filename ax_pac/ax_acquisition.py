@@ -12,9 +12,10 @@ from botorch.models.model import Model
 from torch import Tensor
 
 from ax_pac.acquisition import PACAcquisition
-from ax_pac.certificate import PACCertificate, certify
+from ax_pac.certificate import certify
 from ax_pac.challenger import find_challenger, more_informative
 from ax_pac.records import CertificateSettings
+from ax_pac.verdict import PACCertificate
 
 # Ax builds a new Acquisition for every call; the certificate belongs to the fitted
 # model, which Ax keeps for as long as the data stay the same.

@@ -23,7 +23,6 @@ from botorch.models.transforms.outcome import Standardize
 
 from ax_pac.acquisition import PACAcquisition
 from ax_pac.ax_acquisition import CertifyingAcquisition
-from ax_pac.certificate import DEFAULT_LEVEL, PACCertificate
 from ax_pac.hyperparameters import lengthscale_constraint, outputscale_constraint
 from ax_pac.records import (
     CertificateSettings,
@@ -32,6 +31,7 @@ from ax_pac.records import (
     keep_record,
     observed_data,
 )
+from ax_pac.verdict import DEFAULT_LEVEL, PACCertificate
 
 PAC_NODE = "PAC"
 SOBOL_NODE = "Sobol"

@@ -12,7 +12,7 @@ import pandas as pd
 from ax.core.experiment import Experiment
 from ax.core.trial_status import TrialStatus
 
-from ax_pac.certificate import DEFAULT_LEVEL, PACCertificate, check_settings
+from ax_pac.verdict import DEFAULT_LEVEL, PACCertificate, check_settings
 
 SAMPLING = ("leader_challenger", "challenger")
 

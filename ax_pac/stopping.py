@@ -10,7 +10,6 @@ from ax.core.arm import Arm
 from ax.core.experiment import Experiment
 from ax.global_stopping.strategies.base import BaseGlobalStoppingStrategy
 
-from ax_pac.certificate import DEFAULT_LEVEL, PACCertificate
 from ax_pac.generation import certify_adapter, generator_kwargs
 from ax_pac.records import (
     CertificateSettings,
@@ -19,6 +18,7 @@ from ax_pac.records import (
     find_record,
     observed_data,
 )
+from ax_pac.verdict import DEFAULT_LEVEL, PACCertificate
 
 
 def certify_experiment(

@@ -33,12 +33,13 @@ ALLOWED: tuple[tuple[str, set[str]], ...] = (
             "ax_pac.function_draws",
         },
     ),
+    ("ax_pac/verdict.py", {"ax_pac.acquisition"}),
     (
         "ax_pac/certificate.py",
         NUMERICS
         | {
             *("ax_pac.acquisition", "ax_pac.challenger", "ax_pac.difference"),
-            *("ax_pac.joint", "ax_pac.marginal"),
+            *("ax_pac.joint", "ax_pac.marginal", "ax_pac.verdict"),
         },
     ),
     ("ax_pac/", NUMERICS | {"ax", "pandas", "plotly", "ax_pac"}),
