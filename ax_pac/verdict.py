@@ -119,7 +119,7 @@ def reason_of(certificate: PACCertificate) -> str:
     probability = (
         f"{certificate.failure_probability:.3g}, {verdict} epsilon = {epsilon}"
     )
-    if certificate.level == "pairwise" or not certificate.num_draws:
+    if certificate.alpha == 0.0:  # a stronger level was not asked for, or not reached
         return (
             f"the strongest challenger beats the incumbent by more than {delta} with "
             f"probability {probability} (pairwise: each challenger on its own, which "
