@@ -211,8 +211,9 @@ class PACAcquisition(AnalyticAcquisitionFunction):
         Args:
             X_pending: Shape `p x d`, or None for no pending points.
         """
-        has_pending = X_pending is not None and X_pending.shape[0] > 0
-        self.X_pending = X_pending.detach().clone() if has_pending else None  # type: ignore[union-attr]
+        if X_pending is not None and X_pending.shape[0] == 0:
+            X_pending = None
+        self.X_pending = None if X_pending is None else X_pending.detach().clone()
         self._difference: DifferencePosterior | None = None
         weight = scalar_weight(self.posterior_transform)
         if weight is not None and is_plain_gp(self.observed_model):

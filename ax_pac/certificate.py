@@ -147,14 +147,13 @@ def _at_level_joint(
     seed: int,
 ) -> PACCertificate:
     """Replace the pairwise probability by the bound on that of any point."""
-    n = certificate.num_observations
-    alpha = _ALPHA_SHARE * certificate.epsilon
+    alpha, alpha_of_check = _spending(certificate)
     result = joint_failure(
         acquisition,
         search.points,
         search.scores,
         epsilon=certificate.epsilon - alpha,
-        alpha=alpha / (n * (n + 1)),
+        alpha=alpha_of_check,
         seed=seed,
     )
     return dataclasses.replace(
@@ -179,8 +178,7 @@ def _at_level_marginal(
             "level 'marginal' needs an objective that is one outcome or its negative; "
             f"got the transform {acquisition.posterior_transform}"
         )
-    n = certificate.num_observations
-    alpha = _ALPHA_SHARE * certificate.epsilon
+    alpha, alpha_of_check = _spending(certificate)
     # Its cost is linear in the candidates: a third of them, from both searches, with
     # points filled in where the fitted model sees something to fear.
     candidates, _ = filled_in(
@@ -196,7 +194,7 @@ def _at_level_marginal(
         candidates,
         delta=certificate.delta / abs(weight),
         epsilon=certificate.epsilon - alpha,
-        alpha=alpha / (n * (n + 1)),
+        alpha=alpha_of_check,
         weight=math.copysign(1.0, weight),
         seed=seed,
     )
@@ -210,6 +208,13 @@ def _at_level_marginal(
         effective_sample_size=result.effective_sample_size,
         hyperparameter_status=result.hyperparameter_status,
     )
+
+
+def _spending(certificate: PACCertificate) -> tuple[float, float]:
+    """What simulation may cost over all checks of a search, and over this one."""
+    n = certificate.num_observations
+    alpha = _ALPHA_SHARE * certificate.epsilon
+    return alpha, alpha / (n * (n + 1))
 
 
 def _union(first: ChallengerSearch, second: ChallengerSearch) -> ChallengerSearch:

@@ -7,6 +7,7 @@ import time
 from typing import Any
 
 import numpy as np
+import pandas as pd
 from ax.adapter.base import Adapter
 from ax.adapter.registry import Generators, MBM_X_trans
 from ax.core.experiment import Experiment
@@ -221,12 +222,15 @@ class CertificateHolds(TransitionCriterion):
             curr_node._fit(experiment=experiment)
             seconds = time.perf_counter() - start
             adapter = curr_node.generator_spec.fitted_adapter
-            record = certify_adapter(experiment, adapter, settings, fit_seconds=seconds)
+            record = certify_adapter(
+                experiment, data, adapter, settings, fit_seconds=seconds
+            )
         return PACCertificate.from_dict(record).holds
 
 
 def certify_adapter(
     experiment: Experiment,
+    data: pd.DataFrame,
     adapter: Adapter,
     settings: CertificateSettings,
     *,
@@ -236,6 +240,7 @@ def certify_adapter(
 
     Args:
         experiment: The experiment that the adapter was fitted to.
+        data: What `observed_data` returned for it.
         adapter: An adapter made with `generator_kwargs(settings)`.
         settings: What is asked of the certificate.
         fit_seconds: What the fit took, for the record.
@@ -243,7 +248,6 @@ def certify_adapter(
     Returns:
         The record.
     """
-    data = observed_data(experiment)
     start = time.perf_counter()
     # No pending observations on purpose: a certificate speaks of completed data.
     adapter.gen(n=1)

@@ -67,7 +67,7 @@ def certify_experiment(
             **generator_kwargs(settings),
         )
         record = certify_adapter(
-            experiment, adapter, settings, fit_seconds=time.perf_counter() - start
+            experiment, data, adapter, settings, fit_seconds=time.perf_counter() - start
         )
     return PACCertificate.from_dict(record)
 
