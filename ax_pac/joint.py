@@ -124,16 +124,24 @@ def joint_failure(
     failures, drawn, upper = 0, 0, 1.0
     for stage in stages:
         while drawn < stage:
-            batch = min(1024, stage - drawn)
+            # Small batches first: most checks that fail are far above epsilon.
+            batch = min(1024, stage - drawn, max(128, drawn))
             normal = torch.randn(len(points), batch, generator=rng)
             best = torch.addmm(mean.unsqueeze(-1), root, normal).amax(0)
             failures += int((best > 1.0).sum())
             drawn += batch
+            # Giving up early is free: it can only withhold a certificate.
+            if num_draws is None and _is_above(failures, target * drawn, 3.0):
+                break
         upper = clopper_pearson_upper(failures, drawn, alpha / len(stages))
-        # Giving up early is free: it can only withhold a certificate.
-        if upper <= target or failures > target * drawn + math.sqrt(failures):
+        if upper <= target or _is_above(failures, target * drawn, 1.0):
             break
     return JointFailure(failures, drawn, upper + pruned, len(points))
+
+
+def _is_above(failures: int, expected: float, deviations: float) -> bool:
+    """Whether there are more failures than so many of their standard deviations."""
+    return failures > expected + deviations * math.sqrt(failures)
 
 
 def _root(covariance: Tensor) -> Tensor:
