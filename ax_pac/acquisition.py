@@ -14,7 +14,9 @@ from botorch.utils.transforms import t_batch_mode_transform
 from torch import Tensor
 
 from ax_pac.difference import (
+    DenseDifference,
     DifferencePosterior,
+    JointDifference,
     believe_pending,
     is_plain_gp,
     scalar_weight,
@@ -266,18 +268,18 @@ class PACAcquisition(AnalyticAcquisitionFunction):
         return posterior.distribution.covariance_matrix
 
     @torch.no_grad()
-    def difference(self, points: Tensor) -> tuple[Tensor, Tensor]:
+    def difference(self, points: Tensor) -> JointDifference:
         """Return the joint posterior of `f(x) - f(incumbent)` over a set of points.
 
         Args:
             points: Shape `N x d`. Unit: the model's input units.
 
         Returns:
-            Mean, shape `N`, and covariance, shape `N x N`, of the transformed
-            objective, in objective units and their square.
+            Mean, variance and, on demand, covariances of the transformed objective, in
+            objective units and their square.
         """
         if self._difference is not None:
-            return self._difference.joint(points)
+            return self._difference.at(points)
         posterior = self.model.posterior(
             torch.cat([points, self.incumbent]),
             posterior_transform=self.posterior_transform,
@@ -285,7 +287,9 @@ class PACAcquisition(AnalyticAcquisitionFunction):
         mean = posterior.mean.squeeze(-1)
         covariance = posterior.distribution.covariance_matrix
         contrast = covariance[:-1] - covariance[-1:]
-        return mean[:-1] - mean[-1], contrast[:, :-1] - contrast[:, -1:]
+        return DenseDifference(
+            mean[:-1] - mean[-1], contrast[:, :-1] - contrast[:, -1:]
+        )
 
 
 @acqf_input_constructor(PACAcquisition)

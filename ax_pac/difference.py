@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from botorch.acquisition.objective import (
@@ -77,18 +77,89 @@ class DifferencePosterior:
         prior = self.model.covar_module(pair).to_dense()
         return self.scale**2 * (prior - explained.mT @ explained)
 
-    def joint(self, X: Tensor) -> tuple[Tensor, Tensor]:
-        """Return gap means, `N`, and their covariance, `N x N`."""
-        Z = self.model.transform_inputs(X)
-        covar = self.model.covar_module
-        k = covar(Z, self.Z).to_dense() - self.k_incumbent
-        explained = torch.linalg.solve_triangular(self.L, k.mT, upper=False)
-        to_incumbent = covar(Z, self.incumbent).to_dense()
-        prior = covar(Z).to_dense() - to_incumbent - to_incumbent.mT
-        covariance = prior + self.var_incumbent - explained.mT @ explained
-        gap = k[:, : self.num_observed] @ self.alpha
-        gap = gap + self.model.mean_module(Z) - self.mean_incumbent
-        return self.scale * gap, self.scale**2 * covariance
+    def at(self, X: Tensor) -> GaussianDifference:
+        """Return the joint posterior of the difference at points, `N x d`."""
+        return GaussianDifference(self, X)
+
+
+class JointDifference(Protocol):
+    """Joint posterior of `f(x) - f(incumbent)` at points, covariances on demand.
+
+    Attributes:
+        mean: Shape `N`. Unit: objective units.
+        variance: Shape `N`. Unit: squared objective units.
+    """
+
+    mean: Tensor
+    variance: Tensor
+
+    def with_columns(self, columns: Tensor) -> Tensor:
+        """Covariances of all points with some of them, `m` indices to `N x m`."""
+        ...
+
+    def with_pivots(self, pool: Tensor, pivot: Tensor) -> Tensor:
+        """Covariances within pools, indices `S x P` and `S` to `S x P`."""
+        ...
+
+
+class GaussianDifference:
+    """The joint posterior under an exact GP: nothing of size `N x N` is ever formed.
+
+    Args:
+        difference: The posterior of the difference.
+        X: Points. Shape `N x d`. Unit: the model's input units.
+    """
+
+    def __init__(self, difference: DifferencePosterior, X: Tensor) -> None:
+        self._covar = difference.model.covar_module
+        self._square = difference.scale**2
+        self._Z = difference.model.transform_inputs(X)
+        k = self._covar(self._Z, difference.Z).to_dense() - difference.k_incumbent
+        explained = torch.linalg.solve_triangular(difference.L, k.mT, upper=False)
+        self._explained = explained.mT.contiguous()
+        to_incumbent = self._covar(self._Z, difference.incumbent).to_dense()
+        # Half of the incumbent's variance with each of the two points.
+        self._to_incumbent = to_incumbent.squeeze(-1) - 0.5 * difference.var_incumbent
+        gap = k[:, : difference.num_observed] @ difference.alpha
+        gap = gap + difference.model.mean_module(self._Z) - difference.mean_incumbent
+        self.mean = difference.scale * gap
+        prior = self._covar(self._Z, diag=True) - 2.0 * self._to_incumbent
+        self.variance = self._square * (prior - self._explained.square().sum(-1))
+
+    def with_columns(self, columns: Tensor) -> Tensor:
+        """As in `JointDifference`."""
+        prior = self._covar(self._Z, self._Z[columns]).to_dense()
+        prior = prior - self._to_incumbent.unsqueeze(-1) - self._to_incumbent[columns]
+        return self._square * (prior - self._explained @ self._explained[columns].mT)
+
+    def with_pivots(self, pool: Tensor, pivot: Tensor) -> Tensor:
+        """As in `JointDifference`."""
+        prior = self._covar(self._Z[pool], self._Z[pivot].unsqueeze(-2)).to_dense()
+        prior = prior.squeeze(-1) - self._to_incumbent[pool]
+        prior = prior - self._to_incumbent[pivot].unsqueeze(-1)
+        explained = self._explained[pool] @ self._explained[pivot].unsqueeze(-1)
+        return self._square * (prior - explained.squeeze(-1))
+
+
+class DenseDifference:
+    """The joint posterior of any model, as mean and full covariance.
+
+    Args:
+        mean: Shape `N`.
+        covariance: Shape `N x N`.
+    """
+
+    def __init__(self, mean: Tensor, covariance: Tensor) -> None:
+        self.mean, self._covariance = mean, covariance
+        self.variance = covariance.diagonal()
+
+    def with_columns(self, columns: Tensor) -> Tensor:
+        """As in `JointDifference`."""
+        return self._covariance[:, columns]
+
+    def with_pivots(self, pool: Tensor, pivot: Tensor) -> Tensor:
+        """As in `JointDifference`."""
+        return self._covariance[pool, pivot.unsqueeze(-1)]
 
 
 def _noisy_cholesky(model: SingleTaskGP, Z: Tensor, noise: Tensor) -> Tensor:

@@ -19,6 +19,10 @@ from ax_pac.hyperparameter_posterior import (
 
 # Values of a function revealed between two looks at which candidates still matter.
 _REVEALED_AT_ONCE = 4
+# A function ends when what is left fails with a probability of this many tolerances.
+_UNDECIDED = 3.0
+# A function that has revealed this many values is decided by chance.
+_MAX_REVEALED = 96
 # Doubles in the largest temporary: settings are scored in chunks of this size.
 _CHUNK_SIZE = 2_000_000
 
@@ -152,14 +156,13 @@ def draw_failures(
     """Draw one function under each setting; does a candidate beat the incumbent?
 
     The difference `f(x) - f(incumbent)` is drawn jointly at all candidates that
-    matter: what is left out fails with a probability of at most `2 * tolerance` in
-    each draw, by the union bound.
+    matter: what is left out fails with a probability of at most `tolerance` in each
+    draw, by the union bound.
 
     Args:
         problem: Data, incumbent, candidates and delta.
         sample: `S` settings of the hyperparameters.
-        tolerance: Probability that may be left out when a draw starts, and again when
-            it ends, in (0, 1).
+        tolerance: Probability that may be left out, in (0, 1).
         generator: Source of every random number.
 
     Returns:
@@ -185,17 +188,22 @@ def _reveal_until_decided(
     """Reveal each function until it fails or what is left is negligible, `S` booleans.
 
     The point revealed next is the likeliest to fail given those revealed before. The
-    choice uses nothing that has not been revealed, so the chain rule holds and the
-    draw is a joint one. A candidate is dropped once at most, when its probability is
-    below the tolerance's share of one candidate, so all that are dropped fail with a
-    probability of at most the tolerance, however often there is a look.
+    choice uses nothing that has not been revealed, so the chain rule holds and the draw
+    is a joint one. A candidate is dropped once at most, when its probability is below
+    the tolerance's share of one candidate, so all that are dropped fail with a
+    probability of at most the tolerance, however often there is a look. A function ends
+    by failing with the probability that is left: at least as often as it would.
     """
     failed = torch.zeros(len(functions.mean), dtype=torch.bool)
     undecided = torch.arange(len(failed))
+    revealed = 0
     while len(undecided):
         scores = functions.scores()
-        left = torch.special.ndtr(scores).sum(-1) > tolerance
-        going_on = left & ~failed[undecided]
+        left = torch.special.ndtr(scores).sum(-1)
+        ended = (left <= _UNDECIDED * tolerance) | (revealed >= _MAX_REVEALED)
+        chance = torch.rand(len(left), generator=generator, dtype=torch.float64)
+        failed[undecided] |= ended & (chance < left)
+        going_on = ~ended & ~failed[undecided]
         undecided = undecided[going_on]
         if len(undecided) == 0:
             break
@@ -207,6 +215,7 @@ def _reveal_until_decided(
             pivot = functions.scores().argmax(-1)
             normal = torch.randn(len(pivot), generator=generator, dtype=torch.float64)
             failed[undecided] |= functions.reveal(pivot, normal) > functions.delta
+        revealed += _REVEALED_AT_ONCE
     return failed
 
 

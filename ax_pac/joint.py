@@ -15,8 +15,18 @@ from ax_pac.challenger import relative_lengthscales
 # Share of epsilon that may be lost by leaving unlikely points out of the draws. What is
 # left out is bounded by the sum of the pairwise probabilities and added to the result.
 _PRUNED_SHARE = 0.02
-# Points in the joint draws at most; a Cholesky factor of this size takes 0.1 s.
-_MAX_ACTIVE = 1200
+# Candidates at most, and how many of them every draw knows from the start.
+_MAX_CANDIDATES = 6000
+_MAX_ACTIVE = 300
+# A draw is looked into further where the candidates it does not know yet fail with a
+# probability of this share of epsilon.
+_UNDECIDED_SHARE = 0.02
+# Candidates that such a draw may get to know, and out of how many.
+_MAX_REVEALED = 16
+_POOL = 256
+_CHUNK = 64
+# In units of delta squared: below it a value counts as known.
+_SMALLEST_VARIANCE = 1e-4
 # Draws of each stage, as multiples of the fewest that could certify.
 _STAGES = (1, 4, 16)
 
@@ -78,10 +88,11 @@ def joint_failure(
 ) -> JointFailure:
     """Bound P(max_x f(x) - f(incumbent) > delta) by exact draws of the posterior.
 
-    The maximum is over an active set: the points whose pairwise probabilities of
-    beating the incumbent are not negligible against epsilon, and points around them.
-    Each draw is an exact joint draw of the differences to the incumbent. The number of
-    draws grows in three stages; a stage that is clearly above epsilon ends the test.
+    The maximum is over candidates: the points whose pairwise probabilities of beating
+    the incumbent are not negligible against epsilon, and points around them. Each draw
+    is an exact joint draw of the differences to the incumbent, see `DifferenceDraws`.
+    The number of draws grows in three stages; a stage that is clearly above epsilon
+    ends the test.
 
     Args:
         acquisition: The score, with model, incumbent and delta.
@@ -105,16 +116,11 @@ def joint_failure(
     if fill_in:
         points, scores = filled_in(acquisition, points, scores, epsilon, rng)
     keep, pruned = _prune(scores, epsilon)
-    if len(keep) > _MAX_ACTIVE:
+    if len(keep) > _MAX_CANDIDATES:
         keep = _thin(keep, scores, rng)
-    points = points[keep]
-    if len(points) == 0:
+    if len(keep) == 0:
         return JointFailure(0, 0, pruned, 0)
-    mean, covariance = acquisition.difference(points)
-    # In units of delta, so that single precision does for the draws: it is three times
-    # as fast, and an error of 1e-6 delta in a maximum decides nothing.
-    root = (_root(covariance) / acquisition.delta).float()
-    mean = (mean / acquisition.delta).float()
+    draws = DifferenceDraws(acquisition, points[keep], scores[keep], epsilon, rng)
     target = epsilon - pruned
     if num_draws is None:
         smallest = draws_needed(target, alpha / len(_STAGES))
@@ -126,9 +132,7 @@ def joint_failure(
         while drawn < stage:
             # Small batches first: most checks that fail are far above epsilon.
             batch = min(1024, stage - drawn, max(128, drawn))
-            normal = torch.randn(len(points), batch, generator=rng)
-            best = torch.addmm(mean.unsqueeze(-1), root, normal).amax(0)
-            failures += int((best > 1.0).sum())
+            failures += int(draws.fail(batch).sum())
             drawn += batch
             # Giving up early is free: it can only withhold a certificate.
             if num_draws is None and _is_above(failures, target * drawn, 3.0):
@@ -136,7 +140,155 @@ def joint_failure(
         upper = clopper_pearson_upper(failures, drawn, alpha / len(stages))
         if upper <= target or _is_above(failures, target * drawn, 1.0):
             break
-    return JointFailure(failures, drawn, upper + pruned, len(points))
+    return JointFailure(failures, drawn, upper + pruned, len(keep))
+
+
+class DifferenceDraws:
+    """Joint draws of `f(x) - f(incumbent)` over candidates; does one exceed delta?
+
+    Every draw knows its values at an active set: candidates that cover where a failure
+    is likely. What it does not know is a Gaussian with a known mean and covariance, so
+    the probability of a failure there is bounded by a sum. A draw for which this
+    bound is not negligible reveals its likeliest candidate, is conditioned on it, and
+    so on. By the chain rule that is an exact joint draw; it goes where a maximum may
+    lie between the points, which in four dimensions and more is most of the failures.
+    When it ends, a draw fails with the probability that is left, which errs on the safe
+    side.
+
+    Args:
+        acquisition: The score, with model, incumbent and delta.
+        points: Candidates. Shape `N x d`.
+        scores: Their scores. Shape `N`.
+        epsilon: Probability against which an undecided draw matters.
+        rng: Source of every random number.
+    """
+
+    def __init__(
+        self,
+        acquisition: PACAcquisition,
+        points: Tensor,
+        scores: Tensor,
+        epsilon: float,
+        rng: torch.Generator,
+    ) -> None:
+        self._difference = difference = acquisition.difference(points)
+        # In units of delta, so that single precision does for the draws: it is twice as
+        # fast, and an error of 1e-5 delta in a maximum decides nothing.
+        self._square = acquisition.delta**2
+        lengthscales = relative_lengthscales(acquisition.model, points.shape[-1])
+        width = (points.amax(0) - points.amin(0)).clamp_min(1e-300)
+        active = covering(points / (lengthscales * width), scores, _MAX_ACTIVE)
+        with torch.no_grad():
+            covariance = difference.with_columns(active) / self._square
+        root = _root(covariance[active])
+        explained = torch.linalg.solve_triangular(root, covariance.mT, upper=False)
+        variance = difference.variance / self._square - explained.square().sum(0)
+        self._rng = rng
+        self._tolerance = _UNDECIDED_SHARE * epsilon
+        self._mean = (difference.mean / acquisition.delta).float().unsqueeze(-1)
+        self._active = active
+        self._root = root.float()
+        self._explained = explained.mT.float()
+        self._deviation = variance.clamp_min(_SMALLEST_VARIANCE).sqrt().float()
+
+    def fail(self, num_draws: int) -> Tensor:
+        """Make draws; whether each exceeds delta somewhere, `num_draws` booleans."""
+        normal = torch.randn(len(self._active), num_draws, generator=self._rng)
+        known = self._mean[self._active].addmm(self._root, normal)
+        failed = (known > 1.0).any(0)
+        going_on = (~failed).nonzero().squeeze(-1)
+        if len(self._mean) == len(self._active) or len(going_on) == 0:
+            return failed
+        mean = self._mean.addmm(self._explained, normal[:, going_on])
+        scores = (mean - 1.0) / self._deviation.unsqueeze(-1)
+        scores[self._active] = -math.inf
+        probability = torch.special.ndtr(scores)
+        left = probability.sum(0)
+        # Reveal what is not negligible, in chunks that fit into the cache.
+        undecided = (left > self._tolerance).nonzero().squeeze(-1)
+        for chunk in undecided.split(_CHUNK):
+            top = probability[:, chunk].topk(min(_POOL, len(mean)), dim=0)
+            rest = left[chunk] - top.values.sum(0)
+            means = mean[:, chunk].gather(0, top.indices)
+            beaten, left_in_pool = self._reveal(top.indices.mT, means.mT)
+            failed[going_on[chunk]] = beaten
+            left[chunk] = left_in_pool + rest.clamp_min(0.0)
+        by_chance = torch.rand(len(left), generator=self._rng) < left
+        failed[going_on] |= by_chance
+        return failed
+
+    def _reveal(self, pool: Tensor, mean: Tensor) -> tuple[Tensor, Tensor]:
+        """Reveal candidates of each draw, the likeliest to exceed delta first.
+
+        Args:
+            pool: Indices of candidates. Shape `S x P`.
+            mean: Their conditional means. Shape `S x P`.
+
+        Returns:
+            Whether a revealed value exceeds delta, and the bound on what the rest of
+            the pool can do, both of shape `S`.
+        """
+        row = torch.arange(len(pool))
+        explained = self._explained[pool]
+        variance = self._deviation[pool].square()
+        updates: list[Tensor] = []
+        failed = torch.zeros(len(pool), dtype=torch.bool)
+        known = torch.zeros_like(pool, dtype=torch.bool)
+        left = torch.ones(len(pool))
+        for reveal in range(_MAX_REVEALED + 1):
+            deviation = variance.clamp_min(_SMALLEST_VARIANCE).sqrt()
+            scores = ((mean - 1.0) / deviation).masked_fill(known, -math.inf)
+            left = torch.special.ndtr(scores).sum(-1)
+            if reveal == _MAX_REVEALED or (failed | (left <= self._tolerance)).all():
+                break
+            pivot = scores.argmax(-1)
+            known[row, pivot] = True
+            with torch.no_grad():
+                prior = self._difference.with_pivots(pool, pool[row, pivot])
+            covariance = (prior / self._square).float()
+            covariance -= (explained @ explained[row, pivot].unsqueeze(-1)).squeeze(-1)
+            for update in updates:
+                covariance -= update * update[row, pivot].unsqueeze(-1)
+            update = covariance / deviation[row, pivot].unsqueeze(-1)
+            normal = torch.randn(len(pool), generator=self._rng)
+            value = mean[row, pivot] + deviation[row, pivot] * normal
+            # A draw whose remainder is negligible has ended.
+            failed |= (value > 1.0) & (left > self._tolerance)
+            updates.append(update)
+            mean = mean + update * normal.unsqueeze(-1)
+            variance = variance - update.square()
+        return failed, left
+
+
+def covering(points: Tensor, scores: Tensor, num_points: int) -> Tensor:
+    """Choose points that cover where a failure is likely, farthest first.
+
+    The point taken next is the farthest from those taken, its distance weighted by the
+    fourth root of its pairwise probability: dense around the likeliest failures, and
+    yet somewhere near each of the others. The likeliest points alone would be one
+    cluster whose values are all but the same.
+
+    Args:
+        points: In units of the length scales. Shape `N x d`.
+        scores: Standardised gaps. Shape `N`.
+        num_points: How many to choose; all when there are no more.
+
+    Returns:
+        Their indices.
+    """
+    if len(points) <= num_points:
+        return torch.arange(len(points))
+    weights = torch.special.ndtr(scores).sqrt()  # of squared distances
+    columns = points.mT.contiguous()
+    distance = torch.full_like(scores, math.inf)
+    chosen = torch.empty(num_points, dtype=torch.long)
+    chosen[0] = scores.argmax()
+    for i in range(num_points):
+        if i:
+            chosen[i] = (distance * weights).argmax()
+        centre = columns[:, chosen[i]].unsqueeze(-1)
+        distance = torch.minimum(distance, (columns - centre).square().sum(0))
+    return chosen
 
 
 def _is_above(failures: int, expected: float, deviations: float) -> bool:
@@ -214,12 +366,12 @@ def _prune(scores: Tensor, epsilon: float) -> tuple[Tensor, float]:
 
 
 def _thin(keep: Tensor, scores: Tensor, rng: torch.Generator) -> Tensor:
-    """Cut an active set to its largest size: the best half of it, the rest by weight.
+    """Cut candidates to their largest number: by chance, likelier ones likelier.
 
-    Points this dense are correlated so closely that those left out add little; the
-    calibration benchmark shows what is lost.
+    Candidates this dense are correlated so closely that those left out add little; the
+    benchmark of the inner maximum shows what is lost.
     """
-    best, others = keep[: _MAX_ACTIVE // 2], keep[_MAX_ACTIVE // 2 :]
-    weights = torch.special.ndtr(scores[others])
-    drawn = torch.multinomial(weights, _MAX_ACTIVE - len(best), generator=rng)
-    return torch.cat([best, others[drawn]])
+    weights = torch.special.ndtr(scores[keep]).sqrt()
+    drawn = torch.multinomial(weights[1:], _MAX_CANDIDATES - 1, generator=rng)
+    # The strongest of all stays.
+    return torch.cat([keep[:1], keep[1:][drawn]])

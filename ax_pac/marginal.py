@@ -33,7 +33,7 @@ from ax_pac.joint import clopper_pearson_upper
 # worth about 0.7 effective ones.
 _STAGES = (2.0, 4.0, 9.0)
 # Share of epsilon that candidates left out of a draw may contribute, by the union
-# bound; half when a draw starts, half when it ends. It is added to the upper bound.
+# bound. It is added to the upper bound.
 OMITTED_SHARE = 0.02
 MAX_R_HAT = 1.2
 # Draws between two looks at the number of failures.
@@ -155,7 +155,7 @@ def _run_stages(
 ) -> MarginalFailure:
     """Draw until certified, hopeless, or out of stages."""
     allowed = (1.0 - OMITTED_SHARE) * epsilon
-    tolerance = 0.5 * OMITTED_SHARE * epsilon
+    tolerance = OMITTED_SHARE * epsilon
     alpha_stage = alpha / len(_STAGES)
     fewest = math.log(alpha_stage) / math.log1p(-allowed)
     num_draws = num_failures = active_set_size = 0

@@ -11,6 +11,7 @@ from scipy.stats import binom
 
 from ax_pac import PACAcquisition, certify
 from ax_pac.challenger import find_challenger
+from ax_pac.difference import DenseDifference
 from ax_pac.joint import clopper_pearson_upper, draws_needed, joint_failure
 from tests.conftest import noisy_model
 
@@ -81,9 +82,8 @@ def test_test_of_the_level_errs_at_most_as_often_as_it_says(monkeypatch):
     probability = torch.tensor(1.2 * epsilon, dtype=torch.float64)
     mean = torch.tensor([0.0], dtype=torch.float64)
     sd = score.delta / -torch.special.ndtri(probability)
-    monkeypatch.setattr(
-        PACAcquisition, "difference", lambda self, p: (mean, sd.square().reshape(1, 1))
-    )
+    known = DenseDifference(mean, sd.square().reshape(1, 1))
+    monkeypatch.setattr(PACAcquisition, "difference", lambda self, p: known)
     top = int(scores.argmax())
     point = points[top : top + 1]
     issued = sum(

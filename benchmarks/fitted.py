@@ -1,0 +1,208 @@
+"""Certificates with fitted hyperparameters, on functions whose best value is known.
+
+The whole of what a user gets: the surrogate is fitted at every step, challengers are
+searched in the continuous box, and the run ends by its certificate. Functions are drawn
+from a GP or are the usual test functions.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ax_pac import PACAcquisition, PACCertificate, certify, fit_model
+from ax_pac.challenger import more_informative
+from ax_pac.hyperparameter_posterior import (
+    LENGTHSCALE_LOG_SD,
+    LENGTHSCALE_MEDIAN,
+    OUTPUTSCALE_LOG_SD,
+)
+from benchmarks.functions import (
+    TEST_FUNCTIONS,
+    Function,
+    draw_from_prior,
+    known_function,
+)
+from benchmarks.traces import Trace, provenance
+
+NAME = "fitted"
+DESCRIPTION = "fitted hyperparameters: success of marginal certificates at the stop"
+MINUTES_ONCE = 0.0
+
+DELTA = 0.1
+EPSILON = 0.05
+
+# Length scales of the draws whose hyperparameters are set, not drawn.
+_LENGTHSCALES = {
+    2: (0.25, 0.45),
+    4: (0.35, 0.45, 0.55, 0.70),
+    6: (0.45, 0.5, 0.6, 0.7, 0.8, 0.9),
+    9: (1.5,) * 9,
+    16: (2.0,) * 16,
+}
+_INITIAL = {2: 5, 3: 5, 4: 10, 6: 15, 9: 18, 16: 24}
+_MAX_EVALUATIONS = {2: 60, 3: 60, 4: 150, 6: 200, 9: 150, 16: 150}
+
+
+def settings(function: str, d: int, noise: float) -> dict[str, Any]:
+    return {"function": function, "d": d, "noise": noise}
+
+
+# Each with its number of runs and the core-minutes of one, measured.
+_PLAN: tuple[tuple[dict[str, Any], int, float], ...] = (
+    (settings("set", 2, 0.1), 100, 0.6),
+    (settings("prior", 2, 0.1), 100, 0.6),
+    (settings("branin", 2, 0.001), 50, 0.4),
+    (settings("hartmann3", 3, 0.001), 50, 0.4),
+    (settings("set", 4, 0.1), 100, 3.0),
+    (settings("hartmann6", 6, 0.001), 50, 2.0),
+    (settings("rosenbrock4", 4, 0.001), 50, 2.0),
+    (settings("wilson", 2, 0.1), 50, 0.6),
+    (settings("wilson", 4, 0.1), 50, 3.0),
+    (settings("set", 6, 0.1), 40, 8.0),
+    (settings("set", 9, 0.1), 20, 6.0),
+    (settings("set", 16, 0.1), 20, 8.0),
+)
+
+
+def plan(seeds: int | None, **changes: Any) -> list[tuple[dict[str, Any], int]]:
+    """Every setting that agrees with `changes`, its runs in order of the seed."""
+    known = _PLAN[0][0]
+    if set(changes) - set(known):
+        raise ValueError(f"unknown settings in {[*changes]}, known: {[*known]}")
+    return [
+        (row, seed)
+        for row, runs, _ in _PLAN
+        if all(row[name] == value for name, value in changes.items())
+        for seed in range(seeds or runs)
+    ]
+
+
+def minutes(job: tuple[dict[str, Any], int]) -> float:
+    """Core-minutes of one run, measured."""
+    return next(cost for row, _, cost in _PLAN if row == job[0])
+
+
+def run(seed: int, settings: dict[str, Any]) -> Trace:
+    """Search one function; note where each level stops and how good that is."""
+    function = _function(seed, settings)
+    search = _Search(function, settings["noise"], seed)
+    stops: dict[str, dict[str, Any]] = {}
+    refusals: dict[str, int] = {}
+    while "marginal" not in stops and search.num_evaluations < search.budget:
+        certificate = search.check()
+        for level in _levels_that_hold(certificate):
+            stops.setdefault(level, search.verdict(certificate))
+        status = certificate.hyperparameter_status
+        if status not in (None, "ok"):
+            reason = status.split(" ")[0]
+            refusals[reason] = refusals.get(reason, 0) + 1
+        if "marginal" not in stops:
+            search.step(certificate)
+    return Trace(
+        benchmark=NAME,
+        settings=settings,
+        seed=seed,
+        result={
+            "stops": stops,
+            "evaluations": search.num_evaluations,
+            "refusals": sum(refusals.values()),
+        },
+        trials=[],
+        provenance=provenance(torch.get_num_threads()),
+    )
+
+
+def _levels_that_hold(certificate: PACCertificate) -> list[str]:
+    """Which levels are met at this check; the weaker ones are filters of the rest."""
+    levels = []
+    if certificate.pairwise_probability <= EPSILON:
+        levels.append("pairwise")
+    # Level marginal is asked only where level joint is met.
+    if certificate.hyperparameter_status is not None:
+        levels.append("joint")
+    if certificate.holds:
+        levels.append("marginal")
+    return levels
+
+
+def _function(seed: int, settings: dict[str, Any]) -> Function:
+    name, d = settings["function"], settings["d"]
+    if name in TEST_FUNCTIONS:
+        return known_function(name)
+    rng = torch.Generator().manual_seed(7_919 * d + seed)
+    normal = torch.randn(d + 2, generator=rng, dtype=torch.float64)
+    outputscale, mean = 1.0, 0.0
+    if name == "prior":
+        median = LENGTHSCALE_MEDIAN * math.sqrt(d)
+        lengthscale = median * (LENGTHSCALE_LOG_SD * normal[:d]).exp()
+        outputscale = math.exp(OUTPUTSCALE_LOG_SD * normal[d].item())
+        mean = normal[d + 1].item()
+    elif name == "wilson":
+        lengthscale = torch.full((d,), 0.25 * math.sqrt(d), dtype=torch.float64)
+    else:
+        lengthscale = torch.tensor(_LENGTHSCALES[d], dtype=torch.float64)
+    return draw_from_prior(lengthscale, outputscale, mean, seed=1_000_003 * d + seed)
+
+
+class _Search:
+    """A search with what it has observed."""
+
+    def __init__(self, function: Function, noise: float, seed: int) -> None:
+        self.function, self.noise, self.seed = function, noise, seed
+        dim = function.dim
+        self.budget = _MAX_EVALUATIONS[dim]
+        self.rng = torch.Generator().manual_seed(1_000_003 * dim + seed)
+        self.bounds = torch.tensor([[0.0] * dim, [1.0] * dim], dtype=torch.float64)
+        self.X = torch.empty(0, dim, dtype=torch.float64)
+        self.Y = torch.empty(0, 1, dtype=torch.float64)
+        engine = torch.quasirandom.SobolEngine(dim, scramble=True, seed=seed)
+        for x in engine.draw(_INITIAL[dim], dtype=torch.float64):
+            self._evaluate(x.unsqueeze(0))
+
+    @property
+    def num_evaluations(self) -> int:
+        return len(self.X)
+
+    def _evaluate(self, x: Tensor) -> None:
+        value = self.function.evaluate(x).unsqueeze(-1)
+        noise = torch.randn(1, 1, generator=self.rng, dtype=torch.float64)
+        self.X = torch.cat([self.X, x])
+        self.Y = torch.cat([self.Y, value + self.noise * noise])
+
+    def check(self) -> PACCertificate:
+        """Fit the surrogate and ask whether the search is finished."""
+        Yvar = torch.full_like(self.Y, self.noise**2)
+        self.model = fit_model(self.X, self.Y, Yvar)
+        return certify(
+            self.model,
+            self.X,
+            self.bounds,
+            delta=DELTA,
+            epsilon=EPSILON,
+            level="marginal",
+            seed=10_000 * self.seed + self.num_evaluations,
+        )
+
+    def step(self, certificate: PACCertificate) -> None:
+        """Evaluate challenger or incumbent, whichever tells more."""
+        acquisition = PACAcquisition(self.model, self.X, DELTA)
+        challenger = torch.tensor([certificate.challenger], dtype=torch.float64)
+        self._evaluate(more_informative(acquisition, challenger))
+
+    def verdict(self, certificate: PACCertificate) -> dict[str, Any]:
+        """How good the incumbent truly is."""
+        incumbent = torch.tensor([certificate.incumbent], dtype=torch.float64)
+        value = self.function.evaluate(incumbent).item()
+        dim = self.function.dim
+        fewest = max(2 * dim + 3, 10, _INITIAL[dim])
+        return {
+            "evaluations": self.num_evaluations,
+            "regret": max(0.0, self.function.maximum - value),
+            "failure_probability": certificate.failure_probability,
+            # Which of the checks that a run may make, the first being 1.
+            "check": self.num_evaluations - fewest + 1,
+        }
