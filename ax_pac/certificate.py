@@ -19,7 +19,7 @@ from ax_pac.acquisition import (
 from ax_pac.challenger import ChallengerSearch, find_challenger
 from ax_pac.difference import scalar_weight
 from ax_pac.joint import filled_in, joint_failure
-from ax_pac.marginal import marginal_failure
+from ax_pac.marginal import fewest_observations, marginal_failure
 from ax_pac.verdict import (
     DEFAULT_LEVEL,
     PACCertificate,
@@ -37,8 +37,8 @@ _ALPHA_SHARE = 0.1
 # The search that looks for what the first one missed is this many times as large.
 _SECOND_EFFORT = 4
 
-# Candidates of each draw at level `marginal`.
-_NUM_CANDIDATES = 1000
+# Candidates of each draw at level `marginal`: some, more a coordinate, and at most.
+_NUM_CANDIDATES = (200, 150, 1000)
 
 
 def certify(
@@ -182,11 +182,14 @@ def _at_level_marginal(
             f"got the transform {acquisition.posterior_transform}"
         )
     alpha, alpha_of_check = _spending(certificate)
+    first = fewest_observations(len(certificate.incumbent))
+    # No check is made on fewer, so theirs can be spent as well.
+    alpha_of_check = min(alpha, alpha_of_check * first)
     rng = torch.Generator().manual_seed(seed)
     points, scores = filled_in(
         acquisition, search.points, search.scores, certificate.epsilon, rng
     )
-    candidates = torch.cat([search.challenger, points[_mixed(scores, rng)]])
+    candidates = torch.cat([search.challenger, points[_mixed(points, scores, rng)]])
     result = marginal_failure(
         acquisition.observed_model,
         acquisition.incumbent,
@@ -197,8 +200,12 @@ def _at_level_marginal(
         weight=math.copysign(1.0, weight),
         seed=seed,
     )
+    challenger = certificate.challenger
+    if result.challenger is not None:
+        challenger = tuple(candidates[result.challenger].tolist())
     return dataclasses.replace(
         certificate,
+        challenger=challenger,
         failure_probability=min(1.0, result.upper_bound + alpha),
         certifiable=result.hyperparameter_status == "ok",
         alpha=alpha,
@@ -209,14 +216,15 @@ def _at_level_marginal(
     )
 
 
-def _mixed(scores: Tensor, rng: torch.Generator) -> Tensor:
+def _mixed(points: Tensor, scores: Tensor, rng: torch.Generator) -> Tensor:
     """Choose candidates: those the fitted model fears, and as many of any kind.
 
     Other hyperparameters fear other points. The cost of a draw is linear in their
     number; four times as many change the failure probability by less than its error.
     """
     fears = torch.special.ndtr(scores).sqrt().clamp_min(1e-300)
-    half = min(_NUM_CANDIDATES // 2, len(scores))
+    some, more, most = _NUM_CANDIDATES
+    half = min(min(some + more * points.shape[-1], most) // 2, len(scores))
     feared = torch.multinomial(fears, half, generator=rng)
     others = torch.randperm(len(scores), generator=rng)[:half]
     return torch.cat([feared, others]).unique()

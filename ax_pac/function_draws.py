@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 import torch
 from botorch.models import SingleTaskGP
-from scipy.special import ndtri
 from torch import Tensor
 
 from ax_pac.acquisition import VARIANCE_FLOOR
@@ -19,8 +19,8 @@ from ax_pac.hyperparameter_posterior import (
 
 # Values of a function revealed between two looks at which candidates still matter.
 _REVEALED_AT_ONCE = 4
-# A function ends when what is left fails with a probability of this many tolerances.
-_UNDECIDED = 3.0
+# Share of the tolerance that each later look may drop.
+_DROPPED_SHARE = 0.1
 # A function that has revealed this many values is decided by chance.
 _MAX_REVEALED = 96
 # Doubles in the largest temporary: settings are scored in chunks of this size.
@@ -82,6 +82,8 @@ class _Functions:
         self.variance = prior - self.known.square().sum(-1)
         # Values revealed since the candidates were last thinned out.
         self.revealed: list[Tensor] = []
+        # What the candidates that were forgotten can do, by the union bound.
+        self.dropped = torch.zeros_like(outputscale)
         self.floor = 2.0 * VARIANCE_FLOOR * outputscale.unsqueeze(-1)
 
     def scores(self) -> Tensor:
@@ -89,13 +91,19 @@ class _Functions:
         deviation = torch.maximum(self.variance, self.floor).sqrt()
         return (self.mean - self.delta) / deviation
 
-    def keep_candidates(self, scores: Tensor, cutoff: float) -> int:
-        """Forget the candidates below the cutoff; the size of the active set."""
+    def keep_candidates(self, scores: Tensor, tolerance: float) -> int:
+        """Forget candidates that together fail with at most the tolerance.
+
+        Returns:
+            The number kept, the same for all settings.
+        """
         self._absorb()
-        size = int((scores > cutoff).sum(-1).amax())
+        probability, order = torch.special.ndtr(scores).sort(-1, descending=True)
+        left_out = probability.flip(-1).cumsum(-1).flip(-1)
+        size = max(1, int((left_out > tolerance).sum(-1).amax()))
         if size > 0.8 * scores.shape[-1]:
             return size
-        order = scores.topk(max(size, 1), dim=-1).indices
+        order = order[:, :size]
         self.X, self.known = (
             t.gather(1, order.unsqueeze(-1).expand(-1, -1, t.shape[-1]))
             for t in (self.X, self.known)
@@ -103,6 +111,7 @@ class _Functions:
         self.mean, self.variance, self.k_incumbent = (
             t.gather(1, order) for t in (self.mean, self.variance, self.k_incumbent)
         )
+        self.dropped = self.dropped + left_out[:, size]
         return size
 
     def _absorb(self) -> None:
@@ -114,7 +123,7 @@ class _Functions:
     def keep_settings(self, which: Tensor) -> None:
         """Forget the settings whose draw is decided."""
         self._absorb()
-        for name in "X known mean variance k_incumbent floor scale".split():
+        for name in "X known mean variance k_incumbent floor scale dropped".split():
             setattr(self, name, getattr(self, name)[which])
 
     def reveal(self, pivot: Tensor, normal: Tensor) -> Tensor:
@@ -147,52 +156,67 @@ class _Functions:
         return value
 
 
+class FunctionDraws(NamedTuple):
+    """Functions drawn, one under each setting of the hyperparameters.
+
+    Args:
+        failed: Whether some candidate exceeds delta. Shape `S`.
+        active_set_size: Largest number of candidates that took part in a draw.
+        pairwise: Each candidate's own probability of exceeding delta, averaged over
+            the settings. Shape `N`.
+    """
+
+    failed: Tensor
+    active_set_size: int
+    pairwise: Tensor
+
+
 def draw_failures(
     problem: DifferenceProblem,
     sample: HyperparameterSample,
     tolerance: float,
     generator: torch.Generator,
-) -> tuple[Tensor, int]:
+) -> FunctionDraws:
     """Draw one function under each setting; does a candidate beat the incumbent?
 
     The difference `f(x) - f(incumbent)` is drawn jointly at all candidates that
-    matter: what is left out fails with a probability of at most `tolerance` in each
-    draw, by the union bound.
+    matter. What is left out is bounded by the union bound and counted as failures in
+    that proportion.
 
     Args:
         problem: Data, incumbent, candidates and delta.
         sample: `S` settings of the hyperparameters.
-        tolerance: Probability that may be left out, in (0, 1).
+        tolerance: Probability that does not matter, in (0, 1).
         generator: Source of every random number.
 
     Returns:
-        Whether some candidate exceeds delta, shape `S`, and the largest number of
-        candidates that took part in a draw.
+        Whether some candidate exceeds delta, and more about the draws.
     """
     num_candidates = len(problem.candidates)
     chunk = max(1, _CHUNK_SIZE // (num_candidates * len(problem.Z)))
-    cutoff = float(ndtri(tolerance / num_candidates))
-    failed, largest = [], 0
+    failed, largest, pairwise = [], 0, torch.zeros(num_candidates).double()
     for lengthscale, outputscale in zip(
         sample.lengthscale.split(chunk), sample.outputscale.split(chunk), strict=True
     ):
         functions = _Functions(problem, lengthscale, outputscale)
-        largest = max(largest, functions.keep_candidates(functions.scores(), cutoff))
-        failed.append(_reveal_until_decided(functions, tolerance, cutoff, generator))
-    return torch.cat(failed), largest
+        scores = functions.scores()
+        pairwise += torch.special.ndtr(scores).sum(0)
+        largest = max(largest, functions.keep_candidates(scores, tolerance))
+        failed.append(_reveal_until_decided(functions, tolerance, generator))
+    pairwise /= len(sample.outputscale)
+    return FunctionDraws(torch.cat(failed), largest, pairwise)
 
 
 def _reveal_until_decided(
-    functions: _Functions, tolerance: float, cutoff: float, generator: torch.Generator
+    functions: _Functions, tolerance: float, generator: torch.Generator
 ) -> Tensor:
     """Reveal each function until it fails or what is left is negligible, `S` booleans.
 
     The point revealed next is the likeliest to fail given those revealed before. The
     choice uses nothing that has not been revealed, so the chain rule holds and the draw
-    is a joint one. A candidate is dropped once at most, when its probability is below
-    the tolerance's share of one candidate, so all that are dropped fail with a
-    probability of at most the tolerance, however often there is a look. A function ends
-    by failing with the probability that is left: at least as often as it would.
+    is a joint one. Candidates that have become unlikely are dropped. A function ends by
+    failing with the probability of what was dropped or is left: at least as often as it
+    would.
     """
     failed = torch.zeros(len(functions.mean), dtype=torch.bool)
     undecided = torch.arange(len(failed))
@@ -200,7 +224,8 @@ def _reveal_until_decided(
     while len(undecided):
         scores = functions.scores()
         left = torch.special.ndtr(scores).sum(-1)
-        ended = (left <= _UNDECIDED * tolerance) | (revealed >= _MAX_REVEALED)
+        ended = (left <= tolerance) | (revealed >= _MAX_REVEALED)
+        left = left + functions.dropped
         chance = torch.rand(len(left), generator=generator, dtype=torch.float64)
         failed[undecided] |= ended & (chance < left)
         going_on = ~ended & ~failed[undecided]
@@ -210,7 +235,7 @@ def _reveal_until_decided(
         if not going_on.all():
             functions.keep_settings(going_on)
             scores = scores[going_on]
-        functions.keep_candidates(scores, cutoff)
+        functions.keep_candidates(scores, _DROPPED_SHARE * tolerance)
         for _ in range(_REVEALED_AT_ONCE):
             pivot = functions.scores().argmax(-1)
             normal = torch.randn(len(pivot), generator=generator, dtype=torch.float64)

@@ -11,6 +11,7 @@ from gpytorch.kernels import MaternKernel, ScaleKernel
 from gpytorch.likelihoods import FixedNoiseGaussianLikelihood
 from gpytorch.means import ConstantMean
 from scipy.special import chdtri
+from scipy.stats import binom
 from torch import Tensor
 
 from ax_pac.acquisition import (
@@ -32,9 +33,9 @@ from ax_pac.joint import clopper_pearson_upper
 # certify without a single failure; alpha is split evenly over the stages. A draw is
 # worth about 0.7 effective ones.
 _STAGES = (2.0, 4.0, 9.0)
-# Share of epsilon that candidates left out of a draw may contribute, by the union
-# bound. It is added to the upper bound.
-OMITTED_SHARE = 0.02
+# What fails with this share of epsilon is not looked into further: it is counted as
+# failing by chance, in proportion to a bound on its probability.
+NEGLIGIBLE_SHARE = 0.04
 MAX_R_HAT = 1.2
 # Draws between two looks at the number of failures.
 _BATCH = 64
@@ -54,6 +55,9 @@ class MarginalFailure:
             size, plus what left-out candidates can contribute. Certified when it is
             at most epsilon and the status is "ok".
         active_set_size: Largest number of candidates that took part in a draw.
+        challenger: Index of the candidate whose pairwise probability of beating the
+            incumbent, averaged over the hyperparameters, is the highest; None where
+            nothing was drawn.
         hyperparameter_status: "ok", or a sentence that says why no claim is made.
     """
 
@@ -62,6 +66,7 @@ class MarginalFailure:
     effective_sample_size: float
     upper_bound: float
     active_set_size: int
+    challenger: int | None
     hyperparameter_status: str
 
 
@@ -130,7 +135,7 @@ def marginal_failure(
     )
     status = _refusal(model, problem)
     if status is not None:
-        return MarginalFailure(0, 0, 0.0, 1.0, 0, status)
+        return MarginalFailure(0, 0, 0.0, 1.0, 0, None, status)
     generator = torch.Generator().manual_seed(seed)
     kernel = model.covar_module
     chains = HyperparameterChains(
@@ -154,33 +159,45 @@ def _run_stages(
     generator: torch.Generator,
 ) -> MarginalFailure:
     """Draw until certified, hopeless, or out of stages."""
-    allowed = (1.0 - OMITTED_SHARE) * epsilon
-    tolerance = OMITTED_SHARE * epsilon
+    tolerance = NEGLIGIBLE_SHARE * epsilon
     alpha_stage = alpha / len(_STAGES)
-    fewest = math.log(alpha_stage) / math.log1p(-allowed)
+    fewest = math.log(alpha_stage) / math.log1p(-epsilon)
+    hopeless = _certifiable_share(math.ceil(_STAGES[-1] * fewest), epsilon, alpha_stage)
     num_draws = num_failures = active_set_size = 0
+    pairwise = torch.zeros(len(problem.candidates), dtype=torch.float64)
     for multiple in _STAGES:
         target = math.ceil(multiple * fewest)
-        while num_draws < target and num_failures <= allowed * target:
+        given_up = False
+        while num_draws < target and not given_up:
             chains.extend(num_draws + _BATCH)
             sample = chains.sample(first=num_draws)
-            failed, size = draw_failures(problem, sample, tolerance, generator)
-            num_draws += len(failed)
-            num_failures += int(failed.sum())
-            active_set_size = max(active_set_size, size)
+            draws = draw_failures(problem, sample, tolerance, generator)
+            num_draws += len(draws.failed)
+            num_failures += int(draws.failed.sum())
+            active_set_size = max(active_set_size, draws.active_set_size)
+            pairwise += draws.pairwise
+            # Giving up early is free: it can only withhold a certificate.
+            excess = num_failures - hopeless * num_draws
+            given_up = excess > max(2.0, math.sqrt(num_failures))
         effective = min(sample.effective_sample_size, float(num_draws))
         bound = clopper_pearson(num_failures, num_draws, effective, alpha_stage)
         is_mixed = sample.r_hat <= MAX_R_HAT
-        if (bound <= allowed and is_mixed) or num_failures > allowed * num_draws:
+        if (bound <= epsilon and is_mixed) or given_up:
             break
     return MarginalFailure(
         num_failures=num_failures,
         num_draws=num_draws,
         effective_sample_size=effective,
-        upper_bound=min(1.0, bound + OMITTED_SHARE * epsilon),
+        upper_bound=bound,
         active_set_size=active_set_size,
+        challenger=int(pairwise.argmax()),
         hyperparameter_status=_diagnosis(sample, num_failures, num_draws, fewest),
     )
+
+
+def _certifiable_share(num_draws: int, epsilon: float, alpha: float) -> float:
+    """Share of failures above which even all draws, if independent, would fail."""
+    return float(binom.ppf(alpha, num_draws, epsilon)) / num_draws
 
 
 def _diagnosis(
@@ -227,15 +244,21 @@ def clopper_pearson(
     return clopper_pearson_upper(k, n, alpha)
 
 
+def fewest_observations(dim: int) -> int:
+    """Return how many observations a claim about `dim` coordinates needs at least."""
+    return max(2 * dim + 3, 10)
+
+
 def _refusal(model: SingleTaskGP, problem: DifferenceProblem) -> str | None:
     """Say why these data support no claim, None if they may."""
     num_observations, dim = problem.Z.shape
     num_distinct = len(problem.Z.unique(dim=0))
-    if num_observations < max(2 * dim + 3, 10) or num_distinct < max(dim + 3, 8):
+    fewest = fewest_observations(dim)
+    if num_observations < fewest or num_distinct < max(dim + 3, 8):
         return (
             f"{num_observations} observations at {num_distinct} distinct points are "
             f"too few to know the hyperparameters of {dim} coordinates: at least "
-            f"{max(2 * dim + 3, 10)} at {max(dim + 3, 8)} are needed"
+            f"{fewest} at {max(dim + 3, 8)} are needed"
         )
     outputscale = float(model.covar_module.outputscale.detach())
     # The upper bound is no reason: a smooth function with a trend, Branin for one, is

@@ -20,6 +20,7 @@ from ax_pac.hyperparameter_posterior import (
     LENGTHSCALE_MEDIAN,
     OUTPUTSCALE_LOG_SD,
 )
+from ax_pac.marginal import fewest_observations
 from benchmarks.functions import (
     TEST_FUNCTIONS,
     Function,
@@ -198,7 +199,7 @@ class _Search:
         incumbent = torch.tensor([certificate.incumbent], dtype=torch.float64)
         value = self.function.evaluate(incumbent).item()
         dim = self.function.dim
-        fewest = max(2 * dim + 3, 10, _INITIAL[dim])
+        fewest = max(fewest_observations(dim), _INITIAL[dim])
         return {
             "evaluations": self.num_evaluations,
             "regret": max(0.0, self.function.maximum - value),

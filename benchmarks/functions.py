@@ -114,4 +114,3 @@ def known_function(name: str) -> Function:
     if not math.isfinite(maximum):
         raise ValueError(f"test function {name!r} has no known optimum")
     return Function(function.dim, evaluate, maximum)
-
