@@ -24,6 +24,7 @@ from botorch.models.transforms.outcome import Standardize
 
 from ax_pac.acquisition import PACAcquisition
 from ax_pac.ax_acquisition import CertifyingAcquisition
+from ax_pac.expected_improvement import LogPACExpectedImprovement
 from ax_pac.hyperparameters import lengthscale_constraint, outputscale_constraint
 from ax_pac.records import (
     CertificateSettings,
@@ -80,9 +81,16 @@ def generator_kwargs(settings: CertificateSettings) -> dict[str, Any]:
 
     Checked on Ax 1.3.1: `transforms` are the X half of its default list.
     """
+    acquisition: dict[str, Any] = {"botorch_acqf_class": PACAcquisition}
+    if settings.sampling == "expected_improvement":
+        # `CertifyingAcquisition` hands delta to a PACAcquisition only.
+        acquisition = {
+            "botorch_acqf_class": LogPACExpectedImprovement,
+            "botorch_acqf_options": {"delta": settings.delta},
+        }
     return {
+        **acquisition,
         "surrogate_spec": surrogate_spec(),
-        "botorch_acqf_class": PACAcquisition,
         "acquisition_class": CertifyingAcquisition,
         "acquisition_options": settings.to_dict(),
         "transforms": list(MBM_X_trans),
@@ -117,9 +125,12 @@ def pac_generation_strategy(
             `max(6, d + 2)`. Trials that the experiment already has are counted.
         sampling: `leader_challenger` evaluates whichever of challenger and incumbent
             says more about their difference, so points are repeated; `challenger` is
-            the published rule, which under noise often cannot finish.
+            the published rule, which under noise often cannot finish;
+            `expected_improvement` is `PACExpectedImprovement`, not for a relative
+            delta, maximised by Ax's own optimiser.
         seed: Seed of the search, stored with it; None draws one. With the data it
-            determines every proposal.
+            determines every certificate and every proposal, except those of
+            `expected_improvement`, which depend on torch's random state as well.
 
     Returns:
         A strategy for `client.set_generation_strategy`. It can be saved and loaded with

@@ -14,7 +14,7 @@ from ax.core.trial_status import TrialStatus
 
 from ax_pac.verdict import DEFAULT_LEVEL, PACCertificate, check_settings
 
-SAMPLING = ("leader_challenger", "challenger")
+SAMPLING = ("leader_challenger", "challenger", "expected_improvement")
 
 # Key under which records travel with the experiment, through JSON and SQL alike. A
 # stored name: never renamed.
@@ -41,7 +41,8 @@ class CertificateSettings:
         seed: Seed of the search; the number of observations is mixed in.
         sampling: Which point a search evaluates next, no part of the certificate:
             `leader_challenger` (whichever of challenger and incumbent says more about
-            their difference) or `challenger` (the published rule).
+            their difference), `challenger` (the published rule) or
+            `expected_improvement` (see `PACExpectedImprovement`).
 
     Raises:
         ValueError: When a value is out of its range.
@@ -59,6 +60,11 @@ class CertificateSettings:
         if self.sampling not in SAMPLING:
             raise ValueError(
                 f"sampling must be one of {SAMPLING}, got {self.sampling!r}"
+            )
+        if self.relative and self.sampling == "expected_improvement":
+            raise ValueError(
+                "sampling='expected_improvement' needs delta in objective units: give "
+                "relative=False, or another sampling"
             )
 
     def to_dict(self) -> dict[str, Any]:

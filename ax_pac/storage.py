@@ -16,6 +16,10 @@ from gpytorch.kernels import Kernel
 
 from ax_pac.acquisition import PACAcquisition
 from ax_pac.ax_acquisition import CertifyingAcquisition
+from ax_pac.expected_improvement import (
+    LogPACExpectedImprovement,
+    PACExpectedImprovement,
+)
 from ax_pac.generation import (
     BoundedMaternKernel,
     CertificateHolds,
@@ -29,6 +33,8 @@ _PREFIX = "ax_pac."
 
 _CLASSES: tuple[tuple[type[Any], type[Any]], ...] = (
     (AcquisitionFunction, PACAcquisition),
+    (AcquisitionFunction, PACExpectedImprovement),
+    (AcquisitionFunction, LogPACExpectedImprovement),
     (Acquisition, CertifyingAcquisition),
     (Kernel, BoundedMaternKernel),
 )
