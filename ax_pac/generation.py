@@ -24,9 +24,11 @@ from botorch.models.transforms.outcome import Standardize
 
 from ax_pac.acquisition import PACAcquisition
 from ax_pac.ax_acquisition import CertifyingAcquisition
+from ax_pac.ax_noise import SmoothedNoise
 from ax_pac.expected_improvement import LogPACExpectedImprovement
 from ax_pac.hyperparameters import lengthscale_constraint, outputscale_constraint
 from ax_pac.records import (
+    DEFAULT_NOISE,
     CertificateSettings,
     data_key,
     find_record,
@@ -79,7 +81,7 @@ def surrogate_spec() -> SurrogateSpec:
 def generator_kwargs(settings: CertificateSettings) -> dict[str, Any]:
     """Return the arguments of Ax's modular BoTorch generator for a PAC search.
 
-    Checked on Ax 1.3.1: `transforms` are the X half of its default list.
+    Checked on Ax 1.3.1: `transforms` are the X half of its default list, and ours.
     """
     acquisition: dict[str, Any] = {"botorch_acqf_class": PACAcquisition}
     if settings.sampling == "expected_improvement":
@@ -93,7 +95,10 @@ def generator_kwargs(settings: CertificateSettings) -> dict[str, Any]:
         "surrogate_spec": surrogate_spec(),
         "acquisition_class": CertifyingAcquisition,
         "acquisition_options": settings.to_dict(),
-        "transforms": list(MBM_X_trans),
+        "transforms": [
+            *MBM_X_trans,
+            *([SmoothedNoise] if settings.noise == "smoothed" else []),
+        ],
         "fit_tracking_metrics": False,
     }
 
@@ -106,6 +111,7 @@ def pac_generation_strategy(
     relative: bool = False,
     num_initial_trials: int | None = None,
     sampling: str = "leader_challenger",
+    noise: str = DEFAULT_NOISE,
     seed: int | None = None,
 ) -> GenerationStrategy:
     """Build a strategy: Sobol points, then the PAC criterion until a certificate holds.
@@ -128,6 +134,9 @@ def pac_generation_strategy(
             the published rule, which under noise often cannot finish;
             `expected_improvement` is `PACExpectedImprovement`, not for a relative
             delta, maximised by Ax's own optimiser.
+        noise: `smoothed` takes the standard errors smoothed over trials for the noise
+            (`smoothed_sems`), `raw` as they were reported. The experiment keeps
+            what was reported either way.
         seed: Seed of the search, stored with it; None draws one. With the data it
             determines every certificate and every proposal, except those of
             `expected_improvement`, which depend on torch's random state as well.
@@ -151,7 +160,9 @@ def pac_generation_strategy(
     """
     if seed is None:
         seed = int(np.random.SeedSequence().generate_state(1)[0])
-    settings = CertificateSettings(delta, epsilon, level, relative, seed, sampling)
+    settings = CertificateSettings(
+        delta, epsilon, level, relative, seed, sampling, noise
+    )
     if num_initial_trials is not None and num_initial_trials < 2:
         raise ValueError(
             "num_initial_trials must be at least 2, a model of fewer points says "

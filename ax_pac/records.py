@@ -16,6 +16,11 @@ from ax_pac.verdict import DEFAULT_LEVEL, PACCertificate, check_settings
 
 SAMPLING = ("leader_challenger", "challenger", "expected_improvement")
 
+# What the surrogate takes for the noise of an observation: its standard error smoothed
+# over trials (`smoothed_sems`), or as it was reported.
+NOISE = ("smoothed", "raw")
+DEFAULT_NOISE = "smoothed"
+
 # Key under which records travel with the experiment, through JSON and SQL alike. A
 # stored name: never renamed.
 PROPERTY = "ax_pac_certificates"
@@ -43,6 +48,7 @@ class CertificateSettings:
             `leader_challenger` (whichever of challenger and incumbent says more about
             their difference), `challenger` (the published rule) or
             `expected_improvement` (see `PACExpectedImprovement`).
+        noise: `smoothed` or `raw`, see `smoothed_sems`.
 
     Raises:
         ValueError: When a value is out of its range.
@@ -54,6 +60,7 @@ class CertificateSettings:
     relative: bool = False
     seed: int = 0
     sampling: str = "leader_challenger"
+    noise: str = DEFAULT_NOISE
 
     def __post_init__(self) -> None:
         check_settings(delta=self.delta, epsilon=self.epsilon, level=self.level)
@@ -61,6 +68,8 @@ class CertificateSettings:
             raise ValueError(
                 f"sampling must be one of {SAMPLING}, got {self.sampling!r}"
             )
+        if self.noise not in NOISE:
+            raise ValueError(f"noise must be one of {NOISE}, got {self.noise!r}")
         if self.relative and self.sampling == "expected_improvement":
             raise ValueError(
                 "sampling='expected_improvement' needs delta in objective units: give "
@@ -74,12 +83,14 @@ class CertificateSettings:
     @property
     def question(self) -> dict[str, Any]:
         """What decides the certificate; neither seed nor sampling do."""
-        names = ("delta", "epsilon", "level", "relative")
+        names = ("delta", "epsilon", "level", "relative", "noise")
         return {name: getattr(self, name) for name in names}
 
     def asks_the_same_as(self, fields: dict[str, Any]) -> bool:
         """Whether stored settings ask for the same certificate."""
-        return all(fields.get(name) == value for name, value in self.question.items())
+        # Records from before the option existed were computed on raw noise.
+        stored = {"noise": "raw", **fields}
+        return all(stored.get(name) == value for name, value in self.question.items())
 
 
 def observed_data(experiment: Experiment) -> pd.DataFrame:

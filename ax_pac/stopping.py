@@ -12,6 +12,7 @@ from ax.global_stopping.strategies.base import BaseGlobalStoppingStrategy
 
 from ax_pac.generation import certify_adapter, generator_kwargs
 from ax_pac.records import (
+    DEFAULT_NOISE,
     CertificateSettings,
     certificate_records,
     data_key,
@@ -29,6 +30,7 @@ def certify_experiment(
     level: str = DEFAULT_LEVEL,
     relative: bool = False,
     seed: int = 0,
+    noise: str = DEFAULT_NOISE,
 ) -> PACCertificate:
     """Certify an Ax experiment, whatever chose its points.
 
@@ -44,6 +46,7 @@ def certify_experiment(
         level: What the certificate accounts for, see `PACCertificate`.
         relative: Whether delta is a share of the incumbent's posterior mean.
         seed: Seed of the search for a challenger.
+        noise: `smoothed` or `raw`, see `pac_generation_strategy`.
 
     Returns:
         The certificate, whether it holds or not.
@@ -52,7 +55,7 @@ def certify_experiment(
         ValueError: When there are no observations, when one has no usable standard
             error, or when an argument is out of its range.
     """
-    settings = CertificateSettings(delta, epsilon, level, relative, seed)
+    settings = CertificateSettings(delta, epsilon, level, relative, seed, noise=noise)
     data = observed_data(experiment)
     if data.empty:
         raise ValueError(
@@ -121,6 +124,7 @@ class PACStoppingStrategy(BaseGlobalStoppingStrategy):
             always has a trial running never stops. A certificate speaks of completed
             data only, so False is right here.
         seed: Seed of the search for a challenger.
+        noise: `smoothed` or `raw`, see `pac_generation_strategy`.
 
     Raises:
         ValueError: When an argument is out of its range.
@@ -135,12 +139,15 @@ class PACStoppingStrategy(BaseGlobalStoppingStrategy):
         min_trials: int = 6,
         inactive_when_pending_trials: bool = False,
         seed: int = 0,
+        noise: str = DEFAULT_NOISE,
     ) -> None:
         super().__init__(
             min_trials=min_trials,
             inactive_when_pending_trials=inactive_when_pending_trials,
         )
-        self.settings = CertificateSettings(delta, epsilon, level, relative, seed)
+        self.settings = CertificateSettings(
+            delta, epsilon, level, relative, seed, noise=noise
+        )
 
     def _should_stop_optimization(
         self, experiment: Experiment, **kwargs: Any
