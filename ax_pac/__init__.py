@@ -13,6 +13,7 @@ from ax_pac.expected_improvement import (
 )
 from ax_pac.generation import pac_generation_strategy
 from ax_pac.hyperparameters import fit_model
+from ax_pac.noise import smoothed_sems
 from ax_pac.records import certificate_records
 from ax_pac.stopping import (
     PACStoppingStrategy,
@@ -43,6 +44,7 @@ __all__ = [
     "plot_certificate_history",
     "register_with_ax",
     "select_incumbent",
+    "smoothed_sems",
     "standardized_gap",
 ]
 

@@ -9,6 +9,7 @@ network, its raw standard errors, and the same smoothed over the search.
 from __future__ import annotations
 
 import hashlib
+import itertools
 import os
 from collections.abc import Callable
 from functools import cache
@@ -216,7 +217,7 @@ def _resnet18_networks() -> _Built:
     images = torch.stack(
         [
             decode_jpeg(files[start:stop].clone()).float().div(255).sub(_MEAN).div(_STD)
-            for start, stop in zip(offsets[:-1], offsets[1:], strict=True)
+            for start, stop in itertools.pairwise(offsets)
         ]
     )
     labels = torch.from_numpy(data["test_labels"]).long()
