@@ -26,7 +26,11 @@ from ax_pac.acquisition import PACAcquisition
 from ax_pac.ax_acquisition import CertifyingAcquisition
 from ax_pac.ax_noise import SmoothedNoise
 from ax_pac.expected_improvement import LogPACExpectedImprovement
-from ax_pac.hyperparameters import lengthscale_constraint, outputscale_constraint
+from ax_pac.hyperparameters import (
+    SMALLEST_SPREAD,
+    lengthscale_constraint,
+    outputscale_constraint,
+)
 from ax_pac.records import (
     DEFAULT_NOISE,
     CertificateSettings,
@@ -73,6 +77,7 @@ def surrogate_spec() -> SurrogateSpec:
         botorch_model_class=SingleTaskGP,
         covar_module_class=BoundedMaternKernel,
         outcome_transform_classes=[Standardize],
+        outcome_transform_options={"Standardize": {"min_stdv": SMALLEST_SPREAD}},
         name="matern52_bounded_ml",
     )
     return SurrogateSpec(model_configs=[config], eval_criterion=RANK_CORRELATION)

@@ -94,7 +94,7 @@ def test_same_seed_proposes_the_same_points_and_another_seed_others():
     assert run(new_client(seed=8), max_trials=1) != first[:1]
 
 
-@pytest.mark.parametrize("unit", [1e-3, 1e3])
+@pytest.mark.parametrize("unit", [1e-9, 1e-3, 1e3])
 def test_delta_is_in_objective_units(unit):
     """Ax's own outcome transforms would turn delta into standard deviations."""
 
