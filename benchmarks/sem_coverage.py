@@ -24,7 +24,7 @@ from torch.quasirandom import SobolEngine
 
 from ax_pac.noise import smoothed_sems
 from benchmarks.traces import ROOT, Trace, provenance
-from compression_adapters import compression_problem
+from compression_adapters import compression_problem, compression_ratio
 from compression_adapters.presets import PRESETS, cache_folder
 from compression_adapters.u_statistics import MeanSEM, apply_sem_floor
 
@@ -33,7 +33,8 @@ DESCRIPTION = "Coverage of mean +- z SEM on FC3 and ResNet18, raw and smoothed"
 MINUTES_ONCE = 8.0
 
 NETWORKS = ("fc3", "resnet18")
-LOSSES = ("squared_l2", "top1_error")
+# The objective is gamma * squared L2 + ratio: its noise is no function of its mean.
+LOSSES = ("squared_l2", "top1_error", "objective")
 SAMPLES = (10, 50, 200)
 LEVELS = (0.95, 0.68)
 METHODS = ("raw", "smoothed")
@@ -41,6 +42,7 @@ REPLICATIONS = 200
 # As many points as a search of the paper's sizes evaluates.
 _NUM_NETWORKS = 24
 _HIGH_RANKS = 0.6
+_GAMMA_RESNET18 = 0.02
 _BATCH = 1_000
 # Images of CIFAR-10's test set: the network has not been trained on them, so its error
 # is not zero.
@@ -154,7 +156,7 @@ def _skewness(values: np.ndarray) -> np.ndarray:
 def _pools(network: str) -> tuple[np.ndarray, dict[str, Tensor]]:
     """Points of the search space and the losses there, one row a network."""
     build = {"fc3": _fc3_networks, "resnet18": _resnet18_networks}[network]
-    d, reference, images, labels, compressed = build()
+    d, reference, images, labels, gamma, compressed = build()
     points = SobolEngine(d, scramble=True, seed=0).draw(
         _NUM_NETWORKS, dtype=torch.float64
     )
@@ -168,16 +170,27 @@ def _pools(network: str) -> tuple[np.ndarray, dict[str, Tensor]]:
         reference_outputs = _outputs(reference, images)
         rows: dict[str, list[Tensor]] = {loss: [] for loss in LOSSES}
         for u in points:
-            outputs = _outputs(compressed(u), images)
+            network_u, ratio = compressed(u)
+            outputs = _outputs(network_u, images)
             gap = (outputs - reference_outputs).square().sum(1)
             rows["squared_l2"].append(gap)
+            rows["objective"].append(gamma * gap + ratio)
             rows["top1_error"].append((outputs.argmax(1) != labels).float())
         path.parent.mkdir(parents=True, exist_ok=True)
         torch.save({loss: torch.stack(values) for loss, values in rows.items()}, path)
     return points.numpy(), torch.load(path, weights_only=True)
 
 
-_Built = tuple[int, nn.Module, Tensor, Tensor, Callable[[Tensor], nn.Module]]
+# Dimension, reference network, images, labels, gamma, and from a point to the network
+# there and its compression ratio.
+_Built = tuple[
+    int,
+    nn.Module,
+    Tensor,
+    Tensor,
+    float,
+    Callable[[Tensor], tuple[nn.Module, float]],
+]
 
 
 def _fc3_networks() -> _Built:
@@ -190,10 +203,12 @@ def _fc3_networks() -> _Built:
     )
     names = [parameter.name for parameter in problem.parameters]
 
-    def compressed(u: Tensor) -> nn.Module:
-        return problem.compress(dict(zip(names, u.tolist(), strict=True)))
+    def compressed(u: Tensor) -> tuple[nn.Module, float]:
+        point = dict(zip(names, u.tolist(), strict=True))
+        ratio = compression_ratio(problem.layers, problem.ranks(point))
+        return problem.compress(point), ratio
 
-    return len(names), network, images, labels, compressed
+    return len(names), network, images, labels, preset.gamma, compressed
 
 
 def _resnet18_networks() -> _Built:
@@ -229,18 +244,21 @@ def _resnet18_networks() -> _Built:
         for name in layers
     }
 
-    def compressed(u: Tensor) -> nn.Module:
+    def compressed(u: Tensor) -> tuple[nn.Module, float]:
         copy = resnet18(num_classes=10)
         copy.load_state_dict(network.state_dict())
+        kept = total = 0
         for name, coordinate in zip(layers, u.tolist(), strict=True):
             U, S, V = parts[name]
             rank = round(len(S) ** coordinate)
             weight = (U[:, :rank] * S[:rank]) @ V[:rank]
             layer = copy.get_submodule(name)
             layer.weight.data = weight.reshape(layer.weight.shape)
-        return copy.eval()
+            kept += min(rank * sum(weight.shape), weight.numel())
+            total += weight.numel()
+        return copy.eval(), kept / total
 
-    return len(layers), network, images, labels, compressed
+    return len(layers), network, images, labels, _GAMMA_RESNET18, compressed
 
 
 def _shared(name: str) -> Path:
