@@ -43,7 +43,7 @@ def settings(m: int, noise: str, values: str = "squares") -> dict[str, Any]:
     return {"m": m, "noise": noise, "values": values}
 
 
-_RUNS = 200
+_RUNS = 150
 _PLAN = (
     *(settings(m, noise) for m in (10, 50) for noise in ("raw", "smoothed", "true")),
     *(settings(10, noise, "normal") for noise in ("raw", "smoothed")),
