@@ -27,7 +27,9 @@ def test_the_same_seed_is_the_same_function_whatever_is_believed(small):
     ]
     assert all(np.array_equal(draw.values, draws[0].values) for draw in draws)
     assert all(draw.Y == draws[0].Y for draw in draws)
-    noises = [draw.model().likelihood.noise for draw in draws]
+    noises = [
+        draws[0].model(noise).likelihood.noise for noise in ("raw", "smoothed", "true")
+    ]
     torch.testing.assert_close(
         noises[2].sqrt(), torch.from_numpy(draws[2].true_sems[draws[2].indices])
     )
@@ -57,6 +59,9 @@ def test_a_run_stops_and_its_page_names_every_noise(small):
     stops = [trace.result["stop"] for trace in traces]
     assert any(stop is not None for stop in stops)
     assert all(stop is None or stop["regret"] >= 0 for stop in stops)
+    # With the true variances believed, the level and this probability are one model's.
+    believed = stops[2]
+    assert believed is None or believed["failure_under_true"] <= benchmark.EPSILON
     page = render_noise([], traces)
     for trace, stop in zip(traces, stops, strict=True):
         shown = f"| squares | 10 | {trace.settings['noise']} |" in page
