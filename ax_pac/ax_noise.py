@@ -6,7 +6,7 @@ import pandas as pd
 from ax.adapter.transforms.base import Transform
 from ax.core.data_utils import ExperimentData
 
-from ax_pac.noise import smoothed_sems
+from ax_pac.noise import DEFAULT_NUM_SAMPLES, smoothed_sems
 
 
 class SmoothedNoise(Transform):
@@ -15,7 +15,8 @@ class SmoothedNoise(Transform):
     A transform, because Ax gives the transformed data to the model and to nothing else:
     proposals and certificates see the same noise, and the experiment keeps every
     standard error as it was reported. Last in the list, so that coordinates are
-    numbers by then. A metric with a missing standard error is left alone.
+    numbers by then. A metric with a missing standard error is left alone. Its
+    configuration has one entry, `num_samples`.
 
     Checked on Ax 1.3.1.
     """
@@ -44,7 +45,10 @@ class SmoothedNoise(Transform):
             )
             X = arms.loc[trials].apply(pd.to_numeric, errors="coerce").fillna(0.0)
             observations.loc[rows, ("sem", metric)] = smoothed_sems(
-                X.to_numpy(dtype=float), mean.to_numpy(), sem.to_numpy()
+                X.to_numpy(dtype=float),
+                mean.to_numpy(),
+                sem.to_numpy(),
+                num_samples=int(self.config.get("num_samples", DEFAULT_NUM_SAMPLES)),
             )
         return ExperimentData(
             arm_data=experiment_data.arm_data, observation_data=observations

@@ -31,6 +31,7 @@ from ax_pac.hyperparameters import (
     lengthscale_constraint,
     outputscale_constraint,
 )
+from ax_pac.noise import DEFAULT_NUM_SAMPLES
 from ax_pac.records import (
     DEFAULT_NOISE,
     CertificateSettings,
@@ -104,6 +105,9 @@ def generator_kwargs(settings: CertificateSettings) -> dict[str, Any]:
             *MBM_X_trans,
             *([SmoothedNoise] if settings.noise == "smoothed" else []),
         ],
+        "transform_configs": {
+            SmoothedNoise.__name__: {"num_samples": settings.num_samples}
+        },
         "fit_tracking_metrics": False,
     }
 
@@ -117,6 +121,7 @@ def pac_generation_strategy(
     num_initial_trials: int | None = None,
     sampling: str = "leader_challenger",
     noise: str = DEFAULT_NOISE,
+    num_samples: int = DEFAULT_NUM_SAMPLES,
     seed: int | None = None,
 ) -> GenerationStrategy:
     """Build a strategy: Sobol points, then the PAC criterion until a certificate holds.
@@ -142,6 +147,8 @@ def pac_generation_strategy(
         noise: `smoothed` takes the standard errors smoothed over trials for the noise
             (`smoothed_sems`), `raw` as they were reported. The experiment keeps
             what was reported either way.
+        num_samples: Samples behind each standard error, at least 2: their number says
+            how noisy the standard errors are, and so how far smoothing may go.
         seed: Seed of the search, stored with it; None draws one. With the data it
             determines every certificate and every proposal, except those of
             `expected_improvement`, which depend on torch's random state as well.
@@ -166,7 +173,7 @@ def pac_generation_strategy(
     if seed is None:
         seed = int(np.random.SeedSequence().generate_state(1)[0])
     settings = CertificateSettings(
-        delta, epsilon, level, relative, seed, sampling, noise
+        delta, epsilon, level, relative, seed, sampling, noise, num_samples
     )
     if num_initial_trials is not None and num_initial_trials < 2:
         raise ValueError(

@@ -12,6 +12,7 @@ import pandas as pd
 from ax.core.experiment import Experiment
 from ax.core.trial_status import TrialStatus
 
+from ax_pac.noise import DEFAULT_NUM_SAMPLES
 from ax_pac.verdict import DEFAULT_LEVEL, PACCertificate, check_settings
 
 SAMPLING = ("leader_challenger", "challenger", "expected_improvement")
@@ -49,6 +50,7 @@ class CertificateSettings:
             their difference), `challenger` (the published rule) or
             `expected_improvement` (see `PACExpectedImprovement`).
         noise: `smoothed` or `raw`, see `smoothed_sems`.
+        num_samples: Samples behind each standard error, for `smoothed`.
 
     Raises:
         ValueError: When a value is out of its range.
@@ -61,6 +63,7 @@ class CertificateSettings:
     seed: int = 0
     sampling: str = "leader_challenger"
     noise: str = DEFAULT_NOISE
+    num_samples: int = DEFAULT_NUM_SAMPLES
 
     def __post_init__(self) -> None:
         check_settings(delta=self.delta, epsilon=self.epsilon, level=self.level)
@@ -70,6 +73,8 @@ class CertificateSettings:
             )
         if self.noise not in NOISE:
             raise ValueError(f"noise must be one of {NOISE}, got {self.noise!r}")
+        if self.num_samples < 2:
+            raise ValueError(f"num_samples must be at least 2, got {self.num_samples}")
         if self.relative and self.sampling == "expected_improvement":
             raise ValueError(
                 "sampling='expected_improvement' needs delta in objective units: give "
@@ -83,13 +88,13 @@ class CertificateSettings:
     @property
     def question(self) -> dict[str, Any]:
         """What decides the certificate; neither seed nor sampling do."""
-        names = ("delta", "epsilon", "level", "relative", "noise")
+        names = ("delta", "epsilon", "level", "relative", "noise", "num_samples")
         return {name: getattr(self, name) for name in names}
 
     def asks_the_same_as(self, fields: dict[str, Any]) -> bool:
         """Whether stored settings ask for the same certificate."""
-        # Records from before the option existed were computed on raw noise.
-        stored = {"noise": "raw", **fields}
+        # Records from before the options existed were computed on raw noise.
+        stored = {"noise": "raw", "num_samples": self.num_samples, **fields}
         return all(stored.get(name) == value for name, value in self.question.items())
 
 

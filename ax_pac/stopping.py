@@ -11,6 +11,7 @@ from ax.core.experiment import Experiment
 from ax.global_stopping.strategies.base import BaseGlobalStoppingStrategy
 
 from ax_pac.generation import certify_adapter, generator_kwargs
+from ax_pac.noise import DEFAULT_NUM_SAMPLES
 from ax_pac.records import (
     DEFAULT_NOISE,
     CertificateSettings,
@@ -31,6 +32,7 @@ def certify_experiment(
     relative: bool = False,
     seed: int = 0,
     noise: str = DEFAULT_NOISE,
+    num_samples: int = DEFAULT_NUM_SAMPLES,
 ) -> PACCertificate:
     """Certify an Ax experiment, whatever chose its points.
 
@@ -47,6 +49,7 @@ def certify_experiment(
         relative: Whether delta is a share of the incumbent's posterior mean.
         seed: Seed of the search for a challenger.
         noise: `smoothed` or `raw`, see `pac_generation_strategy`.
+        num_samples: Samples behind each standard error, for `smoothed`.
 
     Returns:
         The certificate, whether it holds or not.
@@ -125,6 +128,7 @@ class PACStoppingStrategy(BaseGlobalStoppingStrategy):
             data only, so False is right here.
         seed: Seed of the search for a challenger.
         noise: `smoothed` or `raw`, see `pac_generation_strategy`.
+        num_samples: Samples behind each standard error, for `smoothed`.
 
     Raises:
         ValueError: When an argument is out of its range.
@@ -140,13 +144,20 @@ class PACStoppingStrategy(BaseGlobalStoppingStrategy):
         inactive_when_pending_trials: bool = False,
         seed: int = 0,
         noise: str = DEFAULT_NOISE,
+        num_samples: int = DEFAULT_NUM_SAMPLES,
     ) -> None:
         super().__init__(
             min_trials=min_trials,
             inactive_when_pending_trials=inactive_when_pending_trials,
         )
         self.settings = CertificateSettings(
-            delta, epsilon, level, relative, seed, noise=noise
+            delta,
+            epsilon,
+            level,
+            relative,
+            seed,
+            noise=noise,
+            num_samples=num_samples,
         )
 
     def _should_stop_optimization(

@@ -45,7 +45,7 @@ def settings(m: int, noise: str, values: str = "squares") -> dict[str, Any]:
     return {"m": m, "noise": noise, "values": values}
 
 
-_RUNS = 150
+_RUNS = 100
 _PLAN = (
     *(settings(m, noise) for m in (10, 50) for noise in ("raw", "smoothed", "true")),
     *(settings(10, noise, "normal") for noise in ("raw", "smoothed")),
@@ -171,7 +171,9 @@ class _NoisyDraw:
         sem = np.array(self.sems)
         if noise == "smoothed":
             objective = np.array(self.Y) - self.values.max() - 0.5
-            sem = smoothed_sems(X.numpy(), objective, sem)
+            sem = smoothed_sems(
+                X.numpy(), objective, sem, num_samples=self.settings["m"]
+            )
         elif noise == "true":
             sem = self.true_sems[self.indices]
         model = SingleTaskGP(

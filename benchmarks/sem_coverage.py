@@ -85,7 +85,9 @@ def run(seed: int, settings: dict[str, Any]) -> Trace:
         estimates = _evaluate(values, settings, rng)
         mean = np.array([estimate.mean for estimate in estimates])
         sems = {"raw": np.array([estimate.sem for estimate in estimates])}
-        sems["smoothed"] = smoothed_sems(points, mean, sems["raw"])
+        sems["smoothed"] = smoothed_sems(
+            points, mean, sems["raw"], num_samples=settings["m"]
+        )
         for how, sem in sems.items():
             sizes[how].append(sem)
             for level in LEVELS:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import itertools
 import math
 
 import numpy as np
@@ -37,7 +38,7 @@ def test_smoothing_removes_most_of_the_sampling_error(constant):
     for seed in range(40):
         X, mean, sem, truth = search(seed, constant=constant)
         raw.append(np.log(sem / truth))
-        smooth.append(np.log(smoothed_sems(X, mean, sem) / truth))
+        smooth.append(np.log(smoothed_sems(X, mean, sem, num_samples=10) / truth))
     raw_scatter, smooth_scatter = np.std(raw), np.std(smooth)
     # log s of ten normal values has the deviation sqrt(trigamma(9 / 2)) / 2 = .25.
     assert raw_scatter == pytest.approx(math.sqrt(polygamma(1, 4.5)) / 2, rel=0.05)
@@ -55,7 +56,7 @@ def test_intervals_cover_what_they_claim_where_raw_ones_do_not():
         truth = np.exp(2.0 * X[:, 0] - X[:, -1])
         sems = {
             "raw": sem,
-            "smoothed": smoothed_sems(X, mean, sem),
+            "smoothed": smoothed_sems(X, mean, sem, num_samples=5),
             "true": true_sem,
         }
         for name, value in sems.items():
@@ -75,19 +76,18 @@ def test_most_of_the_luck_drops_out_of_the_trust_a_trial_gets():
         rng = np.random.default_rng(seed)
         X = rng.random((30, 2))
         truth = np.exp(X.sum(1))
-        samples = truth[:, None] * rng.chisquare(1, (30, 50))
+        samples = truth[:, None] * rng.gamma(2.0, 0.5, (30, 50))
         mean = samples.mean(1)
         sem = samples.std(1, ddof=1) / 50**0.5
         luck.append(np.log(mean / truth))
         raw.append(np.log(sem / truth))
-        smooth.append(np.log(smoothed_sems(X, mean, sem) / truth))
+        smooth.append(np.log(smoothed_sems(X, mean, sem, num_samples=50) / truth))
 
     def slope(y: list[np.ndarray]) -> float:
         return np.polyfit(np.concatenate(luck), np.concatenate(y), 1)[0]
 
-    # For chi-square(1), skewness 2.8: cov(mean, variance) / var(mean) is the third
-    # cumulant over the second, 8 / 2 = 4 in units of the mean; half of that over the
-    # variance 2 is the slope of log s, one, and the logarithm bends it a little.
+    # For gamma values cov(mean, variance) / var(mean) is the third cumulant over the
+    # second; in units of mean and variance that is 2, and half of it is log s's slope.
     assert slope(raw) == pytest.approx(1.0, abs=0.25)
     assert slope(smooth) < 0.5 * slope(raw)
 
@@ -101,6 +101,31 @@ def test_variances_that_truly_differ_by_place_are_followed():
     smooth = smoothed_sems(X, rng.standard_normal(60), sem)
     assert np.abs(np.log(smooth / truth)).max() < 0.4
     assert np.log(smooth / truth).std() < np.log(sem / truth).std()
+
+
+def test_errors_that_the_model_cannot_explain_are_left_nearly_as_they_came():
+    """A cliff: the smoother would be wrong by a factor of a thousand."""
+    rng = np.random.default_rng(2)
+    X = rng.random((30, 3))
+    truth = np.where(X.max(1) > 0.95, 1e-3, 1.0)
+    assert 1 <= (truth < 1).sum() <= 6
+    sem = truth * np.sqrt(rng.chisquare(49, 30) / 49)
+    smooth = smoothed_sems(X, rng.standard_normal(30), sem, num_samples=50)
+    # Two deviations of log s, sqrt(2.5 trigamma(24.5)) / 2 each, and the final scaling.
+    limit = 1.5 * 2 * math.sqrt(2.5 * polygamma(1, 24.5)) / 2
+    assert np.abs(np.log(smooth / sem)).max() < limit
+
+
+def test_more_samples_leave_less_to_smooth():
+    X, mean, sem, _ = search(4)
+    moves = [
+        np.abs(np.log(smoothed_sems(X, mean, sem, num_samples=m) / sem)).max()
+        for m in (10, 100, 1000, 100_000)
+    ]
+    assert all(a > b for a, b in itertools.pairwise(moves))
+    assert moves[-1] < 0.01
+    with pytest.raises(ValueError, match="num_samples must be at least 2"):
+        smoothed_sems(X, mean, sem, num_samples=1)
 
 
 def test_few_trials_are_pooled():
@@ -157,7 +182,7 @@ def test_repeated_trials_and_a_single_place_are_no_trouble():
     sem = 0.1 * np.sqrt(rng.chisquare(9, 20) / 9)
     assert np.isfinite(smoothed_sems(X, X[:, 0] - 0.5, sem)).all()
     # Everything at one place, one mean: nothing to regress on but the pool.
-    one = smoothed_sems(np.zeros((20, 2)), np.ones(20), sem)
+    one = smoothed_sems(np.zeros((20, 2)), np.ones(20), sem, num_samples=10)
     np.testing.assert_allclose(one, math.sqrt((sem**2).mean()), rtol=1e-9)
 
 
@@ -178,7 +203,7 @@ def test_what_is_no_observation_is_refused(X, mean, sem, message):
 
 def noisy_client(noise: str):
     """A finished search whose SEM differs from trial to trial by luck."""
-    client = new_client(noise=noise, num_initial_trials=6)
+    client = new_client(noise=noise, num_samples=10, delta=1e-3)
     rng = np.random.default_rng(0)
     for _ in range(8):
         for index, parameters in client.get_next_trials(max_trials=1).items():
@@ -208,7 +233,7 @@ def test_the_model_sees_the_noise_asked_for_and_ax_keeps_the_raw_one(noise):
     X = np.array([list(t.arm.parameters.values()) for t in experiment.trials.values()])
     expected = np.array(reported)
     if noise == "smoothed":
-        expected = smoothed_sems(X, data["mean"].to_numpy(), expected)
+        expected = smoothed_sems(X, data["mean"].to_numpy(), expected, num_samples=10)
         assert np.abs(expected / reported - 1).max() > 0.05
     np.testing.assert_allclose(believed, expected, rtol=1e-6)
 
