@@ -7,8 +7,13 @@ from ax_pac.acquisition import PACAcquisition, select_incumbent, standardized_ga
 from ax_pac.analysis import certificate_history, plot_certificate_history
 from ax_pac.certificate import certify
 from ax_pac.challenger import find_challenger
+from ax_pac.expected_improvement import (
+    LogPACExpectedImprovement,
+    PACExpectedImprovement,
+)
 from ax_pac.generation import pac_generation_strategy
 from ax_pac.hyperparameters import fit_model
+from ax_pac.noise import smoothed_sems
 from ax_pac.records import certificate_records
 from ax_pac.stopping import (
     PACStoppingStrategy,
@@ -22,8 +27,10 @@ from ax_pac.verdict import DEFAULT_LEVEL, LEVELS, PACCertificate
 __all__ = [
     "DEFAULT_LEVEL",
     "LEVELS",
+    "LogPACExpectedImprovement",
     "PACAcquisition",
     "PACCertificate",
+    "PACExpectedImprovement",
     "PACStoppingStrategy",
     "certificate_history",
     "certificate_records",
@@ -37,6 +44,7 @@ __all__ = [
     "plot_certificate_history",
     "register_with_ax",
     "select_incumbent",
+    "smoothed_sems",
     "standardized_gap",
 ]
 

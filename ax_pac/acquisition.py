@@ -59,14 +59,15 @@ def standardized_gap(mean: Tensor, covariance: Tensor, delta: float) -> Tensor:
     """
     variances = covariance.diagonal(dim1=-2, dim2=-1).sum(-1)
     variance = variances - covariance[..., 0, 1] - covariance[..., 1, 0]
-    return _score(mean[..., 0] - mean[..., 1], variance, variances, delta)
+    gap = mean[..., 0] - mean[..., 1]
+    return (gap - delta) / _floored_deviation(variance, variances)
 
 
-def _score(gap: Tensor, variance: Tensor, scale: Tensor, delta: float) -> Tensor:
-    """Divide the gap less delta by its floored standard deviation."""
+def _floored_deviation(variance: Tensor, scale: Tensor) -> Tensor:
+    """Return the standard deviation of a difference, floored relative to `scale`."""
     tiny = torch.finfo(variance.dtype).tiny
     floor = (VARIANCE_FLOOR * scale.detach()).clamp_min(tiny)
-    return (gap - delta) / torch.maximum(variance, floor).sqrt()
+    return torch.maximum(variance, floor).sqrt()
 
 
 def select_incumbent(
@@ -237,9 +238,23 @@ class PACAcquisition(AnalyticAcquisitionFunction):
         Returns:
             The score. Shape `batch_shape`. Unit: dimensionless (standard deviations).
         """
+        gap, deviation = self.pointwise_difference(X)
+        return (gap - self.delta) / deviation
+
+    def pointwise_difference(self, X: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the posterior of `f(x) - f(incumbent)`, each point by itself.
+
+        Args:
+            X: Candidates. Shape `batch_shape x 1 x d`. Unit: the model's input units.
+
+        Returns:
+            Mean and standard deviation of the transformed objective's difference, the
+            latter floored as in `standardized_gap`. Shape `batch_shape` each. Unit:
+            objective units.
+        """
         if self._difference is not None:
             gap, variance, scale = self._difference(X.squeeze(-2))
-            return _score(gap, variance, scale, self.delta)
+            return gap, _floored_deviation(variance, scale)
         incumbent = self.incumbent.expand(*X.shape[:-2], 1, X.shape[-1])
         posterior = self.model.posterior(
             torch.cat([X, incumbent], dim=-2),
@@ -247,7 +262,9 @@ class PACAcquisition(AnalyticAcquisitionFunction):
         )
         mean = posterior.mean.squeeze(-1)
         covariance = posterior.distribution.covariance_matrix
-        return standardized_gap(mean, covariance, self.delta)
+        scale = covariance.diagonal(dim1=-2, dim2=-1).sum(-1)
+        variance = scale - covariance[..., 0, 1] - covariance[..., 1, 0]
+        return mean[..., 0] - mean[..., 1], _floored_deviation(variance, scale)
 
     @torch.no_grad()
     def pair_covariance(self, x: Tensor) -> Tensor:

@@ -24,8 +24,16 @@ from botorch.models.transforms.outcome import Standardize
 
 from ax_pac.acquisition import PACAcquisition
 from ax_pac.ax_acquisition import CertifyingAcquisition
-from ax_pac.hyperparameters import lengthscale_constraint, outputscale_constraint
+from ax_pac.ax_noise import SmoothedNoise
+from ax_pac.expected_improvement import LogPACExpectedImprovement
+from ax_pac.hyperparameters import (
+    SMALLEST_SPREAD,
+    lengthscale_constraint,
+    outputscale_constraint,
+)
+from ax_pac.noise import DEFAULT_NUM_SAMPLES
 from ax_pac.records import (
+    DEFAULT_NOISE,
     CertificateSettings,
     data_key,
     find_record,
@@ -70,6 +78,7 @@ def surrogate_spec() -> SurrogateSpec:
         botorch_model_class=SingleTaskGP,
         covar_module_class=BoundedMaternKernel,
         outcome_transform_classes=[Standardize],
+        outcome_transform_options={"Standardize": {"min_stdv": SMALLEST_SPREAD}},
         name="matern52_bounded_ml",
     )
     return SurrogateSpec(model_configs=[config], eval_criterion=RANK_CORRELATION)
@@ -78,14 +87,27 @@ def surrogate_spec() -> SurrogateSpec:
 def generator_kwargs(settings: CertificateSettings) -> dict[str, Any]:
     """Return the arguments of Ax's modular BoTorch generator for a PAC search.
 
-    Checked on Ax 1.3.1: `transforms` are the X half of its default list.
+    Checked on Ax 1.3.1: `transforms` are the X half of its default list, and ours.
     """
+    acquisition: dict[str, Any] = {"botorch_acqf_class": PACAcquisition}
+    if settings.sampling == "expected_improvement":
+        # `CertifyingAcquisition` hands delta to a PACAcquisition only.
+        acquisition = {
+            "botorch_acqf_class": LogPACExpectedImprovement,
+            "botorch_acqf_options": {"delta": settings.delta},
+        }
     return {
+        **acquisition,
         "surrogate_spec": surrogate_spec(),
-        "botorch_acqf_class": PACAcquisition,
         "acquisition_class": CertifyingAcquisition,
         "acquisition_options": settings.to_dict(),
-        "transforms": list(MBM_X_trans),
+        "transforms": [
+            *MBM_X_trans,
+            *([SmoothedNoise] if settings.noise == "smoothed" else []),
+        ],
+        "transform_configs": {
+            SmoothedNoise.__name__: {"num_samples": settings.num_samples}
+        },
         "fit_tracking_metrics": False,
     }
 
@@ -98,6 +120,8 @@ def pac_generation_strategy(
     relative: bool = False,
     num_initial_trials: int | None = None,
     sampling: str = "leader_challenger",
+    noise: str = DEFAULT_NOISE,
+    num_samples: int = DEFAULT_NUM_SAMPLES,
     seed: int | None = None,
 ) -> GenerationStrategy:
     """Build a strategy: Sobol points, then the PAC criterion until a certificate holds.
@@ -117,9 +141,17 @@ def pac_generation_strategy(
             `max(6, d + 2)`. Trials that the experiment already has are counted.
         sampling: `leader_challenger` evaluates whichever of challenger and incumbent
             says more about their difference, so points are repeated; `challenger` is
-            the published rule, which under noise often cannot finish.
+            the published rule, which under noise often cannot finish;
+            `expected_improvement` is `PACExpectedImprovement`, not for a relative
+            delta, maximised by Ax's own optimiser.
+        noise: `smoothed` takes the standard errors smoothed over trials for the noise
+            (`smoothed_sems`), `raw` as they were reported. The experiment keeps
+            what was reported either way.
+        num_samples: Samples behind each standard error, at least 2: their number says
+            how noisy the standard errors are, and so how far smoothing may go.
         seed: Seed of the search, stored with it; None draws one. With the data it
-            determines every proposal.
+            determines every certificate and every proposal, except those of
+            `expected_improvement`, which depend on torch's random state as well.
 
     Returns:
         A strategy for `client.set_generation_strategy`. It can be saved and loaded with
@@ -140,7 +172,9 @@ def pac_generation_strategy(
     """
     if seed is None:
         seed = int(np.random.SeedSequence().generate_state(1)[0])
-    settings = CertificateSettings(delta, epsilon, level, relative, seed, sampling)
+    settings = CertificateSettings(
+        delta, epsilon, level, relative, seed, sampling, noise, num_samples
+    )
     if num_initial_trials is not None and num_initial_trials < 2:
         raise ValueError(
             "num_initial_trials must be at least 2, a model of fewer points says "

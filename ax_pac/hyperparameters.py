@@ -23,6 +23,11 @@ OUTPUTSCALE_BOUNDS = (1e-2, 1e2)
 INITIAL_LENGTHSCALE = 0.5
 INITIAL_OUTPUTSCALE = 1.0
 
+# Spread below which outcomes, or a coordinate, are constant and left unscaled. The
+# default of BoTorch, 1e-8, is in the user's unit: an objective of that size would be
+# modelled as constant. This is above the rounding error of constants of order one.
+SMALLEST_SPREAD = 1e-14
+
 
 def lengthscale_constraint() -> Interval:
     """Return a fresh constraint on length scales, in units of the box."""
@@ -53,7 +58,8 @@ def fit_model(
         The fitted model.
 
     Raises:
-        ValueError: When a value is not finite, a variance negative, or a shape wrong.
+        ValueError: When a value is not finite, a variance negative, or a shape or the
+            precision wrong.
 
     Source: Ma et al. 2019, section 4 ("Matern 5/2 kernel with parameters set by maximum
     likelihood"). Deviation: length scales and output scale are bounded.
@@ -70,6 +76,12 @@ def fit_model(
             "expected X of shape `n x d` and Y, Yvar of shape `n x 1`; got "
             f"{tuple(X.shape)}, {tuple(Y.shape)}, {tuple(Yvar.shape)}"
         )
+    if {X.dtype, Y.dtype, Yvar.dtype} != {torch.float64}:
+        raise ValueError(
+            f"X, Y and Yvar must be float64; got {X.dtype}, {Y.dtype}, {Yvar.dtype}. "
+            "In single precision a certificate would rest on rounding error: convert "
+            "them with `.double()`."
+        )
     if not (X.isfinite().all() and Y.isfinite().all() and Yvar.isfinite().all()):
         raise ValueError("X, Y and Yvar must be finite")
     if (Yvar < 0).any():
@@ -83,8 +95,8 @@ def fit_model(
         Y,
         Yvar,
         covar_module=ScaleKernel(base, outputscale_constraint=outputscale_constraint()),
-        input_transform=Normalize(d, bounds=bounds),
-        outcome_transform=Standardize(m=1),
+        input_transform=Normalize(d, bounds=bounds, min_range=SMALLEST_SPREAD),
+        outcome_transform=Standardize(m=1, min_stdv=SMALLEST_SPREAD),
     )
     with torch.random.fork_rng(devices=[]):
         # BoTorch retries a failed fit from random hyperparameters.

@@ -12,9 +12,15 @@ import pandas as pd
 from ax.core.experiment import Experiment
 from ax.core.trial_status import TrialStatus
 
+from ax_pac.noise import DEFAULT_NUM_SAMPLES
 from ax_pac.verdict import DEFAULT_LEVEL, PACCertificate, check_settings
 
-SAMPLING = ("leader_challenger", "challenger")
+SAMPLING = ("leader_challenger", "challenger", "expected_improvement")
+
+# What the surrogate takes for the noise of an observation: its standard error smoothed
+# over trials (`smoothed_sems`), or as it was reported.
+NOISE = ("smoothed", "raw")
+DEFAULT_NOISE = "smoothed"
 
 # Key under which records travel with the experiment, through JSON and SQL alike. A
 # stored name: never renamed.
@@ -41,7 +47,10 @@ class CertificateSettings:
         seed: Seed of the search; the number of observations is mixed in.
         sampling: Which point a search evaluates next, no part of the certificate:
             `leader_challenger` (whichever of challenger and incumbent says more about
-            their difference) or `challenger` (the published rule).
+            their difference), `challenger` (the published rule) or
+            `expected_improvement` (see `PACExpectedImprovement`).
+        noise: `smoothed` or `raw`, see `smoothed_sems`.
+        num_samples: Samples behind each standard error, for `smoothed`.
 
     Raises:
         ValueError: When a value is out of its range.
@@ -53,12 +62,23 @@ class CertificateSettings:
     relative: bool = False
     seed: int = 0
     sampling: str = "leader_challenger"
+    noise: str = DEFAULT_NOISE
+    num_samples: int = DEFAULT_NUM_SAMPLES
 
     def __post_init__(self) -> None:
         check_settings(delta=self.delta, epsilon=self.epsilon, level=self.level)
         if self.sampling not in SAMPLING:
             raise ValueError(
                 f"sampling must be one of {SAMPLING}, got {self.sampling!r}"
+            )
+        if self.noise not in NOISE:
+            raise ValueError(f"noise must be one of {NOISE}, got {self.noise!r}")
+        if self.num_samples < 2:
+            raise ValueError(f"num_samples must be at least 2, got {self.num_samples}")
+        if self.relative and self.sampling == "expected_improvement":
+            raise ValueError(
+                "sampling='expected_improvement' needs delta in objective units: give "
+                "relative=False, or another sampling"
             )
 
     def to_dict(self) -> dict[str, Any]:
@@ -68,12 +88,14 @@ class CertificateSettings:
     @property
     def question(self) -> dict[str, Any]:
         """What decides the certificate; neither seed nor sampling do."""
-        names = ("delta", "epsilon", "level", "relative")
+        names = ("delta", "epsilon", "level", "relative", "noise", "num_samples")
         return {name: getattr(self, name) for name in names}
 
     def asks_the_same_as(self, fields: dict[str, Any]) -> bool:
         """Whether stored settings ask for the same certificate."""
-        return all(fields.get(name) == value for name, value in self.question.items())
+        # Records from before the options existed were computed on raw noise.
+        stored = {"noise": "raw", "num_samples": self.num_samples, **fields}
+        return all(stored.get(name) == value for name, value in self.question.items())
 
 
 def observed_data(experiment: Experiment) -> pd.DataFrame:

@@ -11,7 +11,9 @@ from ax.core.experiment import Experiment
 from ax.global_stopping.strategies.base import BaseGlobalStoppingStrategy
 
 from ax_pac.generation import certify_adapter, generator_kwargs
+from ax_pac.noise import DEFAULT_NUM_SAMPLES
 from ax_pac.records import (
+    DEFAULT_NOISE,
     CertificateSettings,
     certificate_records,
     data_key,
@@ -29,6 +31,8 @@ def certify_experiment(
     level: str = DEFAULT_LEVEL,
     relative: bool = False,
     seed: int = 0,
+    noise: str = DEFAULT_NOISE,
+    num_samples: int = DEFAULT_NUM_SAMPLES,
 ) -> PACCertificate:
     """Certify an Ax experiment, whatever chose its points.
 
@@ -44,6 +48,8 @@ def certify_experiment(
         level: What the certificate accounts for, see `PACCertificate`.
         relative: Whether delta is a share of the incumbent's posterior mean.
         seed: Seed of the search for a challenger.
+        noise: `smoothed` or `raw`, see `pac_generation_strategy`.
+        num_samples: Samples behind each standard error, for `smoothed`.
 
     Returns:
         The certificate, whether it holds or not.
@@ -52,7 +58,7 @@ def certify_experiment(
         ValueError: When there are no observations, when one has no usable standard
             error, or when an argument is out of its range.
     """
-    settings = CertificateSettings(delta, epsilon, level, relative, seed)
+    settings = CertificateSettings(delta, epsilon, level, relative, seed, noise=noise)
     data = observed_data(experiment)
     if data.empty:
         raise ValueError(
@@ -121,6 +127,8 @@ class PACStoppingStrategy(BaseGlobalStoppingStrategy):
             always has a trial running never stops. A certificate speaks of completed
             data only, so False is right here.
         seed: Seed of the search for a challenger.
+        noise: `smoothed` or `raw`, see `pac_generation_strategy`.
+        num_samples: Samples behind each standard error, for `smoothed`.
 
     Raises:
         ValueError: When an argument is out of its range.
@@ -135,12 +143,22 @@ class PACStoppingStrategy(BaseGlobalStoppingStrategy):
         min_trials: int = 6,
         inactive_when_pending_trials: bool = False,
         seed: int = 0,
+        noise: str = DEFAULT_NOISE,
+        num_samples: int = DEFAULT_NUM_SAMPLES,
     ) -> None:
         super().__init__(
             min_trials=min_trials,
             inactive_when_pending_trials=inactive_when_pending_trials,
         )
-        self.settings = CertificateSettings(delta, epsilon, level, relative, seed)
+        self.settings = CertificateSettings(
+            delta,
+            epsilon,
+            level,
+            relative,
+            seed,
+            noise=noise,
+            num_samples=num_samples,
+        )
 
     def _should_stop_optimization(
         self, experiment: Experiment, **kwargs: Any

@@ -10,12 +10,18 @@ from ax.storage.botorch_modular_registry import (
     CLASS_TO_REVERSE_REGISTRY,
 )
 from ax.storage.json_store.registry import CORE_DECODER_REGISTRY, CORE_ENCODER_REGISTRY
+from ax.storage.transform_registry import register_transform
 from ax.utils.common.serialization import serialize_init_args
 from botorch.acquisition import AcquisitionFunction
 from gpytorch.kernels import Kernel
 
 from ax_pac.acquisition import PACAcquisition
 from ax_pac.ax_acquisition import CertifyingAcquisition
+from ax_pac.ax_noise import SmoothedNoise
+from ax_pac.expected_improvement import (
+    LogPACExpectedImprovement,
+    PACExpectedImprovement,
+)
 from ax_pac.generation import (
     BoundedMaternKernel,
     CertificateHolds,
@@ -29,6 +35,8 @@ _PREFIX = "ax_pac."
 
 _CLASSES: tuple[tuple[type[Any], type[Any]], ...] = (
     (AcquisitionFunction, PACAcquisition),
+    (AcquisitionFunction, PACExpectedImprovement),
+    (AcquisitionFunction, LogPACExpectedImprovement),
     (Acquisition, CertifyingAcquisition),
     (Kernel, BoundedMaternKernel),
 )
@@ -47,6 +55,7 @@ def register_with_ax() -> None:
     for criterion in _CRITERIA:
         CORE_ENCODER_REGISTRY[criterion] = _criterion_to_dict
         CORE_DECODER_REGISTRY[_PREFIX + criterion.__name__] = criterion
+    register_transform(SmoothedNoise)
     CORE_ENCODER_REGISTRY[PACStoppingStrategy] = _stopping_strategy_to_dict
     CORE_DECODER_REGISTRY[_PREFIX + PACStoppingStrategy.__name__] = PACStoppingStrategy
 

@@ -9,12 +9,15 @@ from typing import Any
 import click
 from tqdm import tqdm
 
-from benchmarks import calibration, fc3, fitted
+from benchmarks import calibration, fc3, fitted, noise_calibration, sem_coverage
 from benchmarks.report import write_reports
 from benchmarks.traces import Trace, append_trace, missing
 from benchmarks.workers import completed_runs
 
-BENCHMARKS = {module.NAME: module for module in (fc3, calibration, fitted)}
+BENCHMARKS = {
+    module.NAME: module
+    for module in (fc3, calibration, fitted, sem_coverage, noise_calibration)
+}
 
 
 @click.group()

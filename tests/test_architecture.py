@@ -16,6 +16,8 @@ NUMERICS = {"torch", "botorch", "gpytorch", "linear_operator", "numpy", "scipy"}
 ALLOWED: tuple[tuple[str, set[str]], ...] = (
     ("ax_pac/difference.py", NUMERICS),
     ("ax_pac/acquisition.py", NUMERICS | {"ax_pac.difference"}),
+    ("ax_pac/expected_improvement.py", NUMERICS | {"ax_pac.acquisition"}),
+    ("ax_pac/noise.py", {"numpy", "scipy"}),
     ("ax_pac/hyperparameters.py", NUMERICS),
     ("ax_pac/hyperparameter_posterior.py", NUMERICS | {"ax_pac.hyperparameters"}),
     (

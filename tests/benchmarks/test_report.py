@@ -2,7 +2,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from benchmarks.report import clopper_pearson, write_reports
+from benchmarks.intervals import clopper_pearson
+from benchmarks.report import write_reports
 from benchmarks.traces import FOLDER, Trace, append_trace, read_traces
 
 
