@@ -254,7 +254,7 @@ def _require_weights(compressed: nn.Module, layer: LayerSpec, rank: Rank) -> Non
     if rank == DENSE:
         expected = layer.num_weights
     else:
-        expected = layer.decomposition.num_weights(layer.weight_shape, rank)
+        expected = layer.weights_at(rank)
     try:
         module = compressed.get_submodule(layer.name)
     except AttributeError as error:

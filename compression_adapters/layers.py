@@ -21,6 +21,7 @@ class LayerSpec:
         weight_shape: Shape of the dense weight.
         max_rank: Largest rank that adds no weights.
         num_weights: Entries of the dense weight, without bias.
+        groups: Of a convolution; 1 for every other layer.
     """
 
     name: str
@@ -28,6 +29,11 @@ class LayerSpec:
     weight_shape: tuple[int, ...]
     max_rank: int
     num_weights: int
+    groups: int = 1
+
+    def weights_at(self, rank: int) -> int:
+        """Count the weights at a rank, without bias."""
+        return self.decomposition.num_weights(self.weight_shape, rank, self.groups)
 
 
 def choose_linear(name: str, module: nn.Module) -> Decomposition | None:
@@ -114,11 +120,17 @@ def _layer_spec(
     name: str,
     module: nn.Module,
     decomposition: Decomposition,
-    owners: dict[int, list[str]],
+    owners: dict[int, list[tuple[str, nn.Module]]],
 ) -> LayerSpec:
     """Describe one layer, after refusing a weight that other modules use too."""
-    weight = module.get_parameter("weight")
-    others = [owner for owner in owners[id(weight)] if owner != name]
+    weights = layer_weights(module)
+    parts = set(module.modules())
+    others = [
+        owner
+        for weight in weights
+        for owner, holder in owners[id(weight)]
+        if holder not in parts
+    ]
     if others:
         raise ValueError(
             f"Layer {name!r} shares its weight with {others[0] or 'the network'!r}; "
@@ -128,16 +140,44 @@ def _layer_spec(
     return LayerSpec(
         name=name,
         decomposition=decomposition,
-        weight_shape=tuple(weight.shape),
+        weight_shape=weight_shape_of(module),
         max_rank=decomposition.max_rank(module),
-        num_weights=weight.numel(),
+        num_weights=sum(weight.numel() for weight in weights),
+        groups=int(getattr(module, "groups", 1)),
     )
 
 
-def _weight_owners(network: nn.Module) -> dict[int, list[str]]:
-    """Map each parameter's identity to the names of the modules that hold it."""
-    owners: dict[int, list[str]] = {}
+def layer_weights(module: nn.Module) -> list[nn.Parameter]:
+    """Return the weight tensors of a layer: of a factored one all its parts.
+
+    Args:
+        module: A layer.
+
+    Returns:
+        Its parameters with at least two dimensions, that is without biases.
+    """
+    return [p for p in module.parameters() if p.ndim >= 2]
+
+
+def weight_shape_of(module: nn.Module) -> tuple[int, ...]:
+    """Return the shape of a layer's weight; of a factored layer the number of weights.
+
+    Args:
+        module: A layer.
+
+    Returns:
+        Shape of its `weight`, or `(n,)` where the weight is made of several tensors.
+    """
+    weight = module._parameters.get("weight")
+    if weight is not None:
+        return tuple(weight.shape)
+    return (sum(weight.numel() for weight in layer_weights(module)),)
+
+
+def _weight_owners(network: nn.Module) -> dict[int, list[tuple[str, nn.Module]]]:
+    """Map each parameter's identity to the modules that hold it, and their names."""
+    owners: dict[int, list[tuple[str, nn.Module]]] = {}
     for name, module in network.named_modules():
         for parameter in module.parameters(recurse=False):
-            owners.setdefault(id(parameter), []).append(name)
+            owners.setdefault(id(parameter), []).append((name, module))
     return owners

@@ -86,7 +86,7 @@ def truncated(
         >>> print(network[0])
         Linear(in_features=30, out_features=20, bias=True)
     """
-    replacements = _replacements(network, factors, layers, ranks)
+    replacements = _replacements(network, factors, layers, ranks, final=False)
     new_of = {id(old): new for old, new in replacements}
     slots = [
         (parent, name, child)
@@ -119,7 +119,8 @@ def truncate_network(
 
     Returns:
         A copy whose truncated layers own contiguous memory and can be trained wherever
-        the layers they replace could.
+        the layers they replace could. Where a decomposition has something better than
+        the slice of a trial (`Decomposition.finalize`), it is that.
 
     Raises:
         ValueError: when a rank is missing or not legal for its layer.
@@ -134,7 +135,7 @@ def truncate_network(
           (0): LowRankLinear(in_features=30, out_features=20, rank=3, bias=True)
         )
     """
-    replacements = _replacements(network, factors, layers, ranks)
+    replacements = _replacements(network, factors, layers, ranks, final=True)
     return copy_with_layers(network, replacements)
 
 
@@ -316,7 +317,7 @@ def _layer_weights(layer: LayerSpec, ranks: Mapping[str, Rank]) -> int:
     rank = _rank_of(layer, ranks)
     if rank == DENSE:
         return layer.num_weights
-    return layer.decomposition.num_weights(layer.weight_shape, rank)
+    return layer.weights_at(rank)
 
 
 def _replacements(
@@ -324,16 +325,20 @@ def _replacements(
     factors: Mapping[str, Factors],
     layers: Iterable[LayerSpec],
     ranks: Mapping[str, Rank],
+    *,
+    final: bool,
 ) -> list[tuple[nn.Module, nn.Module]]:
-    """Pair each layer that is not left dense with its truncation."""
+    """Pair each layer that is not left dense with its truncation, or what is kept."""
     pairs = []
     for layer in layers:
         rank = _rank_of(layer, ranks)
         if rank == DENSE:
             continue
         old = _layer(network, layer.name)
+        decomposition = layer.decomposition
+        build = decomposition.finalize if final else decomposition.truncate
         try:
-            new = layer.decomposition.truncate(factors[layer.name], rank)
+            new = build(factors[layer.name], rank)
         except ValueError as error:
             raise ValueError(f"Layer {layer.name!r}: {error}") from error
         pairs.append((old, new.train(old.training)))

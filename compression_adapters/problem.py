@@ -282,6 +282,7 @@ def compression_problem(
         loss = LOSSES[loss]
     sampler = _sampler(inputs, labels)
     layers = find_layers(network, choose)
+    _require_searchable(layers)
     factors = factorize_network(network, layers)
     spectra = {
         layer.name: layer.decomposition.singular_values(factors[layer.name])
@@ -307,6 +308,18 @@ def compression_problem(
         objective=objective,
         binary_loss=binary_loss,
     )
+
+
+def _require_searchable(layers: Sequence[LayerSpec]) -> None:
+    """Refuse decompositions whose ranks are no slices of one set of factors."""
+    for layer in layers:
+        if not layer.decomposition.searchable:
+            raise ValueError(
+                f"Layer {layer.name!r}: decomposition {layer.decomposition.name!r} "
+                "cannot be searched, because each rank is a slow decomposition of its "
+                "own. Search with another one, and use this one afterwards through "
+                "factorize_network and truncate_network."
+            )
 
 
 def _sampler(inputs: Any, labels: Tensor | None) -> Sampler:
