@@ -8,8 +8,13 @@ from compression_adapters.checkpoint import (
     load_weights,
     save_compressed,
 )
+from compression_adapters.choices import (
+    choose_linear,
+    choose_low_rank,
+    choose_pruning,
+)
 from compression_adapters.decompositions import DECOMPOSITIONS, Decomposition
-from compression_adapters.layers import LayerSpec, choose_linear, find_layers
+from compression_adapters.layers import LayerSpec, find_layers
 from compression_adapters.losses import (
     LOSSES,
     Loss,
@@ -27,6 +32,7 @@ from compression_adapters.network import (
     truncated,
     whole_network_ratio,
 )
+from compression_adapters.network_profile import NetworkProfile, profile
 from compression_adapters.objective import scalarize, scalarize_rate
 from compression_adapters.problem import CompressionProblem, compression_problem
 from compression_adapters.ranks import (
@@ -73,10 +79,13 @@ __all__ = [
     "LayerSpec",
     "Loss",
     "MeanSEM",
+    "NetworkProfile",
     "Rank",
     "RankParameter",
     "Sampler",
     "choose_linear",
+    "choose_low_rank",
+    "choose_pruning",
     "compress",
     "compression_problem",
     "compression_ratio",
@@ -94,6 +103,7 @@ __all__ = [
     "num_weights",
     "pairwise_mean_and_sem",
     "parameterization_from_ranks",
+    "profile",
     "rank_parameters",
     "save_compressed",
     "scalarize",

@@ -155,8 +155,10 @@ def copy_with_layers(
     """
     # The memo makes deepcopy use the new module wherever it meets the old one: the
     # weights that are replaced are never copied.
-    memo: dict[int, nn.Module] = {}
+    memo: dict[int, nn.Module | torch.Tensor] = {}
     with torch.inference_mode(False), torch.no_grad():
+        for tensor in _computed_tensors(network):
+            memo[id(tensor)] = tensor.detach().clone()
         for old, new in replacements:
             trainable = any(p.requires_grad for p in old.parameters())
             for module in new.modules():
@@ -343,6 +345,14 @@ def _replacements(
             raise ValueError(f"Layer {layer.name!r}: {error}") from error
         pairs.append((old, new.train(old.training)))
     return pairs
+
+
+def _computed_tensors(network: nn.Module) -> Iterator[torch.Tensor]:
+    """List what masks and old-style norms have computed, which deepcopy refuses."""
+    for module in network.modules():
+        for value in vars(module).values():
+            if isinstance(value, torch.Tensor) and not value.is_leaf:
+                yield value
 
 
 def _layer(network: nn.Module, name: str) -> nn.Module:

@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from compression_adapters.layers import Choose, choose_linear
+from compression_adapters.choices import Choose, choose_linear
 from compression_adapters.network import evaluation_mode
 
 # torchvision itself is imported where it is used: it takes seconds, and `PRESETS` is

@@ -8,8 +8,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
+from compression_adapters.choices import Choose, Selectors, choose_low_rank
 from compression_adapters.decompositions import Factors
-from compression_adapters.layers import Choose, LayerSpec, choose_linear, find_layers
+from compression_adapters.layers import LayerSpec, find_layers, unwrap
 from compression_adapters.losses import BINARY_LOSSES, LOSSES, Loss
 from compression_adapters.network import (
     compression_ratio,
@@ -227,7 +228,9 @@ def compression_problem(
     labels: Tensor | None = None,
     loss: str | Loss = "squared_l2",
     num_samples: int = 50,
-    choose: Choose = choose_linear,
+    choose: Choose = choose_low_rank,
+    include: Selectors | None = None,
+    exclude: Selectors = (),
     tie: Callable[[str], str] | None = None,
     encoding: str = "log",
     at_max: AtMax = "dense",
@@ -238,7 +241,8 @@ def compression_problem(
     """Find and factorize a network's layers, and set up their evaluation.
 
     Args:
-        network: The reference network, in any mode; not modified.
+        network: The reference network, in any mode; not modified. Of `DataParallel` and
+            `torch.compile` the network inside is taken.
         inputs: A pool (tensor or dataset), or a function `(num_samples, rng)` that
             generates inputs without end. At least two samples.
         gamma: Weight of the loss in the objective, positive.
@@ -248,6 +252,8 @@ def compression_problem(
         num_samples: m, the samples of one trial, drawn afresh each time. The paper's
             50 by default.
         choose: Which layers to compress, and how; see `find_layers`.
+        include: Only layers that match this; see `find_layers`.
+        exclude: No layers that match this; see `find_layers`.
         tie: Layer name to group, to drive several layers by one parameter.
         encoding: `"log"`, `"energy"` or `"linear"`; see `rank_scale`.
         at_max: What the last bin means; see `rank_scale`.
@@ -281,7 +287,8 @@ def compression_problem(
             )
         loss = LOSSES[loss]
     sampler = _sampler(inputs, labels)
-    layers = find_layers(network, choose)
+    network = unwrap(network)
+    layers = find_layers(network, choose, include=include, exclude=exclude)
     _require_searchable(layers)
     factors = factorize_network(network, layers)
     spectra = {

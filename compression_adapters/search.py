@@ -20,7 +20,7 @@ from ax_pac import (
     pac_generation_strategy,
 )
 from compression_adapters.checkpoint import save_compressed
-from compression_adapters.layers import Choose, choose_linear
+from compression_adapters.choices import Choose, Selectors, choose_low_rank
 from compression_adapters.loop import (
     EvaluationError,
     SearchLoop,
@@ -92,7 +92,9 @@ def compress(
     labels: Tensor | None = None,
     loss: str | Loss = "squared_l2",
     num_samples: int = 50,
-    choose: Choose = choose_linear,
+    choose: Choose = choose_low_rank,
+    include: Selectors | None = None,
+    exclude: Selectors = (),
     tie: Callable[[str], str] | None = None,
     encoding: str = "log",
     at_max: AtMax = "dense",
@@ -126,7 +128,10 @@ def compress(
         loss: `"squared_l2"` (no labels), `"kl_divergence"` (no labels),
             `"cross_entropy"`, `"top1_error"`, or a function `(network, batch) -> (m,)`.
         num_samples: m, samples an evaluation.
-        choose: Which layers to compress, and how; see `find_layers`.
+        choose: Which layers to compress, and how; by default all linear layers and 2d
+            convolutions. See `find_layers`, and `profile` to look at them first.
+        include: Globs for layer names, types, or predicates; only layers that match.
+        exclude: The same; layers to leave alone.
         tie: Layer name to group, to drive several layers by one coordinate.
         encoding: `"log"`, `"energy"` or `"linear"`, see `docs/rank_space.md`.
         at_max: What the last bin of a coordinate means, see `rank_scale`.
@@ -168,6 +173,8 @@ def compress(
         loss=loss,
         num_samples=num_samples,
         choose=choose,
+        include=include,
+        exclude=exclude,
         tie=tie,
         encoding=encoding,
         at_max=at_max,

@@ -6,7 +6,11 @@ from compression_adapters.decompositions.low_rank_conv import (
     LowRankConv,
     LowRankConv2d,
 )
-from compression_adapters.decompositions.pruning import MagnitudePruning, sparse_bytes
+from compression_adapters.decompositions.pruning import (
+    FACTORED_LAYERS,
+    MagnitudePruning,
+    sparse_bytes,
+)
 from compression_adapters.decompositions.svd import (
     LowRankLinear,
     SVDFactors,
@@ -27,6 +31,7 @@ DECOMPOSITIONS: dict[str, Decomposition] = {
 __all__ = [
     "CP",
     "DECOMPOSITIONS",
+    "FACTORED_LAYERS",
     "CPConv2d",
     "Decomposition",
     "Factors",

@@ -20,7 +20,8 @@ LEVELS: Final = 1000
 Stored with saved networks in the sense that their ranks mean this; never changed."""
 
 _DENSE = (nn.Linear, nn.Conv2d)
-_FACTORED = (LowRankLinear, LowRankConv2d, TuckerConv2d, CPConv2d)
+FACTORED_LAYERS: Final = (LowRankLinear, LowRankConv2d, TuckerConv2d, CPConv2d)
+"""The modules that the low-rank decompositions make."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,7 +73,7 @@ class MagnitudePruning:
         """Accept plain linear layers and 2d convolutions, and their factored forms."""
         if type(layer) in _DENSE:
             return has_plain_weight(layer)
-        return type(layer) in _FACTORED
+        return type(layer) in FACTORED_LAYERS
 
     def max_rank(self, layer: nn.Module) -> int:
         """Return the rank that keeps every weight: 1000, or their number if less."""
