@@ -19,6 +19,7 @@ from compression_adapters.network import (
     truncate_network,
     truncated,
 )
+from compression_adapters.network_checks import check_forward, require_searchable
 from compression_adapters.objective import require_gamma, scalarize, scalarize_rate
 from compression_adapters.ranks import (
     AtMax,
@@ -59,6 +60,8 @@ class CompressionProblem:
         binary_loss: Whether the loss is 0 or 1, so that its SEM gets the binomial
             floor. None: known for the losses of this package, False for any other.
         reference: The reference outputs; None starts an empty cache.
+        channels_last: Whether images are laid out with their channels last, which is
+            faster on a CPU from about 64 pixels. Not a matter of shapes.
     """
 
     network: nn.Module = field(repr=False)
@@ -72,6 +75,7 @@ class CompressionProblem:
     objective: Objective = "ratio"
     binary_loss: bool | None = None
     reference: ReferenceCache | None = field(default=None, repr=False)
+    channels_last: bool = False
 
     def __post_init__(self) -> None:
         require_gamma(self.gamma)
@@ -190,6 +194,9 @@ class CompressionProblem:
         weights = next(self.network.parameters(), None)
         if weights is not None:
             batch = batch.to(weights.device)
+        if self.channels_last:
+            images = batch.inputs.contiguous(memory_format=torch.channels_last)
+            batch = replace(batch, inputs=images)
         if self.reference is None or batch.reference_outputs is not None:
             return batch
         with evaluation_mode(self.network), torch.inference_mode():
@@ -241,10 +248,11 @@ def compression_problem(
     """Find and factorize a network's layers, and set up their evaluation.
 
     Args:
-        network: The reference network, in any mode; not modified. Of `DataParallel` and
-            `torch.compile` the network inside is taken.
+        network: The reference network; not modified. In any mode, unless it has batch
+            norm, which has to be in eval mode. Of `DataParallel` and `torch.compile`
+            the network inside is taken. It runs where its weights are.
         inputs: A pool (tensor or dataset), or a function `(num_samples, rng)` that
-            generates inputs without end. At least two samples.
+            generates inputs without end. A pool has at least `num_samples` inputs.
         gamma: Weight of the loss in the objective, positive.
         labels: One class index for each input of a tensor pool, for losses that need
             them.
@@ -286,10 +294,13 @@ def compression_problem(
                 f"loss must be one of {', '.join(LOSSES)}, or a function; got {loss!r}."
             )
         loss = LOSSES[loss]
-    sampler = _sampler(inputs, labels)
+    sampler = _sampler(inputs, labels, num_samples)
     network = unwrap(network)
+    require_searchable(network)
     layers = find_layers(network, choose, include=include, exclude=exclude)
-    _require_searchable(layers)
+    _require_decompositions(layers)
+    few = sampler(2, torch.Generator().manual_seed(0)).inputs
+    channels_last = check_forward(network, few)
     factors = factorize_network(network, layers)
     spectra = {
         layer.name: layer.decomposition.singular_values(factors[layer.name])
@@ -314,10 +325,11 @@ def compression_problem(
         num_samples=num_samples,
         objective=objective,
         binary_loss=binary_loss,
+        channels_last=channels_last,
     )
 
 
-def _require_searchable(layers: Sequence[LayerSpec]) -> None:
+def _require_decompositions(layers: Sequence[LayerSpec]) -> None:
     """Refuse decompositions whose ranks are no slices of one set of factors."""
     for layer in layers:
         if not layer.decomposition.searchable:
@@ -329,10 +341,17 @@ def _require_searchable(layers: Sequence[LayerSpec]) -> None:
             )
 
 
-def _sampler(inputs: Any, labels: Tensor | None) -> Sampler:
+def _sampler(inputs: Any, labels: Tensor | None, num_samples: int) -> Sampler:
     """Tell a pool from a generating function."""
     if isinstance(inputs, Tensor | Dataset) or not callable(inputs):
-        return dataset_sampler(inputs, labels)
+        sampler = dataset_sampler(inputs, labels)
+        if len(inputs) < num_samples:
+            raise ValueError(
+                f"The pool has {len(inputs)} inputs, fewer than the {num_samples} "
+                "samples of a trial (num_samples). Pass more inputs, or a smaller "
+                "num_samples."
+            )
+        return sampler
     if labels is not None:
         raise ValueError(
             "labels must be None when inputs are generated: there is no pool for them "

@@ -74,6 +74,16 @@ padding_mode='zeros')
         )
 
 
+class _Undrawn(nn.Conv2d):
+    """A convolution that draws no weights, which would be most of a trial's overhead.
+
+    It also leaves the global random state as it is.
+    """
+
+    def reset_parameters(self) -> None:
+        """Leave the weights as they are; they are replaced."""
+
+
 def conv2d(
     weight: Tensor, bias: Tensor | None = None, geometry: Geometry | None = None
 ) -> nn.Conv2d:
@@ -93,20 +103,19 @@ def conv2d(
     """
     geometry = geometry or Geometry()
     out_channels, in_channels, height, width = weight.shape
-    # On the meta device the layer draws no weights: it costs little, and the global
-    # random state stays as it is.
-    with torch.device("meta"):
-        layer = nn.Conv2d(
-            in_channels * geometry.groups,
-            out_channels,
-            (height, width),
-            geometry.stride,
-            geometry.padding,
-            geometry.dilation,
-            geometry.groups,
-            False,
-            geometry.padding_mode,
-        )
+    layer = _Undrawn(
+        in_channels * geometry.groups,
+        out_channels,
+        (height, width),
+        geometry.stride,
+        geometry.padding,
+        geometry.dilation,
+        geometry.groups,
+        False,
+        geometry.padding_mode,
+        device=weight.device,
+    )
+    layer.__class__ = nn.Conv2d  # type: ignore[assignment]
     layer.weight = nn.Parameter(weight, requires_grad=False)
     layer.bias = None if bias is None else nn.Parameter(bias, requires_grad=False)
     return layer
