@@ -3,7 +3,6 @@
 from typing import TYPE_CHECKING, Any
 
 from compression_adapters.checkpoint import (
-    CompressionRecipe,
     load_compressed,
     load_weights,
     save_compressed,
@@ -43,6 +42,7 @@ from compression_adapters.ranks import (
     parameterization_from_ranks,
     rank_parameters,
 )
+from compression_adapters.recipe import CompressionRecipe
 from compression_adapters.sampling import (
     Batch,
     Sampler,

@@ -11,6 +11,7 @@ from torch import nn
 from compression_adapters.decompositions import Factors
 from compression_adapters.layers import LayerSpec
 from compression_adapters.ranks import DENSE, Rank
+from compression_adapters.recipe import entries_for, recipe_of, record_recipe
 
 
 def factorize_network(
@@ -88,12 +89,7 @@ def truncated(
     """
     replacements = _replacements(network, factors, layers, ranks, final=False)
     new_of = {id(old): new for old, new in replacements}
-    slots = [
-        (parent, name, child)
-        for parent in network.modules()
-        for name, child in parent._modules.items()
-        if id(child) in new_of
-    ]
+    slots = _slots(network, new_of)
     try:
         for parent, name, child in slots:
             parent._modules[name] = new_of[id(child)]
@@ -135,8 +131,11 @@ def truncate_network(
           (0): LowRankLinear(in_features=30, out_features=20, rank=3, bias=True)
         )
     """
+    layers = tuple(layers)
     replacements = _replacements(network, factors, layers, ranks, final=True)
-    return copy_with_layers(network, replacements)
+    small = copy_with_layers(network, replacements)
+    record_recipe(small, (*recipe_of(network), *entries_for(layers, ranks)))
+    return small
 
 
 def copy_with_layers(
@@ -160,13 +159,27 @@ def copy_with_layers(
         for tensor in _computed_tensors(network):
             memo[id(tensor)] = tensor.detach().clone()
         for old, new in replacements:
-            trainable = any(p.requires_grad for p in old.parameters())
-            for module in new.modules():
-                for name, p in module.named_parameters(recurse=False):
-                    owned = p.detach().clone(memory_format=torch.contiguous_format)
-                    module.register_parameter(name, nn.Parameter(owned, trainable))
+            _give_own_memory(new, old)
             memo[id(old)] = new
         return copy.deepcopy(network, memo)
+
+
+def put_layers(
+    network: nn.Module, replacements: Iterable[tuple[nn.Module, nn.Module]]
+) -> None:
+    """Replace modules of a network for good, everywhere they are registered.
+
+    Args:
+        network: Changed in place.
+        replacements: As for `copy_with_layers`.
+    """
+    replacements = tuple(replacements)
+    with torch.inference_mode(False), torch.no_grad():
+        for old, new in replacements:
+            _give_own_memory(new, old)
+    new_of = {id(old): new for old, new in replacements}
+    for parent, name, child in _slots(network, new_of):
+        parent._modules[name] = new_of[id(child)]
 
 
 @contextmanager
@@ -345,6 +358,27 @@ def _replacements(
             raise ValueError(f"Layer {layer.name!r}: {error}") from error
         pairs.append((old, new.train(old.training)))
     return pairs
+
+
+def _slots(
+    network: nn.Module, wanted: Mapping[int, nn.Module]
+) -> list[tuple[nn.Module, str, nn.Module]]:
+    """List where modules are registered: parent, name, and the module itself."""
+    return [
+        (parent, name, child)
+        for parent in network.modules()
+        for name, child in parent._modules.items()
+        if child is not None and id(child) in wanted
+    ]
+
+
+def _give_own_memory(new: nn.Module, old: nn.Module) -> None:
+    """Clone a module's parameters, trainable where those of another module are."""
+    trainable = any(p.requires_grad for p in old.parameters())
+    for module in new.modules():
+        for name, p in module.named_parameters(recurse=False):
+            owned = p.detach().clone(memory_format=torch.contiguous_format)
+            module.register_parameter(name, nn.Parameter(owned, trainable))
 
 
 def _computed_tensors(network: nn.Module) -> Iterator[torch.Tensor]:
