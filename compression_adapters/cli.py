@@ -174,6 +174,18 @@ def _known_network(
     help="Smallest rank of a layer.",
 )
 @click.option(
+    "--round-to",
+    type=click.IntRange(min=1),
+    default=1,
+    show_default=True,
+    help="Use multiples of this as ranks, such as 8.",
+)
+@click.option(
+    "--skip-no-gain",
+    is_flag=True,
+    help="Leave out ranks that save no multiply-adds.",
+)
+@click.option(
     "--max-trials",
     type=click.IntRange(min=2),
     default=200,
@@ -278,6 +290,20 @@ def _print_summary(summary: dict[str, Any], folder: Path) -> None:
         f"{summary['whole_network_ratio']:.2%} of the whole network\n"
         f"ranks     {ranks}\n"
         f"accuracy  {accuracy}\n"
+        f"{_costs(summary)}"
         f"saved     {folder}/network (reloaded, {reload})\n"
         f"report    {folder}/report.html"
     )
+
+
+def _costs(summary: dict[str, Any]) -> str:
+    """Print measured costs, and a warning where there is one."""
+    lines = []
+    for row in summary.get("costs", {}).get("table", []):
+        lines.append(
+            f"measured  {row['quantity']}: {row['before']:,.4g} before, "
+            f"{row['after']:,.4g} after ({row['ratio']:.1%})\n"
+        )
+    for warning in summary.get("costs", {}).get("warnings", []):
+        lines.append(f"  {warning}\n")
+    return "".join(lines)

@@ -198,6 +198,11 @@ def trial_seed(seed: int, trial_index: int) -> int:
     return int(np.random.SeedSequence((seed, trial_index)).generate_state(1)[0])
 
 
+def fresh_seed(seed: int) -> int:
+    """Return the seed of samples that no trial of a search is evaluated on."""
+    return int(np.random.SeedSequence((seed, 0, 1)).generate_state(1)[0])
+
+
 def trial_table(client: Client, problem: CompressionProblem) -> pd.DataFrame:
     """Return one row a trial: status, estimates with SEMs, score, coordinates, ranks.
 

@@ -1,7 +1,9 @@
 """What a search could do to a network: a table, before any decomposition."""
 
 import copy
-from dataclasses import dataclass, field
+from bisect import bisect_left
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 
 import pandas as pd
 import torch
@@ -136,6 +138,70 @@ def profile(
     )
 
 
+def drop_ranks_without_gain(
+    network: nn.Module, layers: Sequence[LayerSpec], example: Tensor
+) -> tuple[LayerSpec, ...]:
+    """Lower maximal ranks to where a layer needs fewer multiply-adds than dense.
+
+    A rank can save weights and still cost time: the first of two convolutions of a
+    layer with a stride runs at more places than the layer did. Layers that keep their
+    structure, as pruned ones do, stay as they are.
+
+    Args:
+        network: The reference network.
+        layers: The layers, from `find_layers`.
+        example: A batch of inputs, one is enough. Shape `n x ...`.
+
+    Returns:
+        The layers that some rank makes cheaper in weights and multiply-adds.
+
+    Raises:
+        ValueError: when no layer is left.
+
+    Example:
+        >>> from compression_adapters.layers import find_layers
+        >>> network = nn.Sequential(nn.Conv2d(8, 8, 3, stride=2))
+        >>> layers = find_layers(network)
+        >>> few = drop_ranks_without_gain(network, layers, torch.zeros(1, 8, 9, 9))
+        >>> layers[0].max_rank, few[0].max_rank
+        (12, 7)
+    """
+    inputs, _ = _run(network, tuple(layers), example)
+    kept = []
+    for layer in layers:
+        module = copy.deepcopy(network.get_submodule(layer.name)).to("meta")
+        smallest = layer.decomposition.empty(module, 1)
+        if type(smallest) is type(module):
+            kept.append(layer)
+            continue
+        shapes = inputs[layer.name]
+        dense = _meta_macs(module, shapes)
+
+        def gains(
+            rank: int,
+            layer: LayerSpec = layer,
+            module: nn.Module = module,
+            shapes: list[torch.Size] = shapes,
+            dense: int = dense,
+        ) -> bool:
+            factored = layer.decomposition.empty(module, rank)
+            fewer_macs = not shapes or _meta_macs(factored, shapes) < dense
+            return fewer_macs and layer.weights_at(rank) < layer.num_weights
+
+        # Both grow with the rank, so the first rank without gain ends the others.
+        ranks = range(1, layer.max_rank + 1)
+        largest = bisect_left(ranks, True, key=lambda rank: not gains(rank))
+        if largest > 0:
+            kept.append(replace(layer, max_rank=largest))
+    if not kept:
+        raise ValueError(
+            "No layer gains from any rank: none needs fewer multiply-adds than dense. "
+            f"Layers: {', '.join(layer.name for layer in layers)}. Choose other "
+            "layers, or leave skip_no_gain out."
+        )
+    return tuple(kept)
+
+
 def count_macs(module: nn.Module, inputs: Tensor) -> int:
     """Count the multiply-adds of one call.
 
@@ -226,19 +292,21 @@ def _macs_row(
         return dict.fromkeys(names, float("nan"))
     # Without memory and without arithmetic: the meta device knows shapes only.
     dense = copy.deepcopy(module).to("meta")
-    dtype = layer_weights(module)[0].dtype
     modules = [dense]
     for point in _POINTS:
         rank = row[f"rank_{point}"]
         modules.append(layer.decomposition.empty(dense, int(str(rank))))
-    counts = [
-        sum(
-            count_macs(one, torch.empty(shape, dtype=dtype, device="meta"))
-            for shape in shapes
-        )
-        for one in modules
-    ]
+    counts = [_meta_macs(one, shapes) for one in modules]
     return {n: count // samples for n, count in zip(names, counts, strict=True)}
+
+
+def _meta_macs(module: nn.Module, shapes: list[torch.Size]) -> int:
+    """Count the multiply-adds of a module on the meta device, for all its calls."""
+    dtype = layer_weights(module)[0].dtype
+    return sum(
+        count_macs(module, torch.empty(shape, dtype=dtype, device="meta"))
+        for shape in shapes
+    )
 
 
 def _share(table: pd.DataFrame, column: str, total: int) -> str:

@@ -1,5 +1,6 @@
 """What `ax-pac compress` does once it has a network and data."""
 
+import warnings
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Final
@@ -97,12 +98,23 @@ def _summary(
         "certificate": result.certificate.to_dict(),
         "certificates": certificate_records(experiment),
         "layers": result.layers.to_dict("records"),
+        "loss_fresh": {"mean": result.loss.mean, "sem": result.loss.sem},
+        "costs": _costs(result),
         "num_trials": len(result.trials),
         "timings": result.timings,
         "settings": options,
         "seed": result.seed,
         "versions": {name: version(name) for name in _PACKAGES},
     }
+
+
+def _costs(result: CompressionResult) -> dict[str, Any]:
+    """Measure costs before and after; a warning becomes part of the record."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        table = result.measure()
+    warned = [str(w.message) for w in caught if "not faster" in str(w.message)]
+    return {"table": table.to_dict("records"), "warnings": warned}
 
 
 def _accuracies(

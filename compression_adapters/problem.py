@@ -20,6 +20,7 @@ from compression_adapters.network import (
     truncated,
 )
 from compression_adapters.network_checks import check_forward, require_searchable
+from compression_adapters.network_profile import drop_ranks_without_gain
 from compression_adapters.objective import require_gamma, scalarize, scalarize_rate
 from compression_adapters.ranks import (
     AtMax,
@@ -179,11 +180,31 @@ class CompressionProblem:
             ValueError: when the loss does not give one finite value a sample.
         """
         batch = self._batch(seed)
-        with (
-            truncated(self.network, self.factors, self.layers, ranks) as network,
-            evaluation_mode(network),
-            torch.inference_mode(),
-        ):
+        with truncated(self.network, self.factors, self.layers, ranks) as network:
+            return self._losses(network, batch)
+
+    def network_loss(self, network: nn.Module, *, seed: int) -> MeanSEM:
+        """Estimate the loss of a network that is kept, on samples of its own.
+
+        The network of a result may differ from what its trial saw: by
+        `Decomposition.finalize`, by fine-tuning. And the trial that won did so on
+        samples that favoured it.
+
+        Args:
+            network: A compressed network, on the reference network's device.
+            seed: Decides which samples are drawn; one that no trial has used.
+
+        Returns:
+            The loss, without the floor that trials have for an SEM of zero.
+
+        Raises:
+            ValueError: when the loss does not give one finite value a sample.
+        """
+        return mean_and_sem(self._losses(network, self._batch(seed)))
+
+    def _losses(self, network: nn.Module, batch: Batch) -> Tensor:
+        """Return the loss of each sample, checked."""
+        with evaluation_mode(network), torch.inference_mode():
             values = self.loss(network, batch)
         self._check_values(values)
         return values
@@ -242,6 +263,8 @@ def compression_problem(
     encoding: str = "log",
     at_max: AtMax = "dense",
     min_rank: int = 1,
+    round_to: int = 1,
+    skip_no_gain: bool = False,
     objective: Objective = "ratio",
     binary_loss: bool | None = None,
 ) -> CompressionProblem:
@@ -266,6 +289,9 @@ def compression_problem(
         encoding: `"log"`, `"energy"` or `"linear"`; see `rank_scale`.
         at_max: What the last bin means; see `rank_scale`.
         min_rank: Smallest rank; see `rank_scale`.
+        round_to: Use multiples of this as ranks; see `rank_scale`.
+        skip_no_gain: Whether to leave out ranks, and layers, that need as many
+            multiply-adds as the dense layer; see `drop_ranks_without_gain`.
         objective: `"ratio"`: minimise `gamma * loss + ratio`. `"rate"`: maximise
             `-gamma * loss + 1 / ratio`.
         binary_loss: Whether a loss of your own is 0 or 1 in principle.
@@ -301,6 +327,9 @@ def compression_problem(
     _require_decompositions(layers)
     few = sampler(2, torch.Generator().manual_seed(0)).inputs
     channels_last = check_forward(network, few)
+    if skip_no_gain:
+        few = few.to(next(network.parameters()).device)
+        layers = drop_ranks_without_gain(network, layers, few)
     factors = factorize_network(network, layers)
     spectra = {
         layer.name: layer.decomposition.singular_values(factors[layer.name])
@@ -312,6 +341,7 @@ def compression_problem(
         encoding=encoding,
         at_max=at_max,
         min_rank=min_rank,
+        round_to=round_to,
         singular_values=spectra,
     )
     return CompressionProblem(

@@ -1,6 +1,5 @@
 """What a trial costs beside the forward pass that it cannot do without."""
 
-import statistics
 import time
 
 import pytest
@@ -62,9 +61,8 @@ def test_a_trial_costs_little_more_than_a_forward_pass(name, size, limit, speedu
 
     trial()
     times = [(seconds(trial), seconds(forward)) for _ in range(5)]
-    trial_seconds, forward_seconds = (
-        statistics.median(column) for column in zip(*times, strict=True)
-    )
+    # The least of five: whatever else runs on the machine only adds.
+    trial_seconds, forward_seconds = map(min, zip(*times, strict=True))
     if limit is not None:
         assert trial_seconds <= limit * forward_seconds
     if speedup is not None:
