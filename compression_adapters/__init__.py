@@ -13,6 +13,7 @@ from compression_adapters.choices import (
     choose_pruning,
 )
 from compression_adapters.decompositions import DECOMPOSITIONS, Decomposition
+from compression_adapters.fine_tuning import fine_tune, reestimate_batch_norm
 from compression_adapters.layers import LayerSpec, find_layers
 from compression_adapters.losses import (
     LOSSES,
@@ -93,6 +94,7 @@ __all__ = [
     "dataset_sampler",
     "factorize_network",
     "find_layers",
+    "fine_tune",
     "generator_sampler",
     "kl_divergence",
     "layer_ranks",
@@ -105,6 +107,7 @@ __all__ = [
     "parameterization_from_ranks",
     "profile",
     "rank_parameters",
+    "reestimate_batch_norm",
     "save_compressed",
     "scalarize",
     "scalarize_rate",
