@@ -255,6 +255,42 @@ def new_client(problem: CompressionProblem) -> Client:
     return client
 
 
+def reweighted_client(client: Client, problem: CompressionProblem) -> Client:
+    """Set up a client for another gamma, with every evaluation of an earlier one.
+
+    Loss, its SEM and ratio are stored apart from the objective, so that another gamma
+    only weighs anew what was measured.
+
+    Args:
+        client: Of an earlier search of the same layers.
+        problem: The problem with the new gamma.
+
+    Returns:
+        A client of its own; failed trials are left behind.
+
+    Raises:
+        ValueError: when the client belongs to another search.
+    """
+    check_same_space(client, problem)
+    experiment = client._experiment
+    data = experiment.lookup_data().df
+    fresh = new_client(problem)
+    for index, trial in experiment.trials.items():
+        if trial.status != TrialStatus.COMPLETED:
+            continue
+        rows = data[data["trial_index"] == index].set_index("metric_name")
+        loss, ratio = (
+            MeanSEM(float(rows["mean"][name]), float(rows["sem"][name]))
+            for name in ("loss", "compression_ratio")
+        )
+        outcome = problem.outcome(loss, ratio.mean)
+        point = {name: float(value) for name, value in trial.arm.parameters.items()}
+        fresh.complete_trial(
+            fresh.attach_trial(point), {name: tuple(outcome[name]) for name in _METRICS}
+        )
+    return fresh
+
+
 def check_same_space(client: Client, problem: CompressionProblem) -> None:
     """Refuse to continue a search of other layers."""
     known = set(client._experiment.search_space.parameters)

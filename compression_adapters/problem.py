@@ -154,7 +154,18 @@ class CompressionProblem:
             binary=bool(self.binary_loss),
             earlier=earlier,
         )
-        ratio = compression_ratio(self.layers, ranks)
+        return self.outcome(loss, compression_ratio(self.layers, ranks))
+
+    def outcome(self, loss: MeanSEM, ratio: float) -> dict[str, MeanSEM]:
+        """Weigh a measured loss against a ratio: what `evaluate` returns.
+
+        Args:
+            loss: Estimate of the loss.
+            ratio: The compression ratio.
+
+        Returns:
+            `"objective"`, `"loss"` and `"compression_ratio"`.
+        """
         if self.minimize:
             objective = scalarize(loss, ratio, self.gamma)
         else:

@@ -47,7 +47,7 @@ from compression_adapters.problem import (
 from compression_adapters.ranks import AtMax, Rank
 from compression_adapters.u_statistics import MeanSEM
 
-__all__ = ["CompressionResult", "EvaluationError", "compress"]
+__all__ = ["CompressionResult", "EvaluationError", "compress", "search_problem"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -229,6 +229,61 @@ def compress(
         objective=objective,
     )
     factorize_seconds = time.perf_counter() - start
+    result = search_problem(
+        problem,
+        delta=delta,
+        epsilon=epsilon,
+        level=level,
+        relative=relative,
+        num_initial_trials=num_initial_trials,
+        sampling=sampling,
+        max_trials=max_trials,
+        seed=seed,
+        progress=progress,
+        client=client,
+    )
+    result.timings["factorize"] = factorize_seconds
+    result.timings["total"] = time.perf_counter() - start
+    return result
+
+
+def search_problem(
+    problem: CompressionProblem,
+    *,
+    delta: float = 0.05,
+    epsilon: float = 0.005,
+    level: str = DEFAULT_LEVEL,
+    relative: bool = False,
+    num_initial_trials: int | None = None,
+    sampling: str = "leader_challenger",
+    max_trials: int = 200,
+    seed: int = 0,
+    progress: bool | None = None,
+    client: Client | None = None,
+) -> CompressionResult:
+    """Search a problem that was set up before: `compress` without its first half.
+
+    Args:
+        problem: From `compression_problem`.
+        delta: See `compress`, as are all others.
+        epsilon: Allowed failure probability.
+        level: What the certificate accounts for.
+        relative: Whether delta is a share.
+        num_initial_trials: Space-filling evaluations first.
+        sampling: What to evaluate next.
+        max_trials: Evaluations, not counting those the client already has.
+        seed: Determines samples and proposals.
+        progress: Whether to show a progress bar.
+        client: The client of an earlier search of the same objective.
+
+    Returns:
+        The result.
+
+    Raises:
+        ValueError: as `compress` does.
+        EvaluationError: when three evaluations in a row fail.
+    """
+    start = time.perf_counter()
     strategy = pac_generation_strategy(
         delta=delta,
         epsilon=epsilon,
@@ -272,7 +327,7 @@ def compress(
         client=client,
         problem=problem,
         timings={
-            "factorize": factorize_seconds,
+            "factorize": 0.0,
             **timings,
             "total": time.perf_counter() - start,
         },
