@@ -3,13 +3,18 @@
 from typing import TYPE_CHECKING, Any
 
 from compression_adapters.checkpoint import (
-    CompressionRecipe,
     load_compressed,
     load_weights,
     save_compressed,
 )
+from compression_adapters.choices import (
+    choose_linear,
+    choose_low_rank,
+    choose_pruning,
+)
 from compression_adapters.decompositions import DECOMPOSITIONS, Decomposition
-from compression_adapters.layers import LayerSpec, choose_linear, find_layers
+from compression_adapters.fine_tuning import fine_tune, reestimate_batch_norm
+from compression_adapters.layers import LayerSpec, find_layers
 from compression_adapters.losses import (
     LOSSES,
     Loss,
@@ -27,6 +32,7 @@ from compression_adapters.network import (
     truncated,
     whole_network_ratio,
 )
+from compression_adapters.network_profile import NetworkProfile, profile
 from compression_adapters.objective import scalarize, scalarize_rate
 from compression_adapters.problem import CompressionProblem, compression_problem
 from compression_adapters.ranks import (
@@ -37,6 +43,7 @@ from compression_adapters.ranks import (
     parameterization_from_ranks,
     rank_parameters,
 )
+from compression_adapters.recipe import CompressionRecipe
 from compression_adapters.sampling import (
     Batch,
     Sampler,
@@ -73,10 +80,13 @@ __all__ = [
     "LayerSpec",
     "Loss",
     "MeanSEM",
+    "NetworkProfile",
     "Rank",
     "RankParameter",
     "Sampler",
     "choose_linear",
+    "choose_low_rank",
+    "choose_pruning",
     "compress",
     "compression_problem",
     "compression_ratio",
@@ -84,6 +94,7 @@ __all__ = [
     "dataset_sampler",
     "factorize_network",
     "find_layers",
+    "fine_tune",
     "generator_sampler",
     "kl_divergence",
     "layer_ranks",
@@ -94,7 +105,9 @@ __all__ = [
     "num_weights",
     "pairwise_mean_and_sem",
     "parameterization_from_ranks",
+    "profile",
     "rank_parameters",
+    "reestimate_batch_norm",
     "save_compressed",
     "scalarize",
     "scalarize_rate",

@@ -1,8 +1,6 @@
 """Save a compressed network, and rebuild it without any decomposition."""
 
-import json
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
 
@@ -11,83 +9,29 @@ import safetensors.torch
 import torch
 from torch import nn
 
-from compression_adapters.decompositions import DECOMPOSITIONS, Decomposition
-from compression_adapters.layers import LayerSpec
-from compression_adapters.network import copy_with_layers
+from compression_adapters.decompositions import (
+    DECOMPOSITIONS,
+    FACTORED_LAYERS,
+    Decomposition,
+)
+from compression_adapters.layers import (
+    LayerSpec,
+    layer_weights,
+    unwrap,
+    weight_shape_of,
+)
+from compression_adapters.network import copy_with_layers, put_layers
 from compression_adapters.ranks import DENSE, Rank
+from compression_adapters.recipe import (
+    CompressionRecipe,
+    LayerRecipe,
+    entries_for,
+    recipe_of,
+    record_recipe,
+)
 
-FORMAT_VERSION: Final = 1
 RECIPE_FILE: Final = "recipe.json"
 WEIGHTS_FILE: Final = "weights.safetensors"
-
-
-@dataclass(frozen=True)
-class LayerRecipe:
-    """What was done to one layer.
-
-    Args:
-        name: Layer name.
-        decomposition: Name of the decomposition.
-        weight_shape: Shape of the dense weight.
-        rank: Its rank, or `"dense"`.
-    """
-
-    name: str
-    decomposition: str
-    weight_shape: tuple[int, ...]
-    rank: Rank
-
-
-@dataclass(frozen=True)
-class CompressionRecipe:
-    """What was done to a network, as it is stored in `recipe.json`.
-
-    Args:
-        layers: One entry for each layer in play, those left dense included.
-        format_version: Version of the format; a newer one is refused.
-
-    Example:
-        >>> recipe = CompressionRecipe((LayerRecipe("fc", "svd", (20, 30), 3),))
-        >>> CompressionRecipe.from_json(recipe.to_json()) == recipe
-        True
-    """
-
-    layers: tuple[LayerRecipe, ...]
-    format_version: int = FORMAT_VERSION
-
-    def to_json(self) -> str:
-        """Write the recipe as JSON."""
-        return json.dumps(asdict(self), indent=2) + "\n"
-
-    @classmethod
-    def from_json(cls, text: str) -> "CompressionRecipe":
-        """Read a recipe, refusing whatever `to_json` would not have written.
-
-        Raises:
-            ValueError: when the text is no JSON, of a newer format, or has missing,
-                extra or ill-typed entries; the message says which.
-        """
-        try:
-            data = json.loads(text)
-        except (ValueError, RecursionError) as error:
-            raise ValueError(f"The recipe is not valid JSON: {error}") from error
-        # The version first: a newer format may have other keys.
-        version = data.get("format_version") if isinstance(data, dict) else None
-        if type(version) is int and version > FORMAT_VERSION:
-            raise ValueError(
-                f"The recipe has format_version {version}; this version of ax-pac reads"
-                f" up to {FORMAT_VERSION}. Update ax-pac."
-            )
-        _require_keys(data, {"format_version", "layers"}, "the recipe")
-        if type(version) is not int or version < 1:
-            raise ValueError(f"format_version must be {FORMAT_VERSION}; got {version}.")
-        if not isinstance(data["layers"], list) or not data["layers"]:
-            raise ValueError("The recipe's 'layers' must be a non-empty list.")
-        layers = tuple(_layer_recipe(entry) for entry in data["layers"])
-        names = [layer.name for layer in layers]
-        if len(set(names)) < len(names):
-            raise ValueError(f"The recipe names a layer twice: {', '.join(names)}.")
-        return cls(layers, version)
 
 
 def save_compressed(
@@ -99,7 +43,9 @@ def save_compressed(
     """Save a compressed network as a folder with two files, neither of them a pickle.
 
     `recipe.json` says which layer was cut to which rank, `weights.safetensors` holds
-    the weights of the whole network. A folder that holds a network is overwritten.
+    the weights of the whole network. A folder that holds a network is overwritten. Of a
+    network that went through several searches the recipe holds them all: a compressed
+    network keeps what was done to it. Zeros of a pruned layer are stored as zeros.
 
     Args:
         compressed: From `truncate_network` or `CompressionProblem.compress`.
@@ -108,7 +54,8 @@ def save_compressed(
         folder: Where to; made if missing.
 
     Raises:
-        ValueError: when a layer of `compressed` does not have its rank's weights.
+        ValueError: when a layer of `compressed` does not have its rank's weights, or
+            was factored by a search of which the network holds no record.
 
     Example:
         >>> import tempfile
@@ -124,15 +71,12 @@ def save_compressed(
         >>> bool((loaded(torch.ones(1, 8)) == small(torch.ones(1, 8))).all())
         True
     """
-    entries = []
+    compressed = unwrap(compressed)
+    layers = tuple(layers)
+    entries = entries_for(layers, ranks)
     for layer in layers:
-        rank = ranks.get(layer.name)
-        if rank is None:
-            raise ValueError(f"ranks has no entry for layer {layer.name!r}.")
-        _require_weights(compressed, layer, rank)
-        name = layer.decomposition.name
-        entries.append(LayerRecipe(layer.name, name, layer.weight_shape, rank))
-    recipe = CompressionRecipe(tuple(entries))
+        _require_weights(compressed, layer, ranks[layer.name])
+    recipe = CompressionRecipe(_whole_recipe(compressed, entries))
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     # Each file appears whole or not at all.
@@ -171,12 +115,23 @@ def load_compressed(
     text = _file(folder, RECIPE_FILE).read_text(encoding="utf-8", errors="replace")
     recipe = CompressionRecipe.from_json(text)
     known = DECOMPOSITIONS if decompositions is None else decompositions
-    replacements = []
-    for layer in recipe.layers:
-        new = _empty_layer(network, layer, known)
-        if new is not None:
-            replacements.append((network.get_submodule(layer.name), new))
-    loaded = copy_with_layers(network, replacements)
+    loaded: nn.Module | None = None
+    network = unwrap(network)
+    for stage in _stages(recipe.layers):
+        # The network is copied once, with the layers of the first stage in place.
+        onto = network if loaded is None else loaded
+        replacements = []
+        for layer in stage:
+            new = _empty_layer(onto, layer, known)
+            if new is not None:
+                replacements.append((onto.get_submodule(layer.name), new))
+        if loaded is None:
+            loaded = copy_with_layers(network, replacements)
+        else:
+            put_layers(loaded, replacements)
+    if loaded is None:  # cannot be: a recipe has a layer
+        raise ValueError(f"{folder}: the recipe is empty.")
+    record_recipe(loaded, recipe.layers)
     weights = _file(folder, WEIGHTS_FILE)
     _require_tensors(loaded, weights)
     safetensors.torch.load_model(loaded, str(weights))
@@ -225,46 +180,65 @@ def load_weights(network: nn.Module, path: str | Path) -> None:
         ) from error
 
 
-def _require_keys(data: Any, keys: set[str], what: str) -> None:
-    """Raise a ValueError unless `data` is a dict with exactly these keys."""
-    if not isinstance(data, dict) or set(data) != keys:
-        came = sorted(data) if isinstance(data, dict) else type(data).__name__
-        raise ValueError(f"{what} must have the keys {sorted(keys)}; got {came}.")
-
-
-def _layer_recipe(entry: Any) -> LayerRecipe:
-    """Check one layer's entry."""
-    keys = {"name", "decomposition", "weight_shape", "rank"}
-    _require_keys(entry, keys, "a layer of the recipe")
-    name, shape, rank = entry["name"], entry["weight_shape"], entry["rank"]
-    if not isinstance(name, str) or not isinstance(entry["decomposition"], str):
-        raise ValueError(f"A layer's name and decomposition must be text; got {entry}.")
-    # `type(...) is int`: True is an int to isinstance.
-    if not isinstance(shape, list) or any(type(n) is not int or n < 1 for n in shape):
-        raise ValueError(f"Layer {name!r}: weight_shape must be a list of integers.")
-    if rank != DENSE and (type(rank) is not int or rank < 1):
-        raise ValueError(
-            f"Layer {name!r}: rank must be a positive integer or 'dense'; got {rank!r}."
-        )
-    return LayerRecipe(name, entry["decomposition"], tuple(shape), rank)
-
-
 def _require_weights(compressed: nn.Module, layer: LayerSpec, rank: Rank) -> None:
     """Raise a ValueError unless a layer has the number of weights of its rank."""
     if rank == DENSE:
         expected = layer.num_weights
     else:
-        expected = layer.decomposition.num_weights(layer.weight_shape, rank)
+        expected = layer.weights_at(rank)
     try:
         module = compressed.get_submodule(layer.name)
     except AttributeError as error:
         raise ValueError(f"The network has no layer {layer.name!r}.") from error
-    came = sum(p.numel() for p in module.parameters() if p.ndim >= 2)
-    if came != expected:
+    weights = layer_weights(module)
+    came = sum(weight.numel() for weight in weights)
+    if came == layer.num_weights != expected:
+        # As large as it was: pruned, in which case the zeros do not count, or dense.
+        came = sum(int(weight.count_nonzero()) for weight in weights)
+        fits = came <= expected
+    else:
+        fits = came == expected
+    if not fits:
         raise ValueError(
             f"Layer {layer.name!r} has {came} weights; at rank {rank!r} it would have "
             f"{expected}. Save a network with the ranks it was made with."
         )
+
+
+def _whole_recipe(
+    compressed: nn.Module, entries: tuple[LayerRecipe, ...]
+) -> tuple[LayerRecipe, ...]:
+    """Return what all searches did, the last one's entries included."""
+    recorded = recipe_of(compressed)
+    if recorded and recorded[-len(entries) :] != entries:
+        raise ValueError(
+            "The network was made with other ranks than these; its last layers were "
+            f"{', '.join(f'{e.name} {e.rank}' for e in recorded[-len(entries) :])}. "
+            "Save it with the layers and ranks of the search it comes from."
+        )
+    recipe = recorded or entries
+    known = {entry.name for entry in recipe if entry.rank != DENSE}
+    for name, module in compressed.named_modules():
+        if isinstance(module, FACTORED_LAYERS) and name not in known:
+            raise ValueError(
+                f"Layer {name!r} ({type(module).__name__}) was factored by an earlier "
+                "search, of which this network holds no record; it could not be "
+                "loaded. Save the network that the search returned, before it becomes "
+                "part of another module."
+            )
+    return recipe
+
+
+def _stages(layers: Iterable[LayerRecipe]) -> list[list[LayerRecipe]]:
+    """Divide a recipe where a layer, or a part of one, comes again."""
+    stages: list[list[LayerRecipe]] = []
+    for layer in layers:
+        parts = layer.name.split(".")
+        paths = {".".join(parts[: i + 1]) for i in range(len(parts))}
+        if not stages or paths & {earlier.name for earlier in stages[-1]}:
+            stages.append([])
+        stages[-1].append(layer)
+    return stages
 
 
 def _file(folder: str | Path, name: str) -> Path:
@@ -296,7 +270,7 @@ def _empty_layer(
             f"The network ({type(network).__name__}) has no layer {layer.name!r} that "
             f"{layer.decomposition!r} supports; it is not the network that was saved."
         )
-    shape = tuple(dense.get_parameter("weight").shape)
+    shape = weight_shape_of(dense)
     if shape != layer.weight_shape:
         raise ValueError(
             f"Layer {layer.name!r}: the saved network's weight has shape "

@@ -3,22 +3,18 @@
 from __future__ import annotations
 
 import warnings
-from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 if TYPE_CHECKING:
-    import plotly.graph_objects as go
-
-    from compression_adapters.presets import Preset
-    from compression_adapters.search import CompressionResult
+    from compression_adapters.sources import Source
 
 # Ax, torch and torchvision take seconds to import: `--help` and a mistyped option
 # should not wait for them, so each command imports what it needs.
 
-_PACKAGES = ("ax-pac", "ax-platform", "botorch", "torch", "torchvision", "numpy")
+_PRESETS = ("fc3", "vgg16", "resnet18", "resnet50")
 
 
 # "\\b" keeps click from filling the paragraph after it.
@@ -28,9 +24,11 @@ _HELP = """Compress neural networks, and know when the search is finished.
 Start here:
   ax-pac compress fc3 --out runs/fc3   train, compress and report (a minute)
   ax-pac report runs/fc3               write the report of a run again
+  ax-pac compress torchvision:resnet18 --data IMAGES --gamma 0.001 --out runs/r18
+  ax-pac compress my_module:my_network --data my_module:my_inputs ...
 
-Your own network: compression_adapters.compress(network, inputs, gamma=...) from
-Python. Your own objective: ax_pac.pac_generation_strategy in an Ax loop.
+From Python: compression_adapters.compress(network, inputs, gamma=...).
+Your own objective: ax_pac.pac_generation_strategy in an Ax loop.
 """
 
 
@@ -43,8 +41,63 @@ def main() -> None:
     warnings.filterwarnings("ignore", category=DeprecationWarning)
 
 
-@main.command(short_help="Compress a named network until a certificate holds.")
-@click.argument("preset", metavar="PRESET", type=click.Choice(["fc3"]))
+def _known_network(
+    context: click.Context, parameter: click.Parameter, name: str
+) -> str:
+    """Refuse a mistyped name before anything is imported."""
+    if name not in _PRESETS and ":" not in name:
+        raise click.BadParameter(
+            f"{name!r} is not one of {', '.join(_PRESETS)}, and neither "
+            "torchvision:NAME nor module.path:factory"
+        )
+    return name
+
+
+@main.command(short_help="Compress a network until a certificate holds.")
+@click.argument("network", metavar="NETWORK", callback=_known_network)
+@click.option(
+    "--weights",
+    default=None,
+    help="A .safetensors, .pt or .pth file, never unpickled; or the name of "
+    "torchvision's weights.  [default: IMAGENET1K_V1]",
+)
+@click.option(
+    "--data",
+    default=None,
+    help="Folder with a folder of images for each class, with or without train and val "
+    "above them; or module.path:function.",
+)
+@click.option(
+    "--layers",
+    default=None,
+    help="paper (a preset's), 3x3, linear or all.  [default: paper, else all]",
+)
+@click.option(
+    "--num-classes",
+    type=click.IntRange(min=1),
+    default=1000,
+    show_default=True,
+    help="Outputs of a network of torchvision's.",
+)
+@click.option(
+    "--image-size",
+    type=click.IntRange(min=1),
+    default=224,
+    show_default=True,
+    help="Pixels; for images from a folder.",
+)
+@click.option(
+    "--test-samples",
+    type=click.IntRange(min=1),
+    default=1000,
+    show_default=True,
+    help="Images from a folder that the accuracy is measured on.",
+)
+@click.option(
+    "--device",
+    default=None,
+    help="Where the network runs.  [default: cuda if there is one, else cpu]",
+)
 @click.option(
     "--out",
     type=click.Path(path_type=Path, file_okay=False),
@@ -121,6 +174,18 @@ def main() -> None:
     help="Smallest rank of a layer.",
 )
 @click.option(
+    "--round-to",
+    type=click.IntRange(min=1),
+    default=1,
+    show_default=True,
+    help="Use multiples of this as ranks, such as 8.",
+)
+@click.option(
+    "--skip-no-gain",
+    is_flag=True,
+    help="Leave out ranks that save no multiply-adds.",
+)
+@click.option(
     "--max-trials",
     type=click.IntRange(min=2),
     default=200,
@@ -133,20 +198,35 @@ def main() -> None:
     default=None,
     help="Show a progress bar.  [default: on a terminal only]",
 )
-def compress(preset: str, out: Path, progress: bool | None, **options: Any) -> None:
-    """Compress a named network, by default without labels, until a certificate holds.
+def compress(network: str, out: Path, progress: bool | None, **options: Any) -> None:
+    """Compress a network, by default without labels, until a certificate holds.
 
-    PRESET is the network. fc3 is 784-1000-1000-10 on MNIST, trained here in a minute
-    the first time and kept in your cache folder.
+    NETWORK is a preset (fc3, vgg16, resnet18, resnet50), torchvision:NAME, or
+    module.path:factory for a function of yours that returns a network. fc3 is
+    784-1000-1000-10 on MNIST, trained here in a minute the first time and kept in your
+    cache folder; the others need --data and --gamma.
     """
+    from compression_adapters.pipeline import compress_source
     from compression_adapters.presets import PRESETS
+    from compression_adapters.sources import open_source
 
     if out.exists() and not out.is_dir():
         raise click.UsageError(f"--out {out} is a file, expected a folder")
+    if options["gamma"] is None and network in PRESETS:
+        options["gamma"] = PRESETS[network].gamma
     if options["gamma"] is None:
-        options["gamma"] = PRESETS[preset].gamma
+        raise click.UsageError(
+            f"{network} has no default weight of the loss: pass --gamma. Start where "
+            "gamma times the mean squared norm of the outputs is about 1"
+        )
+    test_samples, device = options.pop("test_samples"), options.pop("device")
+    of_source = ("weights", "data", "layers", "num_classes", "image_size")
+    asked = {name: options.pop(name) for name in of_source}
     try:
-        summary = _compress_preset(PRESETS[preset], out, progress, options)
+        source = open_source(network, progress=_show_epoch, **asked)
+        _to_device(source, device)
+        click.echo(f"{source.name}: {source.description}")
+        summary = compress_source(source, out, progress, options, asked, test_samples)
     except (ValueError, RuntimeError, OSError) as error:
         raise click.ClickException(str(error)) from error
     except KeyboardInterrupt:
@@ -161,142 +241,24 @@ def report(folder: Path) -> None:
 
     FOLDER is what was given to `ax-pac compress --out`.
     """
+    from compression_adapters.pipeline import certificate_figures
     from compression_adapters.report import read_run, write_report
 
     try:
         summary, _ = read_run(folder)
-        write_report(folder, _certificate_figures(summary))
+        write_report(folder, certificate_figures(summary))
     except (ValueError, OSError) as error:
         raise click.ClickException(str(error)) from error
     _print_summary(summary, folder)
 
 
-def _compress_preset(
-    preset: Preset, out: Path, progress: bool | None, options: dict[str, Any]
-) -> dict[str, Any]:
-    """Train or load, search, save, reload, measure and write; return the summary."""
-    from compression_adapters.report import (
-        NETWORK_FOLDER,
-        read_run,
-        write_report,
-        write_run,
-    )
-    from compression_adapters.search import compress as search
-
-    click.echo(f"{preset.name}: {preset.description}")
-    network = preset.trained(progress=_show_epoch)
-    inputs, labels = preset.train_data()
-    needs_labels = options["loss"] in ("cross_entropy", "top1_error")
-    result = search(
-        network,
-        inputs,
-        labels=labels if needs_labels else None,
-        choose=preset.choose,
-        progress=progress,
-        **options,
-    )
-    result.save(out / NETWORK_FOLDER)
-    result.client.save_to_json_file(str(out / "experiment.json"))
-    summary = _summary(preset, result, options)
-    summary |= _accuracies(preset, result)
-    summary["reloaded_is_equal"] = _reload(preset, result, out / NETWORK_FOLDER)
-    write_run(out, summary, _trials_with_accuracy(preset, result))
-    write_report(out, _certificate_figures(summary))
-    return read_run(out)[0]
-
-
-def _summary(
-    preset: Preset, result: CompressionResult, options: dict[str, Any]
-) -> dict[str, Any]:
-    """Collect what was asked and what came out, as plain JSON values."""
-    from ax_pac import certificate_records, incumbent_arm
-    from compression_adapters.network import compression_ratio, whole_network_ratio
-
-    problem, experiment = result.problem, result.client._experiment
-    best = incumbent_arm(result.client)
-    incumbent = next(
-        index for index, trial in experiment.trials.items() if trial.arm == best
-    )
-    return {
-        "network": preset.name,
-        "stop_reason": result.stop_reason,
-        "compression_ratio": compression_ratio(problem.layers, result.ranks),
-        "whole_network_ratio": whole_network_ratio(
-            problem.network, problem.layers, result.ranks
-        ),
-        "ranks": result.ranks,
-        "parameterization": result.parameterization,
-        "incumbent_trial": incumbent,
-        "certificate": result.certificate.to_dict(),
-        "certificates": certificate_records(experiment),
-        "layers": result.layers.to_dict("records"),
-        "num_trials": len(result.trials),
-        "timings": result.timings,
-        "settings": options,
-        "seed": result.seed,
-        "versions": {name: version(name) for name in _PACKAGES},
-    }
-
-
-def _accuracies(preset: Preset, result: CompressionResult) -> dict[str, float]:
-    """Measure top-1 and top-5 accuracy on the test set, before and after."""
-    from compression_adapters.presets import accuracy
-
-    images, labels = preset.test_data()
-    measured: dict[str, float] = {}
-    for name, network in (
-        ("original", result.problem.network),
-        ("compressed", result.network),
-    ):
-        top1, top5 = accuracy(network, images, labels)
-        measured |= {f"accuracy_{name}": top1, f"top5_{name}": top5}
-    return measured
-
-
-def _trials_with_accuracy(preset: Preset, result: CompressionResult) -> Any:
-    """Add each evaluated network's test accuracy to the trial table."""
-    from compression_adapters.network import truncated
-    from compression_adapters.presets import accuracy
-
-    problem, experiment = result.problem, result.client._experiment
-    table = result.trials.copy()
-    images, labels = preset.test_data()
-    table["accuracy"] = float("nan")
-    for row in table.index[table["status"] == "COMPLETED"]:
-        trial = experiment.trials[int(table["trial_index"][row])]
-        ranks = problem.ranks(trial.arm.parameters)
-        with truncated(
-            problem.network, problem.factors, problem.layers, ranks
-        ) as network:
-            (table.loc[row, "accuracy"],) = accuracy(network, images, labels, topk=(1,))
-    return table
-
-
-def _reload(preset: Preset, result: CompressionResult, folder: Path) -> bool:
-    """Load the saved network onto a fresh one and compare the outputs."""
+def _to_device(source: Source, device: str | None) -> None:
+    """Move the network to where it runs; the search's own model stays on the CPU."""
     import torch
 
-    from compression_adapters.checkpoint import load_compressed
-
-    loaded = load_compressed(folder, preset.build()).eval()
-    images = preset.test_data()[0][:500]
-    with torch.inference_mode():
-        same = torch.allclose(loaded(images), result.network(images), atol=1e-5)
-    if not same:
-        raise RuntimeError(f"the network saved in {folder} gives other outputs")
-    return same
-
-
-def _certificate_figures(summary: dict[str, Any]) -> list[tuple[str, go.Figure]]:
-    """Draw the certificate's history for the report."""
-    from ax_pac.analysis import history_table, plot_certificate_history
-
-    figure = plot_certificate_history(history_table(summary["certificates"]))
-    caption = (
-        "What may still be wrong with the incumbent, after each evaluation, at the "
-        "level that is named."
-    )
-    return [(caption, figure)]
+    if device is None:
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    source.network.to(device)
 
 
 def _show_epoch(epoch: int, epochs: int) -> None:
@@ -309,7 +271,16 @@ def _print_summary(summary: dict[str, Any], folder: Path) -> None:
     verdict = "certified" if certificate["holds"] else "NOT certified"
     seconds = summary["timings"]["total"]
     reload = "same outputs" if summary["reloaded_is_equal"] else "OTHER outputs"
-    top5 = f"{summary['top5_original']:.2%} before, {summary['top5_compressed']:.2%}"
+    accuracy = "not measured: there are no labelled test images"
+    if "accuracy_compressed" in summary:
+        accuracy = (
+            f"top-1 {summary['accuracy_original']:.2%} before, "
+            f"{summary['accuracy_compressed']:.2%} after; "
+            f"top-5 {summary['top5_original']:.2%} before, "
+            f"{summary['top5_compressed']:.2%} after"
+        )
+        if summary.get("note"):
+            accuracy += f" ({summary['note']})"
     ranks = ", ".join(f"{name} {rank}" for name, rank in summary["ranks"].items())
     click.echo(
         f"{verdict} (level {certificate['level']}) after {summary['num_trials']} "
@@ -318,8 +289,21 @@ def _print_summary(summary: dict[str, Any], folder: Path) -> None:
         f"weights   {summary['compression_ratio']:.2%} of the layers in play, "
         f"{summary['whole_network_ratio']:.2%} of the whole network\n"
         f"ranks     {ranks}\n"
-        f"accuracy  top-1 {summary['accuracy_original']:.2%} before, "
-        f"{summary['accuracy_compressed']:.2%} after; top-5 {top5} after\n"
+        f"accuracy  {accuracy}\n"
+        f"{_costs(summary)}"
         f"saved     {folder}/network (reloaded, {reload})\n"
         f"report    {folder}/report.html"
     )
+
+
+def _costs(summary: dict[str, Any]) -> str:
+    """Print measured costs, and a warning where there is one."""
+    lines = []
+    for row in summary.get("costs", {}).get("table", []):
+        lines.append(
+            f"measured  {row['quantity']}: {row['before']:,.4g} before, "
+            f"{row['after']:,.4g} after ({row['ratio']:.1%})\n"
+        )
+    for warning in summary.get("costs", {}).get("warnings", []):
+        lines.append(f"  {warning}\n")
+    return "".join(lines)

@@ -1,8 +1,9 @@
 """Encodings: which part of [0, 1] means which rank of a layer."""
 
 from bisect import bisect_right
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import pairwise
 from typing import Final, Literal
 
@@ -33,6 +34,8 @@ class RankScale:
         max_rank: Largest rank.
         at_max: Whether the last bin is `dense` or the factors at `max_rank`.
         edges: Strictly increasing from 0.0 to 1.0, one more than there are bins.
+        round_to: Ranks are multiples of this, or `max_rank` where no multiple lies
+            between the two.
 
     Raises:
         ValueError: when the edges do not fit the ranks.
@@ -49,6 +52,7 @@ class RankScale:
     max_rank: int
     at_max: AtMax
     edges: tuple[float, ...]
+    round_to: int = 1
 
     def __post_init__(self) -> None:
         if not 1 <= self.min_rank <= self.max_rank:
@@ -56,7 +60,7 @@ class RankScale:
                 "ranks must satisfy 1 <= min_rank <= max_rank; "
                 f"got {self.min_rank} and {self.max_rank}."
             )
-        bins = self.max_rank - self.min_rank + 1 + (self.at_max == DENSE)
+        bins = len(self.ranks) + (self.at_max == DENSE)
         if (
             len(self.edges) != bins + 1
             or self.edges[0] != 0.0
@@ -68,6 +72,11 @@ class RankScale:
                 f"{len(self.edges)} edges, {self.edges[:2]} to {self.edges[-2:]}."
             )
 
+    @cached_property
+    def ranks(self) -> Sequence[int]:
+        """The ranks that have a bin, ascending."""
+        return _allowed_ranks(self.min_rank, self.max_rank, self.round_to)
+
     def rank_from_unit(self, u: float) -> Rank:
         """Return the rank whose bin holds the unit coordinate `u`.
 
@@ -76,8 +85,8 @@ class RankScale:
         """
         if not 0.0 <= u <= 1.0:
             raise ValueError(f"A unit coordinate must lie in [0, 1]; got {u}.")
-        rank = self.min_rank + bisect_right(self.edges, u, 1, len(self.edges) - 1) - 1
-        return rank if rank <= self.max_rank else DENSE
+        i = bisect_right(self.edges, u, 1, len(self.edges) - 1) - 1
+        return self.ranks[i] if i < len(self.ranks) else DENSE
 
     def bin_of_rank(self, rank: Rank) -> tuple[float, float]:
         """Return the two edges of the bin of `rank`.
@@ -87,12 +96,14 @@ class RankScale:
         """
         if rank == DENSE and self.at_max == DENSE:
             return self.edges[-2], self.edges[-1]
-        if isinstance(rank, int) and self.min_rank <= rank <= self.max_rank:
-            i = rank - self.min_rank
+        if isinstance(rank, int) and rank in self.ranks:
+            i = self.ranks.index(rank)
             return self.edges[i], self.edges[i + 1]
         dense = " or 'dense'" if self.at_max == DENSE else ""
+        multiple = f", a multiple of {self.round_to}" if self.round_to > 1 else ""
         raise ValueError(
-            f"rank must be {self.min_rank} to {self.max_rank}{dense}; got {rank!r}."
+            f"rank must be {self.min_rank} to {self.max_rank}{multiple}{dense}; got "
+            f"{rank!r}."
         )
 
     def unit_from_rank(self, rank: Rank) -> float:
@@ -103,6 +114,12 @@ class RankScale:
         """
         low, high = self.bin_of_rank(rank)
         return (low + high) / 2
+
+
+def _allowed_ranks(min_rank: int, max_rank: int, round_to: int) -> Sequence[int]:
+    """List the multiples between two ranks; the larger one if there are none."""
+    first = -(-min_rank // round_to) * round_to
+    return range(first, max_rank + 1, round_to) or range(max_rank, max_rank + 1)
 
 
 def _linear_edges(
@@ -159,6 +176,7 @@ def rank_scale(
     encoding: str = "log",
     at_max: AtMax = "dense",
     min_rank: int = 1,
+    round_to: int = 1,
     singular_values: Tensor | None = None,
 ) -> RankScale:
     """Divide [0, 1] into the bins of one layer's ranks.
@@ -181,14 +199,18 @@ def rank_scale(
             at `max_rank`, which cost as much as the layer and are less accurate.
         min_rank: Smallest rank. Above the layer's `max_rank` it is clipped to it: a
             floor of 10 on a layer with maximal rank 9 leaves rank 9 (and dense).
-        singular_values: Descending, for `energy` only. Shape `full_rank`.
+        round_to: Use only multiples of this, which hardware may like: 8 for instance.
+            A bin takes over what belongs to the ranks below it that are no multiples,
+            the last one what is above it. A layer without a multiple keeps its
+            `max_rank`.
+        singular_values: For `energy` only. Shape `full_rank`.
 
     Returns:
         The scale.
 
     Raises:
-        ValueError: for an unknown encoding or `at_max`, `min_rank` below 1, or
-            singular values that `energy` cannot use; the message names the layer.
+        ValueError: for an unknown encoding or `at_max`, `min_rank` or `round_to` below
+            1, or singular values that `energy` cannot use; the message names the layer.
 
     Source: Ma et al. 2019, section 3.3 (linear, `at_max="factor"`). Deviation: the
         paper does not say how it rounds; here each rank has a bin.
@@ -207,6 +229,8 @@ def rank_scale(
         raise ValueError(f"at_max must be 'dense' or 'factor'; got {at_max!r}.")
     if min_rank < 1:
         raise ValueError(f"min_rank must be at least 1; got {min_rank}.")
+    if round_to < 1:
+        raise ValueError(f"round_to must be at least 1; got {round_to}.")
     low = min(min_rank, layer.max_rank)
     try:
         edges = ENCODINGS[encoding](
@@ -215,4 +239,10 @@ def rank_scale(
     except ValueError as error:
         raise ValueError(f"Layer {layer.name!r}: {error}") from error
     edges = edges / edges[-1]
-    return RankScale(low, layer.max_rank, at_max, tuple(edges.tolist()))
+    if round_to > 1:
+        # The upper edge of a rank's bin is at its distance from the lowest rank.
+        allowed = _allowed_ranks(low, layer.max_rank, round_to)
+        inner = [edges[rank - low + 1] for rank in allowed[:-1]]
+        last = [edges[-2], 1.0] if at_max == DENSE else [1.0]
+        edges = np.array([0.0, *inner, *last])
+    return RankScale(low, layer.max_rank, at_max, tuple(edges.tolist()), round_to)

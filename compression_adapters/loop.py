@@ -198,6 +198,11 @@ def trial_seed(seed: int, trial_index: int) -> int:
     return int(np.random.SeedSequence((seed, trial_index)).generate_state(1)[0])
 
 
+def fresh_seed(seed: int) -> int:
+    """Return the seed of samples that no trial of a search is evaluated on."""
+    return int(np.random.SeedSequence((seed, 0, 1)).generate_state(1)[0])
+
+
 def trial_table(client: Client, problem: CompressionProblem) -> pd.DataFrame:
     """Return one row a trial: status, estimates with SEMs, score, coordinates, ranks.
 
@@ -248,6 +253,42 @@ def new_client(problem: CompressionProblem) -> Client:
     client.configure_optimization(objective=f"{sign}objective")
     client.configure_tracking_metrics(["loss", "compression_ratio"])
     return client
+
+
+def reweighted_client(client: Client, problem: CompressionProblem) -> Client:
+    """Set up a client for another gamma, with every evaluation of an earlier one.
+
+    Loss, its SEM and ratio are stored apart from the objective, so that another gamma
+    only weighs anew what was measured.
+
+    Args:
+        client: Of an earlier search of the same layers.
+        problem: The problem with the new gamma.
+
+    Returns:
+        A client of its own; failed trials are left behind.
+
+    Raises:
+        ValueError: when the client belongs to another search.
+    """
+    check_same_space(client, problem)
+    experiment = client._experiment
+    data = experiment.lookup_data().df
+    fresh = new_client(problem)
+    for index, trial in experiment.trials.items():
+        if trial.status != TrialStatus.COMPLETED:
+            continue
+        rows = data[data["trial_index"] == index].set_index("metric_name")
+        loss, ratio = (
+            MeanSEM(float(rows["mean"][name]), float(rows["sem"][name]))
+            for name in ("loss", "compression_ratio")
+        )
+        outcome = problem.outcome(loss, ratio.mean)
+        point = {name: float(value) for name, value in trial.arm.parameters.items()}
+        fresh.complete_trial(
+            fresh.attach_trial(point), {name: tuple(outcome[name]) for name in _METRICS}
+        )
+    return fresh
 
 
 def check_same_space(client: Client, problem: CompressionProblem) -> None:

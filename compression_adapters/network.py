@@ -11,6 +11,7 @@ from torch import nn
 from compression_adapters.decompositions import Factors
 from compression_adapters.layers import LayerSpec
 from compression_adapters.ranks import DENSE, Rank
+from compression_adapters.recipe import entries_for, recipe_of, record_recipe
 
 
 def factorize_network(
@@ -86,14 +87,9 @@ def truncated(
         >>> print(network[0])
         Linear(in_features=30, out_features=20, bias=True)
     """
-    replacements = _replacements(network, factors, layers, ranks)
+    replacements = _replacements(network, factors, layers, ranks, final=False)
     new_of = {id(old): new for old, new in replacements}
-    slots = [
-        (parent, name, child)
-        for parent in network.modules()
-        for name, child in parent._modules.items()
-        if id(child) in new_of
-    ]
+    slots = _slots(network, new_of)
     try:
         for parent, name, child in slots:
             parent._modules[name] = new_of[id(child)]
@@ -119,7 +115,8 @@ def truncate_network(
 
     Returns:
         A copy whose truncated layers own contiguous memory and can be trained wherever
-        the layers they replace could.
+        the layers they replace could. Where a decomposition has something better than
+        the slice of a trial (`Decomposition.finalize`), it is that.
 
     Raises:
         ValueError: when a rank is missing or not legal for its layer.
@@ -134,8 +131,11 @@ def truncate_network(
           (0): LowRankLinear(in_features=30, out_features=20, rank=3, bias=True)
         )
     """
-    replacements = _replacements(network, factors, layers, ranks)
-    return copy_with_layers(network, replacements)
+    layers = tuple(layers)
+    replacements = _replacements(network, factors, layers, ranks, final=True)
+    small = copy_with_layers(network, replacements)
+    record_recipe(small, (*recipe_of(network), *entries_for(layers, ranks)))
+    return small
 
 
 def copy_with_layers(
@@ -154,16 +154,32 @@ def copy_with_layers(
     """
     # The memo makes deepcopy use the new module wherever it meets the old one: the
     # weights that are replaced are never copied.
-    memo: dict[int, nn.Module] = {}
+    memo: dict[int, nn.Module | torch.Tensor] = {}
     with torch.inference_mode(False), torch.no_grad():
+        for tensor in _computed_tensors(network):
+            memo[id(tensor)] = tensor.detach().clone()
         for old, new in replacements:
-            trainable = any(p.requires_grad for p in old.parameters())
-            for module in new.modules():
-                for name, p in module.named_parameters(recurse=False):
-                    owned = p.detach().clone(memory_format=torch.contiguous_format)
-                    module.register_parameter(name, nn.Parameter(owned, trainable))
+            _give_own_memory(new, old)
             memo[id(old)] = new
         return copy.deepcopy(network, memo)
+
+
+def put_layers(
+    network: nn.Module, replacements: Iterable[tuple[nn.Module, nn.Module]]
+) -> None:
+    """Replace modules of a network for good, everywhere they are registered.
+
+    Args:
+        network: Changed in place.
+        replacements: As for `copy_with_layers`.
+    """
+    replacements = tuple(replacements)
+    with torch.inference_mode(False), torch.no_grad():
+        for old, new in replacements:
+            _give_own_memory(new, old)
+    new_of = {id(old): new for old, new in replacements}
+    for parent, name, child in _slots(network, new_of):
+        parent._modules[name] = new_of[id(child)]
 
 
 @contextmanager
@@ -316,7 +332,7 @@ def _layer_weights(layer: LayerSpec, ranks: Mapping[str, Rank]) -> int:
     rank = _rank_of(layer, ranks)
     if rank == DENSE:
         return layer.num_weights
-    return layer.decomposition.num_weights(layer.weight_shape, rank)
+    return layer.weights_at(rank)
 
 
 def _replacements(
@@ -324,20 +340,53 @@ def _replacements(
     factors: Mapping[str, Factors],
     layers: Iterable[LayerSpec],
     ranks: Mapping[str, Rank],
+    *,
+    final: bool,
 ) -> list[tuple[nn.Module, nn.Module]]:
-    """Pair each layer that is not left dense with its truncation."""
+    """Pair each layer that is not left dense with its truncation, or what is kept."""
     pairs = []
     for layer in layers:
         rank = _rank_of(layer, ranks)
         if rank == DENSE:
             continue
         old = _layer(network, layer.name)
+        decomposition = layer.decomposition
+        build = decomposition.finalize if final else decomposition.truncate
         try:
-            new = layer.decomposition.truncate(factors[layer.name], rank)
+            new = build(factors[layer.name], rank)
         except ValueError as error:
             raise ValueError(f"Layer {layer.name!r}: {error}") from error
         pairs.append((old, new.train(old.training)))
     return pairs
+
+
+def _slots(
+    network: nn.Module, wanted: Mapping[int, nn.Module]
+) -> list[tuple[nn.Module, str, nn.Module]]:
+    """List where modules are registered: parent, name, and the module itself."""
+    return [
+        (parent, name, child)
+        for parent in network.modules()
+        for name, child in parent._modules.items()
+        if child is not None and id(child) in wanted
+    ]
+
+
+def _give_own_memory(new: nn.Module, old: nn.Module) -> None:
+    """Clone a module's parameters, trainable where those of another module are."""
+    trainable = any(p.requires_grad for p in old.parameters())
+    for module in new.modules():
+        for name, p in module.named_parameters(recurse=False):
+            owned = p.detach().clone(memory_format=torch.contiguous_format)
+            module.register_parameter(name, nn.Parameter(owned, trainable))
+
+
+def _computed_tensors(network: nn.Module) -> Iterator[torch.Tensor]:
+    """List what masks and old-style norms have computed, which deepcopy refuses."""
+    for module in network.modules():
+        for value in vars(module).values():
+            if isinstance(value, torch.Tensor) and not value.is_leaf:
+                yield value
 
 
 def _layer(network: nn.Module, name: str) -> nn.Module:

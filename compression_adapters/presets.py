@@ -1,4 +1,4 @@
-"""The paper's networks and their data; the one module that knows torchvision."""
+"""The paper's networks and their data, by name."""
 
 import gzip
 import hashlib
@@ -7,8 +7,9 @@ import os
 import tempfile
 import warnings
 from collections import OrderedDict
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -19,8 +20,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from compression_adapters.layers import Choose, choose_linear
+from compression_adapters.choices import Choose, choose_linear, choose_low_rank
 from compression_adapters.network import evaluation_mode
+from compression_adapters.torchvision_networks import (
+    choose_3x3,
+    choose_second_3x3,
+    pretrained,
+    torchvision_network,
+)
 
 # torchvision itself is imported where it is used: it takes seconds, and `PRESETS` is
 # also read to print a list of names.
@@ -51,9 +58,10 @@ class Preset:
         build: Makes the network with fresh weights, for `load_compressed`.
         trained: Makes the trained reference network; keeps it for the next run.
         choose: Which layers the paper compresses.
-        train_data: The pool: inputs and labels.
-        test_data: Inputs and labels for the final accuracy.
-        gamma: Default weight of the loss.
+        train_data: The pool: inputs and labels. None where the user brings the images.
+        test_data: Inputs and labels for the final accuracy, or None.
+        gamma: Default weight of the loss, or None where none was measured.
+        choices: Further choices of layers by name.
     """
 
     name: str
@@ -61,9 +69,10 @@ class Preset:
     build: Callable[[], nn.Module]
     trained: Callable[..., nn.Module]
     choose: Choose
-    train_data: Callable[[], tuple[Tensor, Tensor]]
-    test_data: Callable[[], tuple[Tensor, Tensor]]
-    gamma: float
+    train_data: Callable[[], tuple[Tensor, Tensor]] | None = None
+    test_data: Callable[[], tuple[Tensor, Tensor]] | None = None
+    gamma: float | None = None
+    choices: Mapping[str, Choose] = field(default_factory=dict)
 
 
 def cache_folder() -> Path:
@@ -277,6 +286,30 @@ PRESETS: dict[str, Preset] = {
         train_data=lambda: mnist(train=True),
         test_data=lambda: mnist(train=False),
         gamma=0.001,
+    ),
+    "vgg16": Preset(
+        name="vgg16",
+        description="13 convolutions and 3 linear layers, on your images (Table 5)",
+        build=partial(torchvision_network, "vgg16"),
+        trained=partial(pretrained, "vgg16"),
+        choose=choose_low_rank,
+        choices={"3x3": choose_3x3, "linear": choose_linear},
+    ),
+    "resnet18": Preset(
+        name="resnet18",
+        description="second convolution of each block, on your images (Table 6)",
+        build=partial(torchvision_network, "resnet18"),
+        trained=partial(pretrained, "resnet18"),
+        choose=choose_second_3x3,
+        choices={"3x3": choose_3x3, "all": choose_low_rank},
+    ),
+    "resnet50": Preset(
+        name="resnet50",
+        description="3 x 3 convolutions, on your images (Table 7)",
+        build=partial(torchvision_network, "resnet50"),
+        trained=partial(pretrained, "resnet50"),
+        choose=choose_3x3,
+        choices={"all": choose_low_rank},
     ),
 }
 """The paper's networks by name, for the command line."""

@@ -8,8 +8,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
+from compression_adapters.choices import Choose, Selectors, choose_low_rank
 from compression_adapters.decompositions import Factors
-from compression_adapters.layers import Choose, LayerSpec, choose_linear, find_layers
+from compression_adapters.layers import LayerSpec, find_layers, unwrap
 from compression_adapters.losses import BINARY_LOSSES, LOSSES, Loss
 from compression_adapters.network import (
     compression_ratio,
@@ -18,6 +19,8 @@ from compression_adapters.network import (
     truncate_network,
     truncated,
 )
+from compression_adapters.network_checks import check_forward, require_searchable
+from compression_adapters.network_profile import drop_ranks_without_gain
 from compression_adapters.objective import require_gamma, scalarize, scalarize_rate
 from compression_adapters.ranks import (
     AtMax,
@@ -58,6 +61,8 @@ class CompressionProblem:
         binary_loss: Whether the loss is 0 or 1, so that its SEM gets the binomial
             floor. None: known for the losses of this package, False for any other.
         reference: The reference outputs; None starts an empty cache.
+        channels_last: Whether images are laid out with their channels last, which is
+            faster on a CPU from about 64 pixels. Not a matter of shapes.
     """
 
     network: nn.Module = field(repr=False)
@@ -71,6 +76,7 @@ class CompressionProblem:
     objective: Objective = "ratio"
     binary_loss: bool | None = None
     reference: ReferenceCache | None = field(default=None, repr=False)
+    channels_last: bool = False
 
     def __post_init__(self) -> None:
         require_gamma(self.gamma)
@@ -148,7 +154,18 @@ class CompressionProblem:
             binary=bool(self.binary_loss),
             earlier=earlier,
         )
-        ratio = compression_ratio(self.layers, ranks)
+        return self.outcome(loss, compression_ratio(self.layers, ranks))
+
+    def outcome(self, loss: MeanSEM, ratio: float) -> dict[str, MeanSEM]:
+        """Weigh a measured loss against a ratio: what `evaluate` returns.
+
+        Args:
+            loss: Estimate of the loss.
+            ratio: The compression ratio.
+
+        Returns:
+            `"objective"`, `"loss"` and `"compression_ratio"`.
+        """
         if self.minimize:
             objective = scalarize(loss, ratio, self.gamma)
         else:
@@ -174,11 +191,31 @@ class CompressionProblem:
             ValueError: when the loss does not give one finite value a sample.
         """
         batch = self._batch(seed)
-        with (
-            truncated(self.network, self.factors, self.layers, ranks) as network,
-            evaluation_mode(network),
-            torch.inference_mode(),
-        ):
+        with truncated(self.network, self.factors, self.layers, ranks) as network:
+            return self._losses(network, batch)
+
+    def network_loss(self, network: nn.Module, *, seed: int) -> MeanSEM:
+        """Estimate the loss of a network that is kept, on samples of its own.
+
+        The network of a result may differ from what its trial saw: by
+        `Decomposition.finalize`, by fine-tuning. And the trial that won did so on
+        samples that favoured it.
+
+        Args:
+            network: A compressed network, on the reference network's device.
+            seed: Decides which samples are drawn; one that no trial has used.
+
+        Returns:
+            The loss, without the floor that trials have for an SEM of zero.
+
+        Raises:
+            ValueError: when the loss does not give one finite value a sample.
+        """
+        return mean_and_sem(self._losses(network, self._batch(seed)))
+
+    def _losses(self, network: nn.Module, batch: Batch) -> Tensor:
+        """Return the loss of each sample, checked."""
+        with evaluation_mode(network), torch.inference_mode():
             values = self.loss(network, batch)
         self._check_values(values)
         return values
@@ -189,6 +226,9 @@ class CompressionProblem:
         weights = next(self.network.parameters(), None)
         if weights is not None:
             batch = batch.to(weights.device)
+        if self.channels_last:
+            images = batch.inputs.contiguous(memory_format=torch.channels_last)
+            batch = replace(batch, inputs=images)
         if self.reference is None or batch.reference_outputs is not None:
             return batch
         with evaluation_mode(self.network), torch.inference_mode():
@@ -227,20 +267,26 @@ def compression_problem(
     labels: Tensor | None = None,
     loss: str | Loss = "squared_l2",
     num_samples: int = 50,
-    choose: Choose = choose_linear,
+    choose: Choose = choose_low_rank,
+    include: Selectors | None = None,
+    exclude: Selectors = (),
     tie: Callable[[str], str] | None = None,
     encoding: str = "log",
     at_max: AtMax = "dense",
     min_rank: int = 1,
+    round_to: int = 1,
+    skip_no_gain: bool = False,
     objective: Objective = "ratio",
     binary_loss: bool | None = None,
 ) -> CompressionProblem:
     """Find and factorize a network's layers, and set up their evaluation.
 
     Args:
-        network: The reference network, in any mode; not modified.
+        network: The reference network; not modified. In any mode, unless it has batch
+            norm, which has to be in eval mode. Of `DataParallel` and `torch.compile`
+            the network inside is taken. It runs where its weights are.
         inputs: A pool (tensor or dataset), or a function `(num_samples, rng)` that
-            generates inputs without end. At least two samples.
+            generates inputs without end. A pool has at least `num_samples` inputs.
         gamma: Weight of the loss in the objective, positive.
         labels: One class index for each input of a tensor pool, for losses that need
             them.
@@ -248,10 +294,15 @@ def compression_problem(
         num_samples: m, the samples of one trial, drawn afresh each time. The paper's
             50 by default.
         choose: Which layers to compress, and how; see `find_layers`.
+        include: Only layers that match this; see `find_layers`.
+        exclude: No layers that match this; see `find_layers`.
         tie: Layer name to group, to drive several layers by one parameter.
         encoding: `"log"`, `"energy"` or `"linear"`; see `rank_scale`.
         at_max: What the last bin means; see `rank_scale`.
         min_rank: Smallest rank; see `rank_scale`.
+        round_to: Use multiples of this as ranks; see `rank_scale`.
+        skip_no_gain: Whether to leave out ranks, and layers, that need as many
+            multiply-adds as the dense layer; see `drop_ranks_without_gain`.
         objective: `"ratio"`: minimise `gamma * loss + ratio`. `"rate"`: maximise
             `-gamma * loss + 1 / ratio`.
         binary_loss: Whether a loss of your own is 0 or 1 in principle.
@@ -280,8 +331,16 @@ def compression_problem(
                 f"loss must be one of {', '.join(LOSSES)}, or a function; got {loss!r}."
             )
         loss = LOSSES[loss]
-    sampler = _sampler(inputs, labels)
-    layers = find_layers(network, choose)
+    sampler = _sampler(inputs, labels, num_samples)
+    network = unwrap(network)
+    require_searchable(network)
+    layers = find_layers(network, choose, include=include, exclude=exclude)
+    _require_decompositions(layers)
+    few = sampler(2, torch.Generator().manual_seed(0)).inputs
+    channels_last = check_forward(network, few)
+    if skip_no_gain:
+        few = few.to(next(network.parameters()).device)
+        layers = drop_ranks_without_gain(network, layers, few)
     factors = factorize_network(network, layers)
     spectra = {
         layer.name: layer.decomposition.singular_values(factors[layer.name])
@@ -293,6 +352,7 @@ def compression_problem(
         encoding=encoding,
         at_max=at_max,
         min_rank=min_rank,
+        round_to=round_to,
         singular_values=spectra,
     )
     return CompressionProblem(
@@ -306,13 +366,33 @@ def compression_problem(
         num_samples=num_samples,
         objective=objective,
         binary_loss=binary_loss,
+        channels_last=channels_last,
     )
 
 
-def _sampler(inputs: Any, labels: Tensor | None) -> Sampler:
+def _require_decompositions(layers: Sequence[LayerSpec]) -> None:
+    """Refuse decompositions whose ranks are no slices of one set of factors."""
+    for layer in layers:
+        if not layer.decomposition.searchable:
+            raise ValueError(
+                f"Layer {layer.name!r}: decomposition {layer.decomposition.name!r} "
+                "cannot be searched, because each rank is a slow decomposition of its "
+                "own. Search with another one, and use this one afterwards through "
+                "factorize_network and truncate_network."
+            )
+
+
+def _sampler(inputs: Any, labels: Tensor | None, num_samples: int) -> Sampler:
     """Tell a pool from a generating function."""
     if isinstance(inputs, Tensor | Dataset) or not callable(inputs):
-        return dataset_sampler(inputs, labels)
+        sampler = dataset_sampler(inputs, labels)
+        if len(inputs) < num_samples:
+            raise ValueError(
+                f"The pool has {len(inputs)} inputs, fewer than the {num_samples} "
+                "samples of a trial (num_samples). Pass more inputs, or a smaller "
+                "num_samples."
+            )
+        return sampler
     if labels is not None:
         raise ValueError(
             "labels must be None when inputs are generated: there is no pool for them "

@@ -53,6 +53,7 @@ def rank_parameters(
     encoding: str = "log",
     at_max: AtMax = "dense",
     min_rank: int = 1,
+    round_to: int = 1,
     singular_values: Mapping[str, Tensor] | None = None,
 ) -> tuple[RankParameter, ...]:
     """Build the search coordinates of a set of layers.
@@ -69,6 +70,7 @@ def rank_parameters(
         encoding: See `rank_scale`.
         at_max: See `rank_scale`.
         min_rank: See `rank_scale`.
+        round_to: See `rank_scale`.
         singular_values: By layer name; needed for the encoding `energy`.
 
     Returns:
@@ -93,6 +95,7 @@ def rank_parameters(
             encoding=encoding,
             at_max=at_max,
             min_rank=min_rank,
+            round_to=round_to,
             singular_values=(singular_values or {}).get(layer.name),
         )
         group = layer.name if tie is None else tie(layer.name)

@@ -213,14 +213,26 @@ def _results_table(summary: dict[str, Any]) -> str:
         ("weights, whole network", "whole_network_ratio"),
     ):
         rows.append((name, "100 %", f"{summary[key]:.2%}"))
+    costs = summary.get("costs", {"table": [], "warnings": []})
+    for cost in costs["table"]:
+        before, after = f"{cost['before']:,.4g}", f"{cost['after']:,.4g}"
+        rows.append((cost["quantity"], before, f"{after} ({cost['ratio']:.1%})"))
     cells = "".join(
         f"<tr><td>{name}</td><td>{before}</td><td>{after}</td></tr>"
         for name, before, after in rows
     )
     seconds = ", ".join(f"{k} {v:.1f} s" for k, v in summary["timings"].items())
+    fresh = summary.get("loss_fresh")
+    remarks = [*costs["warnings"]]
+    if fresh is not None:
+        remarks.append(
+            f"Loss of the compressed network on fresh samples: {fresh['mean']:.4g}, "
+            f"standard error {fresh['sem']:.2g}."
+        )
+    notes = "".join(f"<p>{html.escape(remark)}</p>" for remark in remarks)
     return (
         "<table><tr><th></th><th>original</th><th>compressed</th></tr>"
-        f"{cells}</table><p>Time: {seconds}.</p>"
+        f"{cells}</table>{notes}<p>Time: {seconds}.</p>"
     )
 
 

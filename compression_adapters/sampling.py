@@ -42,7 +42,7 @@ def dataset_sampler(
     """Sample from a pool, with replacement.
 
     With replacement the samples of a trial are independent, and the loss that is
-    estimated is the mean over the pool. So a pool may be smaller than a trial.
+    estimated is the mean over the pool.
 
     Args:
         inputs: The pool: a tensor of shape `n x ...`, or a dataset with a length whose

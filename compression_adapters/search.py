@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import torch
 from ax.api.client import Client
 from torch import Tensor, nn
 from torch.utils.data import Dataset
@@ -20,17 +21,23 @@ from ax_pac import (
     pac_generation_strategy,
 )
 from compression_adapters.checkpoint import save_compressed
-from compression_adapters.layers import Choose, choose_linear
+from compression_adapters.choices import Choose, Selectors, choose_low_rank
 from compression_adapters.loop import (
     EvaluationError,
     SearchLoop,
     StopReason,
     check_same_space,
+    fresh_seed,
     new_client,
     quiet_ax,
     trial_table,
 )
 from compression_adapters.losses import Loss
+from compression_adapters.measurements import (
+    compare_costs,
+    layer_losses,
+    measure_cost,
+)
 from compression_adapters.network import layer_table
 from compression_adapters.problem import (
     CompressionProblem,
@@ -38,8 +45,9 @@ from compression_adapters.problem import (
     compression_problem,
 )
 from compression_adapters.ranks import AtMax, Rank
+from compression_adapters.u_statistics import MeanSEM
 
-__all__ = ["CompressionResult", "EvaluationError", "compress"]
+__all__ = ["CompressionResult", "EvaluationError", "compress", "search_problem"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,7 +61,9 @@ class CompressionResult:
         ranks: Layer name to rank or `"dense"`.
         certificate: The verdict on the last data. `certificate.holds` tells whether
             the search was finished, at `certificate.level`.
-        layers: One row a layer: rank, weights, ratio (see `layer_table`).
+        layers: One row a layer: rank, weights, ratio (see `layer_table`), energy kept
+            and local error (see `layer_losses`).
+        loss: Of `network` itself, on fresh samples that no trial has seen.
         trials: One row a trial: objective, loss and ratio with their SEMs, score of the
             proposal, unit coordinates and ranks.
         client: The Ax client, to look further or to continue.
@@ -68,12 +78,42 @@ class CompressionResult:
     ranks: dict[str, Rank]
     certificate: PACCertificate
     layers: pd.DataFrame = field(repr=False)
+    loss: MeanSEM
     trials: pd.DataFrame = field(repr=False)
     client: Client = field(repr=False)
     problem: CompressionProblem = field(repr=False)
     timings: dict[str, float]
     stop_reason: StopReason
     seed: int
+
+    def measure(
+        self, batch_sizes: Sequence[int] = (1, 32), repeats: int = 9
+    ) -> pd.DataFrame:
+        """Measure weights, multiply-adds, bytes and latency, before and after.
+
+        Warns where the compressed network is not faster.
+
+        Args:
+            batch_sizes: Of the forward passes that are timed.
+            repeats: Timed passes for each, of which the median is taken.
+
+        Returns:
+            One row a quantity, see `compare_costs`.
+        """
+        rng = torch.Generator().manual_seed(self.seed)
+        example = self.problem.sampler(2, rng).inputs
+        names = self.layers["layer"][self.layers["kind"] == "pruning"].tolist()
+        before, after = (
+            measure_cost(
+                network,
+                example,
+                batch_sizes=batch_sizes,
+                repeats=repeats,
+                pruned=pruned,
+            )
+            for network, pruned in ((self.problem.network, []), (self.network, names))
+        )
+        return compare_costs(before, after)
 
     def save(self, folder: str | Path) -> None:
         """Save the compressed network, see `load_compressed`."""
@@ -92,11 +132,15 @@ def compress(
     labels: Tensor | None = None,
     loss: str | Loss = "squared_l2",
     num_samples: int = 50,
-    choose: Choose = choose_linear,
+    choose: Choose = choose_low_rank,
+    include: Selectors | None = None,
+    exclude: Selectors = (),
     tie: Callable[[str], str] | None = None,
     encoding: str = "log",
     at_max: AtMax = "dense",
     min_rank: int = 1,
+    round_to: int = 1,
+    skip_no_gain: bool = False,
     objective: Objective = "ratio",
     num_initial_trials: int | None = None,
     sampling: str = "leader_challenger",
@@ -126,11 +170,17 @@ def compress(
         loss: `"squared_l2"` (no labels), `"kl_divergence"` (no labels),
             `"cross_entropy"`, `"top1_error"`, or a function `(network, batch) -> (m,)`.
         num_samples: m, samples an evaluation.
-        choose: Which layers to compress, and how; see `find_layers`.
+        choose: Which layers to compress, and how; by default all linear layers and 2d
+            convolutions. See `find_layers`, and `profile` to look at them first.
+        include: Globs for layer names, types, or predicates; only layers that match.
+        exclude: The same; layers to leave alone.
         tie: Layer name to group, to drive several layers by one coordinate.
         encoding: `"log"`, `"energy"` or `"linear"`, see `docs/rank_space.md`.
         at_max: What the last bin of a coordinate means, see `rank_scale`.
         min_rank: Smallest rank.
+        round_to: Use multiples of this as ranks, such as 8.
+        skip_no_gain: Whether to leave out what saves no multiply-adds, see
+            `compression_problem`.
         objective: `"ratio"` (Eq. 3, minimised) or `"rate"` (Eq. 2, maximised).
         num_initial_trials: Space-filling evaluations first; default `max(6, d + 2)`.
         sampling: What to evaluate next, see `pac_generation_strategy`.
@@ -168,13 +218,72 @@ def compress(
         loss=loss,
         num_samples=num_samples,
         choose=choose,
+        include=include,
+        exclude=exclude,
         tie=tie,
         encoding=encoding,
         at_max=at_max,
         min_rank=min_rank,
+        round_to=round_to,
+        skip_no_gain=skip_no_gain,
         objective=objective,
     )
     factorize_seconds = time.perf_counter() - start
+    result = search_problem(
+        problem,
+        delta=delta,
+        epsilon=epsilon,
+        level=level,
+        relative=relative,
+        num_initial_trials=num_initial_trials,
+        sampling=sampling,
+        max_trials=max_trials,
+        seed=seed,
+        progress=progress,
+        client=client,
+    )
+    result.timings["factorize"] = factorize_seconds
+    result.timings["total"] = time.perf_counter() - start
+    return result
+
+
+def search_problem(
+    problem: CompressionProblem,
+    *,
+    delta: float = 0.05,
+    epsilon: float = 0.005,
+    level: str = DEFAULT_LEVEL,
+    relative: bool = False,
+    num_initial_trials: int | None = None,
+    sampling: str = "leader_challenger",
+    max_trials: int = 200,
+    seed: int = 0,
+    progress: bool | None = None,
+    client: Client | None = None,
+) -> CompressionResult:
+    """Search a problem that was set up before: `compress` without its first half.
+
+    Args:
+        problem: From `compression_problem`.
+        delta: See `compress`, as are all others.
+        epsilon: Allowed failure probability.
+        level: What the certificate accounts for.
+        relative: Whether delta is a share.
+        num_initial_trials: Space-filling evaluations first.
+        sampling: What to evaluate next.
+        max_trials: Evaluations, not counting those the client already has.
+        seed: Determines samples and proposals.
+        progress: Whether to show a progress bar.
+        client: The client of an earlier search of the same objective.
+
+    Returns:
+        The result.
+
+    Raises:
+        ValueError: as `compress` does.
+        EvaluationError: when three evaluations in a row fail.
+    """
+    start = time.perf_counter()
     strategy = pac_generation_strategy(
         delta=delta,
         epsilon=epsilon,
@@ -203,17 +312,22 @@ def compress(
     parameterization = {name: float(value) for name, value in arm.parameters.items()}
     ranks = problem.ranks(parameterization)
     timings = search.timings()
+    compressed = problem.compress(parameterization).eval()
+    lost = layer_losses(
+        problem.network, compressed, problem.layers, problem.factors, ranks
+    )
     return CompressionResult(
-        network=problem.compress(parameterization).eval(),
+        network=compressed,
         parameterization=parameterization,
         ranks=ranks,
         certificate=certificate,
-        layers=layer_table(problem.layers, ranks),
+        layers=layer_table(problem.layers, ranks).merge(lost, on="layer"),
+        loss=problem.network_loss(compressed, seed=fresh_seed(seed)),
         trials=trial_table(client, problem),
         client=client,
         problem=problem,
         timings={
-            "factorize": factorize_seconds,
+            "factorize": 0.0,
             **timings,
             "total": time.perf_counter() - start,
         },

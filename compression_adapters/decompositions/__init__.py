@@ -1,24 +1,48 @@
 """Decompositions of single layers, one file each."""
 
 from compression_adapters.decompositions.base import Decomposition, Factors
+from compression_adapters.decompositions.cp import CP, CPConv2d
+from compression_adapters.decompositions.low_rank_conv import (
+    LowRankConv,
+    LowRankConv2d,
+)
+from compression_adapters.decompositions.pruning import (
+    FACTORED_LAYERS,
+    MagnitudePruning,
+    sparse_bytes,
+)
 from compression_adapters.decompositions.svd import (
     LowRankLinear,
     SVDFactors,
     TruncatedSVD,
     num_weights_triangular,
 )
+from compression_adapters.decompositions.tucker import Tucker, TuckerConv2d
 
 DECOMPOSITIONS: dict[str, Decomposition] = {
     "svd": TruncatedSVD(),
+    "low_rank_conv": LowRankConv(),
+    "tucker": Tucker(),
+    "cp": CP(),
+    "pruning": MagnitudePruning(),
 }
 """Decompositions by name, for loading. Names are stored and never renamed."""
 
 __all__ = [
+    "CP",
     "DECOMPOSITIONS",
+    "FACTORED_LAYERS",
+    "CPConv2d",
     "Decomposition",
     "Factors",
+    "LowRankConv",
+    "LowRankConv2d",
     "LowRankLinear",
+    "MagnitudePruning",
     "SVDFactors",
     "TruncatedSVD",
+    "Tucker",
+    "TuckerConv2d",
     "num_weights_triangular",
+    "sparse_bytes",
 ]

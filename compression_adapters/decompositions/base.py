@@ -2,6 +2,7 @@
 
 from typing import Any, Protocol
 
+import torch
 from torch import Tensor, nn
 
 Factors = Any
@@ -12,14 +13,24 @@ class Decomposition(Protocol):
     """A family of cheaper versions of one layer, indexed by an integer rank.
 
     A decomposition has no state: everything expensive is in the factors, which are
-    computed once a search (`factorize`) and sliced in every trial (`truncate`). Any
-    object with these members can be returned by a `choose` function; an entry in
+    computed once a search (`factorize`) and sliced in every trial (`truncate`). The
+    network that is kept may get something better than a slice (`finalize`). Any object
+    with these members can be returned by a `choose` function; an entry in
     `DECOMPOSITIONS` is only needed to load saved networks by name.
     """
 
     @property
     def name(self) -> str:
         """Name for storage; never renamed once networks have been saved with it."""
+        ...
+
+    @property
+    def searchable(self) -> bool:
+        """Whether ranks are slices of one set of factors, as a search needs them.
+
+        Where not, each rank is a slow decomposition of its own: `truncate` works, but
+        a search refuses the decomposition by name.
+        """
         ...
 
     def supports(self, layer: nn.Module) -> bool:
@@ -43,15 +54,34 @@ class Decomposition(Protocol):
         """
         ...
 
-    def singular_values(self, factors: Factors) -> Tensor:
-        """Return the size of each rank's contribution, descending. Shape `full_rank`.
+    def finalize(self, factors: Factors, rank: int) -> nn.Module:
+        """Build the module that is kept: as `truncate`, or better but too slow for it.
 
-        Its squares are what the `energy` encoding adds up.
+        The structure is that of `truncate`.
+
+        Raises:
+            ValueError: as `truncate` does.
         """
         ...
 
-    def num_weights(self, weight_shape: tuple[int, ...], rank: int) -> int:
-        """Count the weights (without bias) at `rank`."""
+    def singular_values(self, factors: Factors) -> Tensor:
+        """Return the size of each rank's contribution. Shape `full_rank`.
+
+        Not negative. The squares add up to the squared norm of the weight that a rank
+        keeps, which is what the `energy` encoding divides [0, 1] by.
+        """
+        ...
+
+    def num_weights(
+        self, weight_shape: tuple[int, ...], rank: int, groups: int = 1
+    ) -> int:
+        """Count the weights (without bias) at `rank`.
+
+        Args:
+            weight_shape: Shape of the dense weight.
+            rank: From 1 to full rank.
+            groups: Groups of a convolution, which its weight's shape does not tell.
+        """
         ...
 
     def empty(self, layer: nn.Module, rank: int) -> nn.Module:
@@ -63,3 +93,33 @@ class Decomposition(Protocol):
             ValueError: as `truncate` does.
         """
         ...
+
+
+def require_rank(rank: int, full_rank: int, what: str) -> None:
+    """Raise unless a rank lies in 1 to full rank.
+
+    Args:
+        rank: What was asked for.
+        full_rank: Largest legal rank.
+        what: The layer in words, such as `a linear layer of shape 20 x 30`.
+
+    Raises:
+        ValueError: when it does not.
+    """
+    if not 1 <= rank <= full_rank:
+        raise ValueError(f"rank must lie in 1 to {full_rank} for {what}; got {rank}.")
+
+
+def has_plain_weight(layer: nn.Module) -> bool:
+    """Say whether the weight is a parameter of the layer itself.
+
+    A weight that is computed from other parameters (weight norm, pruning masks) is not:
+    its layer would go on overwriting it.
+    """
+    return isinstance(layer._parameters.get("weight"), nn.Parameter)
+
+
+def in_single_precision(weight: Tensor) -> Tensor:
+    """Return half precision as float32, which decompositions exist for; else as is."""
+    half = weight.dtype in (torch.float16, torch.bfloat16)
+    return weight.float() if half else weight

@@ -1,4 +1,4 @@
-"""Truncated singular value decomposition of linear layers."""
+"""Truncated singular value decomposition of linear layers and 1 x 1 convolutions."""
 
 from dataclasses import dataclass
 
@@ -6,7 +6,26 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-_HALF = (torch.float16, torch.bfloat16)
+from compression_adapters.decompositions.base import (
+    has_plain_weight,
+    in_single_precision,
+    require_rank,
+)
+from compression_adapters.decompositions.convolutions import (
+    bias_of,
+    empty_bias,
+    plain_conv2d,
+)
+from compression_adapters.decompositions.low_rank_conv import (
+    LowRankConv,
+    LowRankConv2d,
+    LowRankConvFactors,
+    empty_conv,
+    factorize_conv,
+    truncate_conv,
+)
+
+_TAI = LowRankConv()
 
 
 @dataclass(frozen=True, eq=False)
@@ -96,7 +115,9 @@ class TruncatedSVD:
     with W the weight (H = `out_features`, W = `in_features`) and K the rank. Both
     factors get sqrt(S), so that they have the same scale in half precision.
 
-    Only exactly `nn.Linear` is supported: a subclass may compute something else.
+    A 1 x 1 convolution is a linear layer of its channels and becomes two 1 x 1
+    convolutions, in groups if it had groups; for these `LowRankConv` is the same. Only
+    exactly `nn.Linear` and `nn.Conv2d`: a subclass may compute something else.
 
     Source: Ma et al. 2019, section 3.3. Deviation: half precision is decomposed in
         float32 and cast back.
@@ -110,64 +131,83 @@ class TruncatedSVD:
     """
 
     name: str = "svd"
+    searchable: bool = True
 
     def supports(self, layer: nn.Module) -> bool:
-        """Accept plain linear layers of which rank 1 adds no weights.
+        """Accept plain linear layers and 1 x 1 convolutions that rank 1 makes smaller.
 
         A weight with a side of one is refused, and so is a weight that is computed
         from other parameters (weight norm, pruning masks): its layer would go on
         overwriting it.
         """
+        conv = plain_conv2d(layer)
+        if conv is not None:
+            return conv.kernel_size == (1, 1) and _TAI.supports(conv)
         return (
             type(layer) is nn.Linear
-            and isinstance(layer._parameters.get("weight"), nn.Parameter)
+            and has_plain_weight(layer)
             and min(layer.weight.shape) >= 2
         )
 
     def max_rank(self, layer: nn.Module) -> int:
         """Return floor(HW / (H + W)), at least 1."""
-        height, width = _linear(layer).weight.shape
+        layer = _layer(layer)
+        if isinstance(layer, nn.Conv2d):
+            return _TAI.max_rank(layer)
+        height, width = layer.weight.shape
         return max(1, height * width // (height + width))
 
-    def factorize(self, layer: nn.Module) -> SVDFactors:
+    def factorize(self, layer: nn.Module) -> SVDFactors | LowRankConvFactors:
         """Decompose the weight once; all ranks up to min(H, W) are kept."""
-        linear = _linear(layer)
-        weight = linear.weight.detach()
-        exact = weight.float() if weight.dtype in _HALF else weight
-        u, s, vh = torch.linalg.svd(exact, full_matrices=False)
+        layer = _layer(layer)
+        if isinstance(layer, nn.Conv2d):
+            return factorize_conv(layer)
+        weight = layer.weight.detach()
+        u, s, vh = torch.linalg.svd(in_single_precision(weight), full_matrices=False)
         root = s.sqrt()
-        bias = None if linear.bias is None else linear.bias.detach().clone()
         return SVDFactors(
             left=(u * root).to(weight.dtype),
             right=(root[:, None] * vh).to(weight.dtype),
             singular_values=s,
-            bias=bias,
+            bias=bias_of(layer),
         )
 
-    def truncate(self, factors: SVDFactors, rank: int) -> LowRankLinear:
-        """Keep the `rank` largest singular values; two slices, no copy."""
+    def truncate(
+        self, factors: SVDFactors | LowRankConvFactors, rank: int
+    ) -> LowRankLinear | LowRankConv2d:
+        """Keep the `rank` largest singular values; slices, no copy."""
+        if isinstance(factors, LowRankConvFactors):
+            return truncate_conv(factors, rank)
         _check_rank(rank, (factors.left.shape[0], factors.right.shape[1]))
         return LowRankLinear(factors.left[:, :rank], factors.right[:rank], factors.bias)
 
-    def singular_values(self, factors: SVDFactors) -> Tensor:
+    def finalize(
+        self, factors: SVDFactors | LowRankConvFactors, rank: int
+    ) -> LowRankLinear | LowRankConv2d:
+        """As `truncate`, which is optimal already."""
+        return self.truncate(factors, rank)
+
+    def singular_values(self, factors: SVDFactors | LowRankConvFactors) -> Tensor:
         """Return the singular values, descending. Shape `min(H, W)`."""
         return factors.singular_values
 
-    def num_weights(self, weight_shape: tuple[int, ...], rank: int) -> int:
+    def num_weights(
+        self, weight_shape: tuple[int, ...], rank: int, groups: int = 1
+    ) -> int:
         """Count HK + KW, as the paper's tables do."""
-        height, width = weight_shape
-        return rank * (height + width)
+        height, width, *_ = weight_shape
+        return rank * (height + width * groups)
 
-    def empty(self, layer: nn.Module, rank: int) -> LowRankLinear:
+    def empty(self, layer: nn.Module, rank: int) -> LowRankLinear | LowRankConv2d:
         """Build the layer `truncate` would give, with uninitialised weights."""
-        linear = _linear(layer)
-        height, width = linear.weight.shape
+        layer = _layer(layer)
+        if isinstance(layer, nn.Conv2d):
+            return empty_conv(layer, rank)
+        height, width = layer.weight.shape
         _check_rank(rank, (height, width))
-        like = linear.weight.detach()
+        like = layer.weight.detach()
         return LowRankLinear(
-            like.new_empty(height, rank),
-            like.new_empty(rank, width),
-            None if linear.bias is None else torch.empty_like(linear.bias.detach()),
+            like.new_empty(height, rank), like.new_empty(rank, width), empty_bias(layer)
         )
 
 
@@ -202,21 +242,18 @@ def num_weights_triangular(weight_shape: tuple[int, int], rank: int) -> int:
     return height * rank + rank * width - rank * (rank - 1) // 2
 
 
-def _linear(layer: nn.Module) -> nn.Linear:
-    """Narrow to a linear layer, refusing every other type by name."""
-    if not isinstance(layer, nn.Linear) or not TruncatedSVD().supports(layer):
-        raise ValueError(
-            "TruncatedSVD supports exactly nn.Linear with a plain weight and both "
-            f"sides at least 2; got {layer!r}. Choose another decomposition or leave "
-            "this layer out."
-        )
-    return layer
+def _layer(layer: nn.Module) -> nn.Linear | nn.Conv2d:
+    """Narrow to a supported layer, refusing every other type by name."""
+    if TruncatedSVD().supports(layer) and isinstance(layer, nn.Linear | nn.Conv2d):
+        return layer
+    raise ValueError(
+        "TruncatedSVD supports exactly nn.Linear and 1 x 1 nn.Conv2d with a plain "
+        f"weight and both sides at least 2; got {layer!r}. Choose another "
+        "decomposition or leave this layer out."
+    )
 
 
 def _check_rank(rank: int, weight_shape: tuple[int, int]) -> None:
     """Raise a ValueError unless 1 <= rank <= min(weight_shape)."""
-    if not 1 <= rank <= min(weight_shape):
-        raise ValueError(
-            f"rank must lie in 1 to {min(weight_shape)} for a linear layer of shape "
-            f"{weight_shape[0]} x {weight_shape[1]}; got {rank}."
-        )
+    height, width = weight_shape
+    require_rank(rank, min(weight_shape), f"a linear layer of shape {height} x {width}")

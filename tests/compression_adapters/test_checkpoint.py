@@ -1,5 +1,7 @@
 """Saved networks come back the same, and tampered ones do not come back."""
 
+import copy
+import dataclasses
 import json
 import subprocess
 import sys
@@ -11,13 +13,13 @@ from torch import nn
 
 from compression_adapters import factorize_network, find_layers, truncate_network
 from compression_adapters.checkpoint import (
-    CompressionRecipe,
-    LayerRecipe,
     load_compressed,
     load_weights,
     save_compressed,
 )
-from compression_adapters.decompositions import TruncatedSVD
+from compression_adapters.choices import choose_low_rank, choose_pruning
+from compression_adapters.decompositions import DECOMPOSITIONS, TruncatedSVD
+from compression_adapters.recipe import CompressionRecipe, LayerRecipe, recipe_of
 
 RANKS = {"0": 3, "2": "dense", "4": 2}
 
@@ -190,7 +192,10 @@ def test_a_decomposition_of_ones_own_is_found_where_it_is_passed(network, tmp_pa
         (lambda r: r.update(layers=[]), "non-empty list"),
         (lambda r: r.update(layers={}), "non-empty list"),
         (lambda r: r["layers"].append(3), "a layer of the recipe.*got int"),
-        (lambda r: r["layers"].append(r["layers"][0]), "names a layer twice"),
+        (
+            lambda r: r["layers"].append(r["layers"][0]),
+            "no layer '0' that 'svd' supports",
+        ),
         (lambda r: r["layers"][0].update(file="../x"), "a layer.*'file'"),
         (lambda r: r["layers"][0].update(rank=2.5), "'0': rank must be.*got 2.5"),
         (lambda r: r["layers"][0].update(rank=True), "'0': rank must be.*got True"),
@@ -323,3 +328,149 @@ def test_weights_that_cannot_be_read_are_refused_by_file(network, tmp_path):
     torch.save(nn.Linear(2, 2).state_dict(), wrong)
     with pytest.raises(ValueError, match=r"(?s)weights of Sequential.*Missing key"):
         load_weights(network, wrong)
+
+
+class Convolutional(nn.Module):
+    """Convolutions, one of them at two paths, and a head."""
+
+    def __init__(self, seed=0):
+        super().__init__()
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            self.stem = nn.Conv2d(3, 8, 3, stride=2, padding=1)
+            self.body = nn.Conv2d(8, 8, 3, padding="same", padding_mode="circular")
+            self.again = self.body
+            self.depthwise = nn.Conv2d(8, 8, 3, groups=8)
+            self.pointwise = nn.Conv2d(8, 12, 1, bias=False)
+            self.head = nn.Linear(12, 5)
+
+    def forward(self, x):
+        x = self.again(self.body(self.stem(x)).relu())
+        return self.head(self.pointwise(self.depthwise(x)).mean((2, 3)))
+
+
+def stage(network, choose, rank, **options):
+    layers = find_layers(network, choose, **options)
+    factors = factorize_network(network, layers)
+    ranks = {layer.name: min(rank, layer.max_rank) for layer in layers}
+    return truncate_network(network, factors, layers, ranks), layers, ranks
+
+
+@pytest.fixture
+def images():
+    return torch.randn(4, 3, 10, 10, generator=torch.Generator().manual_seed(0))
+
+
+def test_a_network_that_went_through_four_searches_comes_back(
+    tmp_path, images, monkeypatch
+):
+    def choose_tucker(name, module):
+        tucker = DECOMPOSITIONS["tucker"]
+        return tucker if tucker.supports(module) else None
+
+    network = Convolutional()
+    small, _, _ = stage(network, choose_tucker, 3, include="stem")
+    small, _, _ = stage(small, choose_low_rank, 4, include=nn.Conv2d)
+    small, layers, ranks = stage(small, choose_low_rank, 3, include="head")
+    save_compressed(small, layers, ranks, tmp_path / "third")
+    # The last search goes on from what was loaded.
+    third = load_compressed(tmp_path / "third", Convolutional(seed=1))
+    small, layers, ranks = stage(third, choose_pruning, 40)
+    save_compressed(small, layers, ranks, tmp_path / "fourth")
+
+    def refuse(*args, **kwargs):
+        raise AssertionError("decomposed")
+
+    for function in ("svd", "eigh"):
+        monkeypatch.setattr(torch.linalg, function, refuse)
+    loaded = load_compressed(tmp_path / "fourth", Convolutional(seed=2))
+    assert torch.equal(loaded(images), small(images))
+    assert loaded.again is loaded.body
+    assert repr(loaded) == repr(small)
+    assert recipe_of(loaded) == recipe_of(small)
+    kinds = [(entry.name, entry.decomposition) for entry in recipe_of(small)]
+    assert kinds == [
+        ("stem", "tucker"),
+        ("body", "low_rank_conv"),
+        ("depthwise", "low_rank_conv"),
+        ("pointwise", "svd"),
+        ("head", "svd"),
+        *((name, "pruning") for name in ("stem", "body", "depthwise")),
+        *((name, "pruning") for name in ("pointwise", "head")),
+    ]
+    loaded(images).sum().backward()
+
+
+def test_parts_of_a_factored_layer_can_be_compressed_again(tmp_path, images):
+    network = Convolutional()
+    small, _, _ = stage(network, choose_low_rank, 5, include="body")
+    part = find_layers(nn.ModuleDict({"x": small.body.vertical}), choose_low_rank)[0]
+    layer = dataclasses.replace(part, name="body.vertical")
+    factors = factorize_network(small, [layer])
+    twice = truncate_network(small, factors, [layer], {"body.vertical": 2})
+    save_compressed(twice, [layer], {"body.vertical": 2}, tmp_path)
+    loaded = load_compressed(tmp_path, Convolutional(seed=1))
+    assert torch.equal(loaded(images), twice(images))
+
+
+def test_a_network_without_a_record_of_an_earlier_search_is_not_saved(tmp_path):
+    small, _, _ = stage(Convolutional(), choose_low_rank, 3, include="stem")
+    wrapped = nn.Sequential(small)
+    wrapped, layers, ranks = stage(wrapped, choose_low_rank, 2, include="0.head")
+    with pytest.raises(ValueError, match=r"'0.stem' \(LowRankConv2d\) was factored by"):
+        save_compressed(wrapped, layers, ranks, tmp_path)
+
+
+def test_a_network_is_not_saved_as_another_search_made_it(tmp_path):
+    network = Convolutional()
+    small, layers, ranks = stage(network, choose_pruning, 40)
+    with pytest.raises(ValueError, match=r"made with other ranks.*stem 40, body 40"):
+        save_compressed(small, layers, ranks | {"body": 50}, tmp_path)
+
+
+def test_a_pruned_layer_is_checked_by_its_nonzero_weights(tmp_path):
+    network = Convolutional()
+    small, layers, ranks = stage(network, choose_pruning, 40)
+    with torch.no_grad():
+        small.head.weight.fill_(1.0)
+    with pytest.raises(ValueError, match="Layer 'head' has 60 weights; at rank 40 it"):
+        save_compressed(small, layers, ranks, tmp_path)
+
+
+@pytest.mark.parametrize("kind", ["tucker", "cp", "low_rank_conv", "svd", "pruning"])
+def test_every_decomposition_comes_back(kind, tmp_path, images):
+    decomposition = DECOMPOSITIONS[kind]
+    small, layers, ranks = stage(
+        Convolutional(),
+        lambda name, m: decomposition if decomposition.supports(m) else None,
+        2,
+    )
+    save_compressed(small, layers, ranks, tmp_path)
+    loaded = load_compressed(tmp_path, Convolutional(seed=1))
+    assert torch.equal(loaded(images), small(images))
+    assert layers[0].decomposition.name == kind
+
+
+def test_copies_and_moves_of_a_compressed_network_keep_working(tmp_path, images):
+    small, layers, ranks = stage(Convolutional(), choose_low_rank, 3)
+    expected = small(images)
+    twin = copy.deepcopy(small)
+    assert torch.equal(twin(images), expected)
+    assert recipe_of(twin) == recipe_of(small)
+    twin.load_state_dict(
+        stage(Convolutional(seed=1), choose_low_rank, 3)[0].state_dict()
+    )
+    assert not torch.equal(twin(images), expected)
+    twin.load_state_dict(small.state_dict())
+    assert torch.equal(twin(images), expected)
+    double = copy.deepcopy(small).to(torch.float64)
+    torch.testing.assert_close(double(images.double()).float(), expected)
+    half = copy.deepcopy(small).bfloat16()
+    torch.testing.assert_close(
+        half(images.bfloat16()).float(), expected, rtol=0.1, atol=0.05
+    )
+    meta = copy.deepcopy(small).to("meta")
+    assert meta(images.to("meta")).shape == expected.shape
+    save_compressed(half, layers, ranks, tmp_path)
+    loaded = load_compressed(tmp_path, Convolutional(seed=1).bfloat16())
+    assert torch.equal(loaded(images.bfloat16()), half(images.bfloat16()))

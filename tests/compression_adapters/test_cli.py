@@ -2,9 +2,11 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import sys
 
 import pandas as pd
 import pytest
+import safetensors.torch
 import torch
 from click.testing import CliRunner
 
@@ -102,14 +104,102 @@ def test_help_tells_a_newcomer_where_to_start():
 
 
 def test_the_presets_of_the_command_are_those_of_the_package():
-    (argument,) = (p for p in cli.compress.params if p.name == "preset")
-    assert list(argument.type.choices) == list(presets.PRESETS)
+    assert list(presets.PRESETS) == list(cli._PRESETS)
+
+
+MODULE = """
+import torch
+from tests.networks import pool, small_network
+
+def network():
+    return small_network()
+
+def inputs():
+    return pool()
+
+def nothing():
+    return None
+
+number = 3
+"""
+
+
+@pytest.fixture
+def own_module(tmp_path, monkeypatch):
+    """A user's own module in the folder the command is called from."""
+    (tmp_path / "own_module_of_a_user.py").write_text(MODULE)
+    monkeypatch.chdir(tmp_path)
+    yield "own_module_of_a_user"
+    sys.modules.pop("own_module_of_a_user", None)
+
+
+def test_a_network_and_inputs_of_ones_own_are_compressed(own_module, tmp_path):
+    weights = tmp_path / "weights.safetensors"
+    safetensors.torch.save_file(small_network(seed=3).state_dict(), str(weights))
+    result = invoke(
+        *("compress", f"{own_module}:network", "--data", f"{own_module}:inputs"),
+        *("--weights", str(weights), "--out", "run", "--layers", "linear", *ARGUMENTS),
+    )
+    assert result.exit_code == 0, result.output
+    assert "not measured: there are no labelled test images" in result.output
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert summary["reloaded_is_equal"]
+    assert summary["settings"]["weights"] == str(weights)
+    assert summary["settings"]["layers"] == "linear"
+    assert "accuracy_compressed" not in summary
+    assert (tmp_path / "run" / "report.html").exists()
+    assert invoke("report", "run").exit_code == 0
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["compress", "fc4", "--out", "x"], "'fc4' is not"),
+        (
+            ["M:nothing", "--data", "M:inputs"],
+            "return a torch.nn.Module; got NoneType",
+        ),
+        (["M:number", "--data", "M:inputs"], "must be a function; got int"),
+        (["M:absent", "--data", "M:inputs"], "M:absent cannot be imported"),
+        (["absent.module:net", "--data", "M:inputs"], "No module named 'absent'"),
+        (["M:network", "--data", "M:nothing"], "must return a tensor or a torch.utils"),
+        (["M:network", "--data", "absent"], "--data absent: there is no such folder"),
+        (["M:network"], "M:network comes without data; pass --data FOLDER"),
+        (["M:network", "--weights", "IMAGENET1K_V1"], "is no network of torchvision's"),
+        (["M:network", "--weights", "absent.pt"], "absent.pt: there is no such file"),
+        (["M:network", "--data", "M:inputs", "--layers", "2x2"], "layers must be one"),
+        (["torchvision:resnet19"], "torchvision has no network 'resnet19'"),
+        (["resnet18", "--weights", "V9"], "no weights 'V9' for resnet18; it has IMAG"),
+        (["resnet18", "--num-classes", "10"], "with 10 classes pass --weights FILE"),
+    ],
+)
+def test_what_is_missing_is_said_in_one_line(own_module, arguments, message):
+    arguments = [a.replace("M:", f"{own_module}:") for a in arguments]
+    result = invoke("compress", *arguments, "--gamma", "1", "--out", "run")
+    assert result.exit_code == 1
+    (line,) = result.output.splitlines()
+    assert message.replace("M:", f"{own_module}:") in line
+
+
+def test_a_pickled_network_of_ones_own_is_refused(own_module, tmp_path):
+    torch.save(small_network(), tmp_path / "pickled.pt")
+    result = invoke(
+        *("compress", f"{own_module}:network", "--weights", "pickled.pt"),
+        *("--data", f"{own_module}:inputs", "--gamma", "1", "--out", "run"),
+    )
+    assert result.exit_code == 1
+    assert "cannot be read as the weights of Sequential" in result.output
+
+
+def test_without_a_default_gamma_is_asked_for():
+    result = invoke("compress", "resnet18", "--data", "x", "--out", "run")
+    assert result.exit_code == 2
+    assert "pass --gamma" in result.output
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["compress", "fc4", "--out", "x"], "module.path:factory"),
         (["compress", "fc3"], "Missing option '--out'"),
         (
             ["compress", "fc3", "--out", "x", "--gamma", "-1"],

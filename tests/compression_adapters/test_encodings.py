@@ -159,3 +159,51 @@ def test_a_scale_with_wrong_edges_is_refused(edges):
 def test_a_scale_without_ranks_is_refused():
     with pytest.raises(ValueError, match="1 <= min_rank <= max_rank; got 3 and 2"):
         RankScale(3, 2, "dense", (0.0, 1.0))
+
+
+@pytest.mark.parametrize("encoding", ["linear", "log"])
+@pytest.mark.parametrize("at_max", ["dense", "factor"])
+@pytest.mark.parametrize(
+    ("min_rank", "max_rank", "round_to", "expected"),
+    [
+        (1, 30, 8, [8, 16, 24]),
+        (9, 32, 8, [16, 24, 32]),
+        (1, 7, 8, [7]),
+        (10, 15, 8, [15]),
+        (1, 5, 1, [1, 2, 3, 4, 5]),
+    ],
+)
+def test_ranks_are_multiples_and_their_bins_go_both_ways(
+    encoding, at_max, min_rank, max_rank, round_to, expected
+):
+    layer = LayerSpec("fc", None, (100, 100), max_rank, 10_000)
+    scale = rank_scale(
+        layer, encoding=encoding, at_max=at_max, min_rank=min_rank, round_to=round_to
+    )
+    outcomes = [*expected, *(["dense"] if at_max == "dense" else [])]
+    assert [scale.rank_from_unit(u) for u in np.linspace(0, 1, 2001)][::2000] == [
+        outcomes[0],
+        outcomes[-1],
+    ]
+    for outcome in outcomes:
+        assert scale.rank_from_unit(scale.unit_from_rank(outcome)) == outcome
+    found = {scale.rank_from_unit(u) for u in np.linspace(0, 1, 2001)}
+    assert found == set(outcomes)
+
+
+def test_a_rounded_bin_takes_over_the_ranks_below_it():
+    layer = LayerSpec("fc", None, (100, 100), 20, 10_000)
+    fine = rank_scale(layer)
+    rounded = rank_scale(layer, round_to=8)
+    assert rounded.bin_of_rank(8) == (fine.bin_of_rank(1)[0], fine.bin_of_rank(8)[1])
+    # The last one also has what is above it.
+    assert rounded.bin_of_rank(16) == (fine.bin_of_rank(9)[0], fine.bin_of_rank(20)[1])
+    assert rounded.bin_of_rank("dense") == fine.bin_of_rank("dense")
+
+
+def test_rounding_refuses_what_it_cannot_do():
+    layer = LayerSpec("fc", None, (100, 100), 20, 10_000)
+    with pytest.raises(ValueError, match="round_to must be at least 1; got 0"):
+        rank_scale(layer, round_to=0)
+    with pytest.raises(ValueError, match="a multiple of 8 or 'dense'; got 9"):
+        rank_scale(layer, round_to=8).unit_from_rank(9)

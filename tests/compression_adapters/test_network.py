@@ -5,6 +5,7 @@ import copy
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils import parametrizations, prune
 
 from compression_adapters.decompositions import LowRankLinear, TruncatedSVD
 from compression_adapters.layers import find_layers
@@ -186,6 +187,40 @@ def test_a_transformer_layer_keeps_its_fast_path():
     torch.testing.assert_close(fast, slow.detach(), rtol=1e-4, atol=1e-5)
 
 
+def test_attention_and_encoder_layers_keep_working_around_factored_ones():
+    network = nn.Transformer(
+        8, 2, 1, 1, dim_feedforward=16, batch_first=True, dropout=0.0
+    )
+    layers = find_layers(network)
+    assert {layer.name.rpartition(".")[2] for layer in layers} == {"linear1", "linear2"}
+    factors = factorize_network(network, layers)
+    inputs = torch.randn(2, 5, 8), torch.randn(2, 3, 8)
+    expected = network(*inputs)
+    small = truncate_network(network, factors, layers, full_ranks(layers))
+    torch.testing.assert_close(small(*inputs), expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "make_mask",
+    [
+        lambda layer: prune.l1_unstructured(layer, "weight", 3),
+        parametrizations.weight_norm,
+        parametrizations.spectral_norm,
+    ],
+)
+def test_layers_whose_weight_is_computed_survive_beside_compressed_ones(make_mask):
+    network = nn.Sequential(nn.Linear(8, 8), make_mask(nn.Linear(8, 8)))
+    layers = find_layers(network)
+    assert [layer.name for layer in layers] == ["0"]
+    inputs = torch.randn(3, 8)
+    network.eval()
+    network(inputs)  # which leaves a computed weight behind
+    factors = factorize_network(network, layers)
+    small = truncate_network(network, factors, layers, {"0": 8})
+    torch.testing.assert_close(small(inputs), network(inputs))
+    small(inputs).sum().backward()
+
+
 def test_modes_of_all_modules_are_restored(network):
     network[2].eval()
     before = [module.training for module in network.modules()]
@@ -211,7 +246,7 @@ def test_whole_network_ratio_counts_the_weights_of_the_compressed_network():
     network = nn.Sequential(
         nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(16, 12)
     )
-    layers = find_layers(network)
+    layers = find_layers(network, exclude="0")
     small = truncate_network(
         network, factorize_network(network, layers), layers, {"3": 2}
     )

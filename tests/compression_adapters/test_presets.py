@@ -156,11 +156,48 @@ def test_trained_network_is_kept_and_read_again(few, monkeypatch, tmp_path):
 def test_every_preset_is_complete(data_cache):
     for name, preset in PRESETS.items():
         assert preset.name == name
+        assert preset.description
+        if preset.test_data is None:
+            continue
         inputs, labels = preset.test_data()
         outputs = preset.build()(inputs[:2])
         assert outputs.shape[1] > int(labels.max())
         assert preset.gamma > 0
-        assert preset.description
+
+
+@pytest.mark.parametrize(
+    ("name", "count", "weights"),
+    [
+        ("fc3", 3, 1_794_000),
+        ("vgg16", 16, 138_344_128),
+        ("resnet18", 8, 6_266_880),
+        ("resnet50", 16, 11_317_248),
+    ],
+)
+def test_layers_in_play_have_the_papers_weights(name, count, weights):
+    with torch.device("meta"):  # the structure is enough
+        network = PRESETS[name].build()
+    layers = find_layers(network, PRESETS[name].choose)
+    assert len(layers) == count
+    assert sum(layer.num_weights for layer in layers) == weights
+    kinds = [layer.decomposition.name for layer in layers]
+    linear = {"fc3": 3, "vgg16": 3}.get(name, 0)
+    assert kinds == ["low_rank_conv"] * (count - linear) + ["svd"] * linear
+
+
+def test_all_3x3_convolutions_of_resnet18_are_sixteen():
+    with torch.device("meta"):
+        network = PRESETS["resnet18"].build()
+    layers = find_layers(network, PRESETS["resnet18"].choices["3x3"])
+    assert len(layers) == 16
+    assert sum(layer.num_weights for layer in layers) == 10_985_472
+
+
+def test_maximal_ranks_of_vgg16s_linear_layers_are_the_papers():
+    with torch.device("meta"):
+        network = PRESETS["vgg16"].build()
+    layers = find_layers(network, PRESETS["vgg16"].choices["linear"])
+    assert [layer.max_rank for layer in layers] == [3521, 2048, 803]
 
 
 def test_accuracy_equals_numpys():

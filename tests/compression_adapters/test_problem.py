@@ -1,5 +1,6 @@
 """From a point of the search space to its observation."""
 
+import copy
 import math
 
 import numpy as np
@@ -103,6 +104,35 @@ def test_network_and_its_modes_are_left_as_they_were(network, inputs):
     assert all(torch.equal(v, before[k]) for k, v in network.state_dict().items())
 
 
+def test_a_trial_decomposes_nothing_copies_nothing_and_asks_the_reference_once(
+    monkeypatch, inputs
+):
+    network = nn.Sequential(
+        nn.Unflatten(1, (3, 2, 2)),
+        nn.Conv2d(3, 8, 3, padding=1),
+        nn.Flatten(),
+        nn.Linear(32, 5),
+    )
+    problem = compression_problem(network, inputs, gamma=0.1)
+    calls = []
+    network[1].register_forward_pre_hook(lambda module, _: calls.append("dense"))
+
+    def refuse(*args, **kwargs):
+        raise AssertionError("decomposed or copied")
+
+    point = {"layer_1": 0.5, "layer_3": 0.5}
+    with monkeypatch.context() as patch:
+        for owner, name in (
+            *((torch.linalg, "svd"), (torch.linalg, "eigh")),
+            *((copy, "deepcopy"), (nn.Module, "state_dict")),
+        ):
+            patch.setattr(owner, name, refuse)
+        problem.evaluate(point, seed=0)
+        problem.evaluate({"layer_1": 0.1, "layer_3": 0.9}, seed=0)
+    # The dense layer ran for the reference outputs of the first trial only.
+    assert calls == ["dense"]
+
+
 def test_dropout_does_not_act_during_an_evaluation(network, inputs):
     problem = compression_problem(network.train(), inputs, gamma=0.1)
     assert problem.evaluate(DENSE, seed=0)["loss"].mean == pytest.approx(0.0, abs=1e-10)
@@ -195,9 +225,10 @@ def test_inputs_may_be_a_dataset_with_labels(network, inputs, labels):
     assert dataset.evaluate(POINT, seed=0) == tensors.evaluate(POINT, seed=0)
 
 
-def test_a_pool_may_be_smaller_than_a_trial(network, inputs):
-    problem = compression_problem(network, inputs[:2], gamma=0.1)
-    assert problem.evaluate(POINT, seed=0)["loss"].sem > 0
+def test_a_pool_smaller_than_a_trial_is_refused(network, inputs):
+    with pytest.raises(ValueError, match="pool has 49 inputs, fewer than the 50 sampl"):
+        compression_problem(network, inputs[:49], gamma=0.1)
+    assert compression_problem(network, inputs[:50], gamma=0.1).num_samples == 50
 
 
 def test_search_space_options_reach_the_parameters(network, inputs):

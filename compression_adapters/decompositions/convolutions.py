@@ -1,0 +1,151 @@
+"""What the decompositions of convolutions share: reading one, building its parts."""
+
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from compression_adapters.decompositions.base import has_plain_weight
+
+Pair = tuple[int, int]
+PaddingMode = Literal["zeros", "reflect", "replicate", "circular"]
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """How a convolution moves over its input; everything but channels and weights.
+
+    Args:
+        stride: Rows and columns.
+        padding: Rows and columns, or `"same"` or `"valid"`.
+        dilation: Rows and columns.
+        groups: Number of groups.
+        padding_mode: `"zeros"`, `"reflect"`, `"replicate"` or `"circular"`.
+
+    Example:
+        >>> Geometry.of(nn.Conv2d(4, 6, 3, stride=2, padding=1)).along_height()
+        Geometry(stride=(2, 1), padding=(1, 0), dilation=(1, 1), groups=1, \
+padding_mode='zeros')
+    """
+
+    stride: Pair = (1, 1)
+    padding: str | Pair = (0, 0)
+    dilation: Pair = (1, 1)
+    groups: int = 1
+    padding_mode: PaddingMode = "zeros"
+
+    @classmethod
+    def of(cls, layer: nn.Conv2d) -> "Geometry":
+        """Read the geometry of a layer."""
+        padding = layer.padding
+        return cls(
+            _pair(layer.stride),
+            padding if isinstance(padding, str) else _pair(padding),
+            _pair(layer.dilation),
+            layer.groups,
+            layer.padding_mode,
+        )
+
+    def along_height(self) -> "Geometry":
+        """Return what a `k x 1` kernel takes of it."""
+        return self._along(0)
+
+    def along_width(self) -> "Geometry":
+        """Return what a `1 x k` kernel takes of it."""
+        return self._along(1)
+
+    def depthwise(self, channels: int) -> "Geometry":
+        """Return the same with one group a channel."""
+        return replace(self, groups=channels)
+
+    def _along(self, axis: int) -> "Geometry":
+        def only(pair: Pair, neutral: int) -> Pair:
+            return (pair[0], neutral) if axis == 0 else (neutral, pair[1])
+
+        return replace(
+            self,
+            stride=only(self.stride, 1),
+            # `same` and `valid` mean the right thing for either kernel.
+            padding=self.padding
+            if isinstance(self.padding, str)
+            else only(self.padding, 0),
+            dilation=only(self.dilation, 1),
+        )
+
+
+class _Undrawn(nn.Conv2d):
+    """A convolution that draws no weights, which would be most of a trial's overhead.
+
+    It also leaves the global random state as it is.
+    """
+
+    def reset_parameters(self) -> None:
+        """Leave the weights as they are; they are replaced."""
+
+
+def conv2d(
+    weight: Tensor, bias: Tensor | None = None, geometry: Geometry | None = None
+) -> nn.Conv2d:
+    """Build a convolution around tensors that exist, without copying them.
+
+    Args:
+        weight: Shape `out_channels x in_channels / groups x height x width`.
+        bias: Shape `out_channels`, or None.
+        geometry: Stride, padding and so on; None for a stride of one, no padding.
+
+    Returns:
+        The convolution, its parameters not trainable.
+
+    Example:
+        >>> conv2d(torch.ones(4, 2, 1, 1))
+        Conv2d(2, 4, kernel_size=(1, 1), stride=(1, 1), bias=False)
+    """
+    geometry = geometry or Geometry()
+    out_channels, in_channels, height, width = weight.shape
+    layer = _Undrawn(
+        in_channels * geometry.groups,
+        out_channels,
+        (height, width),
+        geometry.stride,
+        geometry.padding,
+        geometry.dilation,
+        geometry.groups,
+        False,
+        geometry.padding_mode,
+        device=weight.device,
+    )
+    layer.__class__ = nn.Conv2d  # type: ignore[assignment]
+    layer.weight = nn.Parameter(weight, requires_grad=False)
+    layer.bias = None if bias is None else nn.Parameter(bias, requires_grad=False)
+    return layer
+
+
+def plain_conv2d(layer: nn.Module) -> nn.Conv2d | None:
+    """Return the layer if it is exactly `nn.Conv2d` with a weight of its own."""
+    if type(layer) is nn.Conv2d and has_plain_weight(layer):
+        return layer
+    return None
+
+
+def bias_of(layer: nn.Conv2d | nn.Linear) -> Tensor | None:
+    """Return a copy of the bias, or None."""
+    return None if layer.bias is None else layer.bias.detach().clone()
+
+
+def empty_bias(layer: nn.Conv2d | nn.Linear) -> Tensor | None:
+    """Return an uninitialised tensor in place of the bias, or None."""
+    return None if layer.bias is None else torch.empty_like(layer.bias.detach())
+
+
+def shape_in_words(weight_shape: tuple[int, ...], groups: int = 1) -> str:
+    """Describe a convolution in an error message."""
+    grouped = f" and {groups} groups" if groups > 1 else ""
+    sizes = " x ".join(map(str, weight_shape))
+    return f"a convolution with a weight of shape {sizes}{grouped}"
+
+
+def _pair(sizes: tuple[int, ...]) -> Pair:
+    """Narrow to two numbers."""
+    rows, columns = sizes
+    return rows, columns

@@ -1,0 +1,283 @@
+"""Tucker-2: a 1 x 1 convolution, a small one, and a 1 x 1 convolution."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from compression_adapters.decompositions.base import require_rank
+from compression_adapters.decompositions.convolutions import (
+    Geometry,
+    bias_of,
+    conv2d,
+    empty_bias,
+    plain_conv2d,
+    shape_in_words,
+)
+from compression_adapters.decompositions.tensor_algebra import partial_tucker
+
+
+@dataclass(frozen=True, eq=False)
+class TuckerFactors:
+    """The kernel of a convolution in bases of its channels, by importance.
+
+    Args:
+        core: Kernel between the bases. Shape `full_out x full_in x height x width`.
+        out_basis: Orthonormal columns. Shape `out_channels x full_out`.
+        in_basis: Orthonormal columns. Shape `in_channels x full_in`.
+        bias: The layer's bias or None. Shape `out_channels`.
+        geometry: Stride, padding and so on of the layer.
+        dtype: The layer's; the factors are in double precision.
+    """
+
+    core: Tensor
+    out_basis: Tensor
+    in_basis: Tensor
+    bias: Tensor | None
+    geometry: Geometry
+    dtype: torch.dtype
+
+
+class TuckerConv2d(nn.Module):
+    """A convolution between fewer channels, and 1 x 1 convolutions to and from them.
+
+    It is no `nn.Conv2d`, but offers what code around convolutions reads: `weight`
+    (reconstructed at each access), `bias`, `in_channels`, `out_channels`,
+    `kernel_size`, `stride`, `padding`, `dilation`, `groups`, `padding_mode`.
+
+    Args:
+        first: 1 x 1, `in_channels` to `rank_in` channels, without bias.
+        core: The layer's kernel size, `rank_in` to `rank_out` channels, without bias.
+        last: 1 x 1, `rank_out` to `out_channels` channels, with the bias.
+
+    Source: Kim et al. 2016, "Compression of deep convolutional neural networks for
+        fast and low power mobile applications".
+    """
+
+    def __init__(self, first: nn.Conv2d, core: nn.Conv2d, last: nn.Conv2d) -> None:
+        super().__init__()
+        self.first = first
+        self.core = core
+        self.last = last
+        self.in_channels = first.in_channels
+        self.out_channels = last.out_channels
+        self.groups = 1
+        self.padding_mode = core.padding_mode
+        self.kernel_size = core.kernel_size
+        self.stride = core.stride
+        self.dilation = core.dilation
+        self.padding = core.padding
+
+    @property
+    def bias(self) -> Tensor | None:
+        """The bias, held by the last convolution."""
+        return self.last.bias
+
+    @property
+    def weight(self) -> Tensor:
+        """The dense weight, `out_channels x in_channels x height x width`."""
+        first, last = self.first.weight.flatten(1), self.last.weight.flatten(1)
+        return torch.einsum("no,oihw,ic->nchw", last, self.core.weight, first)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """Apply the layer, as `nn.Conv2d` does."""
+        outputs: Tensor = self.last(self.core(self.first(inputs)))
+        return outputs
+
+
+@dataclass(frozen=True)
+class Tucker:
+    """Tucker-2: the kernel between the most important directions of its channels.
+
+        W[n, c, y, x] ~ sum_{i, j} A[n, i] B[c, j] G[i, j, y, x]
+
+    One rank K drives both sides: the larger side has K directions and the other one its
+    share, rounded up. `truncate` slices the higher-order SVD, in which the error is
+    exactly the norm of what is cut off; `finalize` improves the slice by higher-order
+    orthogonal iteration (tensorly), which lowers the error a little.
+
+    Every stride, padding, padding mode and dilation; no groups, no 1 x 1 kernels. Only
+    exactly `nn.Conv2d`.
+
+    Source: Kim et al. 2016; De Lathauwer et al. 2000. Deviation: one coordinate in
+        place of two ranks.
+
+    Example:
+        >>> tucker, layer = Tucker(), nn.Conv2d(16, 32, 3, padding=1)
+        >>> tucker.max_rank(layer)
+        27
+        >>> module = tucker.truncate(tucker.factorize(layer), 10)
+        >>> module.core
+        Conv2d(5, 10, kernel_size=(3, 3), stride=(1, 1), padding=(1, 1), bias=False)
+    """
+
+    name: str = "tucker"
+    searchable: bool = True
+
+    def supports(self, layer: nn.Module) -> bool:
+        """Accept plain 2d convolutions without groups that rank 1 makes no larger.
+
+        A 1 x 1 convolution is a matrix, for which `svd` does the same with fewer parts.
+        """
+        conv = plain_conv2d(layer)
+        if conv is None or conv.groups > 1 or conv.kernel_size == (1, 1):
+            return False
+        return _max_rank(conv) > 0
+
+    def max_rank(self, layer: nn.Module) -> int:
+        """Return the largest rank that adds no weights."""
+        return _max_rank(_convolution(layer))
+
+    def factorize(self, layer: nn.Module) -> TuckerFactors:
+        """Compute the higher-order SVD of the two channel modes once."""
+        conv = _convolution(layer)
+        # The bases come from Gram matrices, which square the condition number: double
+        # precision makes up for it, and is faster than an SVD of the long matrices.
+        weight = conv.weight.detach().double()
+        full_out, full_in = _full_ranks(tuple(weight.shape))
+        out_basis = _basis(weight.flatten(1), full_out)
+        in_basis = _basis(weight.transpose(0, 1).flatten(1), full_in)
+        return TuckerFactors(
+            core=torch.einsum("nchw,no,ci->oihw", weight, out_basis, in_basis),
+            out_basis=out_basis,
+            in_basis=in_basis,
+            bias=bias_of(conv),
+            geometry=Geometry.of(conv),
+            dtype=conv.weight.dtype,
+        )
+
+    def truncate(self, factors: TuckerFactors, rank: int) -> TuckerConv2d:
+        """Keep the leading directions of both sides."""
+        rank_out, rank_in = _ranks_of(factors, rank)
+        return _module(
+            factors,
+            factors.core[:rank_out, :rank_in],
+            factors.out_basis[:, :rank_out],
+            factors.in_basis[:, :rank_in],
+        )
+
+    def finalize(self, factors: TuckerFactors, rank: int) -> TuckerConv2d:
+        """Improve the slice by higher-order orthogonal iteration; slow."""
+        ranks = _ranks_of(factors, rank)
+        # In the bases of the factors the slice is the start of the iteration.
+        array = factors.core.cpu().numpy()
+        core, (out_basis, in_basis) = partial_tucker(array, ranks)
+        like = factors.core
+        return _module(
+            factors,
+            torch.from_numpy(core.copy()).to(like),
+            factors.out_basis @ torch.from_numpy(out_basis.copy()).to(like),
+            factors.in_basis @ torch.from_numpy(in_basis.copy()).to(like),
+        )
+
+    def singular_values(self, factors: TuckerFactors) -> Tensor:
+        """Return the root of what each rank adds to the squared norm of the slice."""
+        energy = factors.core.square().sum((2, 3)).cumsum(0).cumsum(1)
+        full = _full_ranks(_weight_shape(factors))
+        pairs = [_split(rank, full) for rank in range(1, max(full) + 1)]
+        kept = torch.stack([energy[out - 1, into - 1] for out, into in pairs])
+        added = kept.diff(prepend=kept.new_zeros(1))
+        return added.clamp_min(0.0).sqrt()
+
+    def num_weights(
+        self, weight_shape: tuple[int, ...], rank: int, groups: int = 1
+    ) -> int:
+        """Count N K_out + K_out K_in d d' + K_in C."""
+        return _num_weights(weight_shape, rank)
+
+    def empty(self, layer: nn.Module, rank: int) -> TuckerConv2d:
+        """Build the layer `truncate` would give, with uninitialised weights."""
+        conv = _convolution(layer)
+        channels_out, channels_in, height, width = conv.weight.shape
+        full = _full_ranks(tuple(conv.weight.shape))
+        require_rank(rank, max(full), shape_in_words(tuple(conv.weight.shape)))
+        rank_out, rank_in = _split(rank, full)
+        like = conv.weight.detach()
+        return TuckerConv2d(
+            conv2d(like.new_empty(rank_in, channels_in, 1, 1)),
+            conv2d(
+                like.new_empty(rank_out, rank_in, height, width),
+                None,
+                Geometry.of(conv),
+            ),
+            conv2d(like.new_empty(channels_out, rank_out, 1, 1), empty_bias(conv)),
+        )
+
+
+def _basis(matrix: Tensor, rank: int) -> Tensor:
+    """Return the leading left singular vectors of a matrix, by its Gram matrix."""
+    _, vectors = torch.linalg.eigh(matrix @ matrix.T)
+    return vectors.flip(1)[:, :rank]
+
+
+def _full_ranks(weight_shape: tuple[int, ...]) -> tuple[int, int]:
+    """Return how many directions the outputs and the inputs can have."""
+    channels_out, channels_in, height, width = weight_shape
+    area = height * width
+    return (
+        min(channels_out, channels_in * area),
+        min(channels_in, channels_out * area),
+    )
+
+
+def _split(rank: int, full: tuple[int, int]) -> tuple[int, int]:
+    """Return the ranks of outputs and inputs: in proportion, rounded up."""
+    larger = max(full)
+    return -(-rank * full[0] // larger), -(-rank * full[1] // larger)
+
+
+def _num_weights(weight_shape: tuple[int, ...], rank: int) -> int:
+    """Count the weights of the three convolutions."""
+    channels_out, channels_in, height, width = weight_shape
+    rank_out, rank_in = _split(rank, _full_ranks(weight_shape))
+    core = rank_out * rank_in * height * width
+    return channels_out * rank_out + core + rank_in * channels_in
+
+
+def _max_rank(conv: nn.Conv2d) -> int:
+    """Return the largest rank that adds no weights; 0 if rank 1 adds some."""
+    shape = tuple(conv.weight.shape)
+    rank = 0
+    while rank < max(_full_ranks(shape)):
+        if _num_weights(shape, rank + 1) > conv.weight.numel():
+            break
+        rank += 1
+    return rank
+
+
+def _weight_shape(factors: TuckerFactors) -> tuple[int, ...]:
+    """Return the shape of the dense weight."""
+    sides = len(factors.out_basis), len(factors.in_basis)
+    return (*sides, *factors.core.shape[2:])
+
+
+def _ranks_of(factors: TuckerFactors, rank: int) -> tuple[int, int]:
+    """Split a rank, after refusing one that is not legal."""
+    shape = _weight_shape(factors)
+    full = _full_ranks(shape)
+    require_rank(rank, max(full), shape_in_words(shape))
+    return _split(rank, full)
+
+
+def _module(
+    factors: TuckerFactors, core: Tensor, out_basis: Tensor, in_basis: Tensor
+) -> TuckerConv2d:
+    """Build the three convolutions in the layer's own precision."""
+    dtype = factors.dtype
+    return TuckerConv2d(
+        conv2d(in_basis.T[:, :, None, None].to(dtype)),
+        conv2d(core.to(dtype), None, factors.geometry),
+        conv2d(out_basis[:, :, None, None].to(dtype), factors.bias),
+    )
+
+
+def _convolution(layer: nn.Module) -> nn.Conv2d:
+    """Narrow to a supported convolution, refusing every other type by name."""
+    if not isinstance(layer, nn.Conv2d) or not Tucker().supports(layer):
+        raise ValueError(
+            "Tucker supports exactly nn.Conv2d with a plain weight, without groups, "
+            "larger than 1 x 1, that rank 1 makes no larger; got "
+            f"{layer!r}. Choose low_rank_conv, which takes groups, svd for 1 x 1, or "
+            "leave this layer out."
+        )
+    return layer

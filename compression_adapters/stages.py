@@ -1,0 +1,181 @@
+"""Several searches in a row, each on the result of the last, with training between."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+import pandas as pd
+from torch import nn
+
+from compression_adapters.checkpoint import load_compressed, save_compressed
+from compression_adapters.layers import layer_weights, unwrap
+from compression_adapters.network import compression_ratio
+from compression_adapters.search import compress
+
+STAGE_FILE: Final = "stage.json"
+FORMAT_VERSION: Final = 1
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One search, and what follows it.
+
+    Args:
+        name: Names the stage in the report, and its folder. Letters, digits, `-`, `_`.
+        options: Of `compress`, such as `gamma`, `choose`, `include`.
+        then: Applied to what the search returns, such as fine-tuning: takes a network
+            and returns one of the same structure. None: nothing.
+
+    Raises:
+        ValueError: when the name cannot be that of a folder.
+
+    Example:
+        >>> Stage("convolutions", {"gamma": 0.1, "include": nn.Conv2d}).name
+        'convolutions'
+    """
+
+    name: str
+    options: Mapping[str, Any] = field(default_factory=dict)
+    then: Callable[[nn.Module], nn.Module] | None = None
+
+    def __post_init__(self) -> None:
+        if not self.name.replace("-", "").replace("_", "").isalnum():
+            raise ValueError(
+                "A stage's name must be made of letters, digits, '-' and '_'; got "
+                f"{self.name!r}."
+            )
+
+
+def compress_in_stages(
+    network: nn.Module,
+    inputs: Any,
+    stages: Sequence[Stage],
+    *,
+    folder: str | Path | None = None,
+    **options: Any,
+) -> tuple[nn.Module, pd.DataFrame]:
+    """Compress a network by several searches, one after the other.
+
+    As in the paper's section 4.3: convolutions, training, linear layers, training,
+    pruning. Each search starts from the network of the stage before, which is also what
+    its loss compares with. With a folder each finished stage is saved, and a call that
+    was interrupted goes on with the first one that is missing.
+
+    Args:
+        network: The original network; not modified.
+        inputs: See `compress`.
+        stages: In order, each with a name of its own.
+        folder: Where to save them; None: nowhere.
+        options: Of `compress`, for all stages; a stage's own come first.
+
+    Returns:
+        The network after the last stage, in eval mode, and a table with one row a
+        stage: `stage`, `certified`, `level`, `trials`, `compression_ratio` over the
+        layers of this stage, `whole_network_ratio`, the weights that are not zero after
+        the stage over those of the original network, `loss` and `loss_sem` on fresh
+        samples before `then`, `seconds`, `resumed`.
+
+    Raises:
+        ValueError: when there is no stage, two have one name, or the folder holds
+            stages with other settings; see also `compress`.
+
+    Source: Ma et al. 2019, section 4.3.
+
+    Example:
+        >>> import torch
+        >>> from compression_adapters import choose_pruning
+        >>> network = nn.Sequential(nn.Linear(20, 30), nn.ReLU(), nn.Linear(30, 5))
+        >>> pool = torch.randn(200, 20, generator=torch.Generator().manual_seed(0))
+        >>> small, table = compress_in_stages(
+        ...     network,
+        ...     pool,
+        ...     [Stage("low-rank"), Stage("pruning", {"choose": choose_pruning})],
+        ...     **{"gamma": 1.0, "delta": 0.5, "epsilon": 0.05},
+        ... )
+        >>> table["stage"].tolist()
+        ['low-rank', 'pruning']
+    """
+    names = [stage.name for stage in stages]
+    if not names or len(set(names)) < len(names):
+        raise ValueError(
+            f"Expected at least one stage, each with a name of its own; got {names}."
+        )
+    original = current = unwrap(network)
+    whole = sum(weight.numel() for weight in layer_weights(original))
+    rows: list[dict[str, Any]] = []
+    for number, stage in enumerate(stages):
+        settings = {**options, **stage.options}
+        place = None if folder is None else Path(folder) / f"{number}-{stage.name}"
+        if place is not None and (place / STAGE_FILE).is_file():
+            rows.append(_read(place, stage.name, settings) | {"resumed": True})
+            current = load_compressed(place, original).eval()
+            continue
+        result = compress(current, inputs, **settings)
+        layers, ranks = result.problem.layers, result.ranks
+        current = result.network
+        if stage.then is not None:
+            current = stage.then(current).eval()
+        left = sum(int(w.count_nonzero()) for w in layer_weights(current))
+        row = {
+            "stage": stage.name,
+            "certified": result.certificate.holds,
+            "level": result.certificate.level,
+            "trials": len(result.trials),
+            "compression_ratio": compression_ratio(layers, ranks),
+            "whole_network_ratio": left / whole,
+            "loss": result.loss.mean,
+            "loss_sem": result.loss.sem,
+            "seconds": result.timings["total"],
+        }
+        if place is not None:
+            save_compressed(current, layers, ranks, place)
+            _write(place, row, settings)
+        rows.append(row | {"resumed": False})
+    return current, pd.DataFrame(rows)
+
+
+def _plain(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Keep of the settings what JSON can hold; functions cannot be compared."""
+    kinds = (str, int, float, bool)
+    return {k: v for k, v in sorted(settings.items()) if isinstance(v, kinds)}
+
+
+def _write(place: Path, row: dict[str, Any], settings: Mapping[str, Any]) -> None:
+    """Write a stage's record last: its presence says that the stage is finished."""
+    content = {
+        "format_version": FORMAT_VERSION,
+        "settings": _plain(settings),
+        "result": row,
+    }
+    if not all(math.isfinite(v) for v in row.values() if isinstance(v, float)):
+        raise ValueError(f"Stage {row['stage']!r} has results that are not finite.")
+    temporary = place / f".{STAGE_FILE}.tmp"
+    temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    temporary.replace(place / STAGE_FILE)
+
+
+def _read(place: Path, name: str, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Read a finished stage's record, refusing one with other settings."""
+    path = place / STAGE_FILE
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        version, known = content["format_version"], content["settings"]
+        row: dict[str, Any] = dict(content["result"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} is damaged: {error!r}. Remove {place}.") from error
+    if version != FORMAT_VERSION:
+        raise ValueError(
+            f"{path} has format {version!r}, this version reads {FORMAT_VERSION}: "
+            "update ax-pac."
+        )
+    if known != _plain(settings):
+        raise ValueError(
+            f"Stage {name!r} in {place} was run with the settings {known}, now they "
+            f"are {_plain(settings)}. Use another folder, or remove this one."
+        )
+    return row

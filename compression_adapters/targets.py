@@ -1,0 +1,192 @@
+"""Targets in a user's words: a size, or a loss; found by a search over gamma."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import pandas as pd
+from torch import nn
+
+from compression_adapters.loop import reweighted_client, trial_seed
+from compression_adapters.problem import CompressionProblem, compression_problem
+from compression_adapters.search import CompressionResult, search_problem
+
+_SEARCH_OPTIONS = (
+    *("delta", "epsilon", "level", "relative", "num_initial_trials", "sampling"),
+    *("max_trials", "progress"),
+)
+_FIRST_STEP = 8.0
+"""Factor between two gammas until the target lies between them."""
+
+
+@dataclass(frozen=True, eq=False)
+class TargetResult:
+    """What a search for a target found.
+
+    Args:
+        result: The search at the best gamma; `result.network` is the network.
+        gamma: That gamma.
+        gammas: One row a gamma that was tried: `gamma`, `compression_ratio`, `loss`,
+            `loss_sem` on fresh samples, `meets_target`, `certified`, and
+            `evaluations`, those that had to be made for it.
+    """
+
+    result: CompressionResult
+    gamma: float
+    gammas: pd.DataFrame = field(repr=False)
+
+
+def compress_to(
+    network: nn.Module,
+    inputs: Any,
+    *,
+    ratio: float | str | None = None,
+    loss_at_most: float | None = None,
+    max_gammas: int = 6,
+    tolerance: float = 0.02,
+    seed: int = 0,
+    **options: Any,
+) -> TargetResult:
+    """Find the best network of a size, or the smallest one that is good enough.
+
+    Both are constrained problems, whose multiplier is gamma: the larger it is, the more
+    weights are kept and the less is lost. Gamma is bracketed and then halved
+    geometrically. Every evaluation serves all gammas: loss and ratio are stored apart,
+    and a new gamma weighs them anew before it asks for more.
+
+    A target between two corners of the lower convex hull of loss and ratio cannot be
+    met exactly by any gamma; the result is the nearest corner that meets it.
+
+    Args:
+        network: See `compress`.
+        inputs: See `compress`.
+        ratio: The largest compression ratio, over the layers in play, as a number in
+            (0, 1) or as text such as `"30%"`.
+        loss_at_most: The largest loss, in its own unit. One of the two is given.
+        max_gammas: Searches, at most.
+        tolerance: Stop when the ratio is this close below its target.
+        seed: Determines samples and proposals.
+        options: Of `compress`, except gamma.
+
+    Returns:
+        The search that meets the target best, and all that were made.
+
+    Raises:
+        ValueError: when not exactly one target is given, it cannot be a ratio or a
+            loss, or no gamma that was tried meets it; the message says what was met.
+
+    Source: Ma et al. 2019, supplementary material (the dual problem). Deviation: a
+        bisection with all evaluations shared.
+
+    Example:
+        >>> import torch
+        >>> network = nn.Sequential(nn.Linear(20, 30), nn.ReLU(), nn.Linear(30, 5))
+        >>> pool = torch.randn(200, 20, generator=torch.Generator().manual_seed(0))
+        >>> settings = {"delta": 0.5, "epsilon": 0.05, "max_gammas": 2}
+        >>> found = compress_to(network, pool, ratio="60%", **settings)
+        >>> bool(found.gammas["compression_ratio"].min() <= 0.6)
+        True
+    """
+    if (ratio is None) == (loss_at_most is None):
+        raise ValueError("Expected either ratio or loss_at_most; got both or none.")
+    target = _ratio(ratio) if ratio is not None else None
+    if loss_at_most is not None and not 0.0 < loss_at_most < math.inf:
+        raise ValueError(f"loss_at_most must be positive; got {loss_at_most}.")
+    if "gamma" in options or max_gammas < 1:
+        raise ValueError(
+            "gamma is what is searched and cannot be given, and max_gammas must be at "
+            f"least 1; got gamma={options.get('gamma')}, max_gammas={max_gammas}."
+        )
+    search = {k: options.pop(k) for k in _SEARCH_OPTIONS if k in options}
+    problem = compression_problem(network, inputs, gamma=1.0, **options)
+    gamma = 1.0 / _largest_loss(problem, seed)
+    low = high = None  # gammas that keep too little, and too much
+    rows: list[dict[str, Any]] = []
+    best: tuple[float, CompressionResult, float] | None = None
+    client = None
+    for _ in range(max_gammas):
+        weighed = replace(problem, gamma=gamma)
+        known = 0
+        if client is not None:
+            client = reweighted_client(client, weighed)
+            known = len(client._experiment.trials)
+        result = search_problem(weighed, seed=seed, client=client, **search)
+        client = result.client
+        came, loss = _size(result), result.loss.mean
+        meets = came <= target if target is not None else loss <= (loss_at_most or 0.0)
+        rows.append(
+            {
+                "gamma": gamma,
+                "compression_ratio": came,
+                "loss": loss,
+                "loss_sem": result.loss.sem,
+                "meets_target": meets,
+                "certified": result.certificate.holds,
+                "evaluations": len(result.trials) - known,
+            }
+        )
+        # With a size the least loss is best, with a loss the least size.
+        value = loss if target is not None else came
+        if meets and (best is None or value < best[0]):
+            best = (value, result, gamma)
+        if meets and target is not None and came >= target - tolerance:
+            break
+        if meets == (target is not None):
+            low = gamma  # may keep more
+        else:
+            high = gamma
+        gamma = _next(low, high)
+    if best is None:
+        raise ValueError(
+            "No gamma that was tried meets the target; they reached\n"
+            f"{pd.DataFrame(rows).to_string(index=False)}\nAllow more (max_gammas), or "
+            "choose another target."
+        )
+    return TargetResult(best[1], best[2], pd.DataFrame(rows))
+
+
+def _size(result: CompressionResult) -> float:
+    """Return a result's compression ratio."""
+    return float(result.layers["weights"].sum() / result.layers["weights_before"].sum())
+
+
+def _next(low: float | None, high: float | None) -> float:
+    """Return the gamma to try next."""
+    if low is not None and high is not None:
+        return math.sqrt(low * high)
+    if low is not None:
+        return low * _FIRST_STEP
+    if high is not None:
+        return high / _FIRST_STEP
+    raise ValueError("No gamma has been tried yet.")
+
+
+def _largest_loss(problem: CompressionProblem, seed: int) -> float:
+    """Return the loss where every layer has its smallest rank: what gamma scales."""
+    point = {parameter.name: 0.0 for parameter in problem.parameters}
+    loss = problem.evaluate(point, seed=trial_seed(seed, 2**31))["loss"].mean
+    if loss <= 0.0:
+        raise ValueError(
+            "The loss is zero even where every layer has its smallest rank, so that "
+            "any size will do; compress by giving ranks to truncate_network."
+        )
+    return loss
+
+
+def _ratio(ratio: float | str) -> float:
+    """Read a ratio as a number or as a percentage."""
+    value = math.nan
+    try:
+        if isinstance(ratio, str) and ratio.strip().endswith("%"):
+            value = float(ratio.strip()[:-1]) / 100.0
+        else:
+            value = float(ratio)
+    except ValueError:
+        pass
+    if not 0.0 < value < 1.0:
+        raise ValueError(
+            f"ratio must lie between 0 and 1, or be text such as '30%'; got {ratio!r}."
+        )
+    return value
