@@ -9,14 +9,28 @@ from typing import Any
 import click
 from tqdm import tqdm
 
-from benchmarks import calibration, fc3, fitted, noise_calibration, sem_coverage
+from benchmarks import (
+    calibration,
+    fc3,
+    fitted,
+    inner_maximum,
+    noise_calibration,
+    sem_coverage,
+)
 from benchmarks.report import write_reports
 from benchmarks.traces import Trace, append_trace, missing
 from benchmarks.workers import completed_runs
 
 BENCHMARKS = {
     module.NAME: module
-    for module in (fc3, calibration, fitted, sem_coverage, noise_calibration)
+    for module in (
+        fc3,
+        calibration,
+        fitted,
+        inner_maximum,
+        sem_coverage,
+        noise_calibration,
+    )
 }
 
 
