@@ -31,8 +31,8 @@ EPSILONS = (0.05, 0.005)
 _NEAR = (0.001, 0.1)
 # Below it level joint may be near its threshold too.
 _JOINT_NEAR = 0.01
-_STRONG_EFFORT = 16
-_STRONG_SEARCHES = 2
+STRONG_EFFORT = 16
+STRONG_SEARCHES = 2
 _MAX_STATES = 10
 _DIMENSIONS = (2, 4, 6, 9, 16)
 _MAX_EVALUATIONS = 150
@@ -74,7 +74,7 @@ def run(seed: int, settings: dict[str, Any]) -> Trace:
         model = _model(X, Y)
         acquisition = PACAcquisition(model, X, DELTA)
         search = find_challenger(acquisition, X, bounds, seed=len(X))
-        probability = _tail(search.score)
+        probability = tail(search.score)
         if _NEAR[0] <= probability <= _NEAR[1]:
             states.append(_compare(model, acquisition, X, bounds, seed=len(X)))
         elif probability < _NEAR[0]:
@@ -96,7 +96,8 @@ def _noise(n: int, rng: torch.Generator) -> Tensor:
     return _NOISE * torch.randn(n, generator=rng, dtype=torch.float64)
 
 
-def _tail(score: float) -> float:
+def tail(score: float) -> float:
+    """Phi(score)."""
     return float(torch.special.ndtr(torch.tensor(score, dtype=torch.float64)))
 
 
@@ -146,9 +147,9 @@ def _compare(
             X,
             bounds,
             seed=10_000 * (i + 1) + seed,
-            effort=_STRONG_EFFORT,
+            effort=STRONG_EFFORT,
         )
-        for i in range(_STRONG_SEARCHES)
+        for i in range(STRONG_SEARCHES)
     ]
     score = max(certificate.score, *(search.score for search in strong))
     state = {

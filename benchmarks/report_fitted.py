@@ -1,0 +1,130 @@
+"""Pages of the benchmarks that fit hyperparameters and search the continuous box."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+
+from benchmarks import fitted, inner_maximum
+from benchmarks.intervals import clopper_pearson
+from benchmarks.traces import Trace
+
+_LEVELS = ("pairwise", "joint", "marginal")
+# A certificate among so many first checks is the kind that a bad fit issues.
+_FIRST_CHECKS = 5
+
+
+def render_fitted(traces: Sequence[Trace]) -> str:
+    """One table for each kind of function, one row a level."""
+    lines = [
+        "# Certificates with fitted hyperparameters",
+        "",
+        "The whole of what a user gets: the surrogate is fitted at every step, the box "
+        f"is continuous, delta = {fitted.DELTA}, epsilon = {fitted.EPSILON}, sampling "
+        "is leader/challenger. The run ends by its certificate at level `marginal`; "
+        "`joint` and `pairwise` are where the same run would have ended at those "
+        "levels, which take the fitted hyperparameters for the true ones. *Success*: "
+        "the incumbent at the stop is within delta of the best, with its "
+        "Clopper-Pearson interval, 95 %. *Early and wrong*: certificates among the "
+        f"first {_FIRST_CHECKS} checks that a run may make whose regret is above delta.",
+        "",
+        "Functions: `set` and `wilson` are GP draws with fixed length scales, `prior` "
+        "draws length scales, output scale and mean from the prior that level "
+        "`marginal` averages over; the others are test functions, standardised as in "
+        "Wilson 2024 (the Hartmann functions raw).",
+        "",
+    ]
+    for settings, group in _groups(traces):
+        lines += _fitted_section(settings, group)
+    return "\n".join(lines)
+
+
+def _groups(traces: Iterable[Trace]) -> list[tuple[dict[str, Any], list[Trace]]]:
+    """Traces of the same settings together, in order of dimension and name."""
+    groups: dict[str, list[Trace]] = {}
+    for trace in traces:
+        groups.setdefault(json.dumps(trace.settings, sort_keys=True), []).append(trace)
+    settings = {key: json.loads(key) for key in groups}
+
+    def order(key: str) -> tuple[int, str]:
+        return settings[key]["d"], str(settings[key].get("function"))
+
+    return [(settings[key], groups[key]) for key in sorted(groups, key=order)]
+
+
+def _fitted_section(settings: dict[str, Any], traces: Sequence[Trace]) -> list[str]:
+    described = ", ".join(f"{name} = {value}" for name, value in settings.items())
+    revisions = sorted({trace.provenance["revision"] for trace in traces})
+    lines = [
+        f"## {described}",
+        "",
+        f"{len(traces)} runs. Revisions {', '.join(revisions)}.",
+        "",
+        "| level | certified | evaluations, median (quartiles) | success | "
+        "worst regret | early and wrong |",
+        "|---|---|---|---|---|---|",
+    ]
+    for level in _LEVELS:
+        stops = [trace.result["stops"].get(level) for trace in traces]
+        lines.append(_fitted_row(level, stops))
+    return [*lines, ""]
+
+
+def _fitted_row(level: str, stops: list[dict[str, Any] | None]) -> str:
+    """One level. Runs that it did not stop count as beyond the longest."""
+    made = [stop for stop in stops if stop is not None]
+    if not made:
+        return f"| {level} | 0/{len(stops)} | - | - | - | - |"
+    evaluations = [np.inf if stop is None else stop["evaluations"] for stop in stops]
+    quartiles = np.quantile(evaluations, (0.25, 0.5, 0.75), method="higher")
+    low, median, high = (f"{q:.0f}" if np.isfinite(q) else "never" for q in quartiles)
+    good = sum(stop["regret"] <= fitted.DELTA for stop in made)
+    early = sum(
+        stop["check"] <= _FIRST_CHECKS and stop["regret"] > fitted.DELTA
+        for stop in made
+    )
+    worst = max(stop["regret"] for stop in made)
+    return (
+        f"| {level} | {clopper_pearson(len(made), len(stops))} | {median} "
+        f"({low}-{high}) | {clopper_pearson(good, len(made))} | {worst:.3f} | {early} |"
+    )
+
+
+def render_inner_maximum(traces: Sequence[Trace]) -> str:
+    """One row for each dimension."""
+    lines = [
+        "# Is a certificate false because a maximum was missed?",
+        "",
+        "States of searches on GP draws whose largest pairwise probability is near a "
+        "threshold, hyperparameters known. *False*: the search that a certificate is "
+        "issued on stays below the threshold, a search "
+        f"{inner_maximum.STRONG_SEARCHES * inner_maximum.STRONG_EFFORT} times the "
+        "usual size does not. *Joint*: mean failure probability at level `joint` with "
+        "the candidates of a check, and with four times as many to choose from.",
+        "",
+        "| d | states | false at 0.05 | false at 0.005 | largest gap of the score | "
+        "joint | joint, four times the search | seconds of the search, median |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for settings, group in _groups(traces):
+        states = [state for trace in group for state in trace.result["states"]]
+        if states:
+            lines.append(_inner_maximum_row(settings["d"], states))
+    return "\n".join([*lines, ""])
+
+
+def _inner_maximum_row(d: int, states: Sequence[dict[str, Any]]) -> str:
+    cells = [str(d), str(len(states))]
+    for epsilon in inner_maximum.EPSILONS:
+        certified = [s for s in states if inner_maximum.tail(s["score"]) <= epsilon]
+        false = sum(inner_maximum.tail(s["strong_score"]) > epsilon for s in certified)
+        cells.append(f"{false} of {len(certified)}")
+    cells.append(f"{max(s['strong_score'] - s['score'] for s in states):.3g}")
+    joint = [(s["joint"], s["joint_strong"]) for s in states if "joint" in s]
+    means = np.mean(joint, axis=0) if joint else (np.nan, np.nan)
+    cells += [f"{mean:.4f}" for mean in means]
+    cells.append(f"{np.median([s['seconds'] for s in states]):.2f}")
+    return f"| {' | '.join(cells)} |"
