@@ -285,9 +285,11 @@ def reweighted_client(client: Client, problem: CompressionProblem) -> Client:
         )
         outcome = problem.outcome(loss, ratio.mean)
         point = {name: float(value) for name, value in trial.arm.parameters.items()}
-        fresh.complete_trial(
-            fresh.attach_trial(point), {name: tuple(outcome[name]) for name in _METRICS}
-        )
+        with quiet_ax():
+            fresh.complete_trial(
+                fresh.attach_trial(point),
+                {name: tuple(outcome[name]) for name in _METRICS},
+            )
     return fresh
 
 

@@ -95,7 +95,7 @@ def test_a_search_refuses_cp_by_layer_and_name():
     with pytest.raises(ValueError, match="Layer '0': decomposition 'cp' cannot be se"):
         compression_problem(
             network,
-            torch.randn(10, 3, 6, 6),
+            torch.randn(50, 3, 6, 6),
             gamma=1.0,
             choose=lambda name, module: cp if name == "0" else None,
         )
