@@ -110,10 +110,9 @@ class HyperparameterChains:
     """Parallel Markov chains on the hyperparameters, which can be run on.
 
     Each sweep moves every chain along an ellipse through a draw from a Student
-    distribution fitted to the other half of the chains; every third sweep moves it
-    along an ellipse through a draw from the prior as well. The first crosses a
-    concentrated posterior in a few sweeps, the second needs no fit, and at three times
-    the likelihoods it is the dearer. All chains are factorised in batches.
+    distribution fitted to the other half of the chains, which crosses a concentrated
+    posterior in a few sweeps; every third sweep first along one through a draw from the
+    prior, which is dearer but needs no fit. All chains are factorised in batches.
 
     Args:
         X, Y, Yvar, generator, initial: As in `sample_hyperparameters`.
@@ -211,7 +210,7 @@ class HyperparameterChains:
         return pool[chosen]
 
     def _sweep(self) -> None:
-        """Move every chain along a fitted ellipse, at times along a prior one first."""
+        """Move every chain along a fitted ellipse, at times a prior one first."""
         if self._num_sweeps % _PRIOR_PERIOD == 0:
             zero = torch.zeros(self._state.shape[-1], dtype=torch.float64)
             draw = self._normal(*self._state.shape)
@@ -369,8 +368,7 @@ def effective_sample_size(chains: Tensor) -> float:
         chains: One scalar quantity. Shape `chains x states`.
 
     Returns:
-        The effective number of states, at most their number; relative standard error
-        18 % with 64 chains.
+        The effective number of states, at most all; standard error 18 % of 64 chains.
 
     Source: Gelman et al., Bayesian Data Analysis, 3rd ed., section 11.5. Deviation: the
     variance of a chain's mean is measured between chains, not from autocorrelations.

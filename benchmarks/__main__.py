@@ -11,6 +11,7 @@ from tqdm import tqdm
 
 from benchmarks import (
     calibration,
+    check_cost,
     fc3,
     fitted,
     inner_maximum,
@@ -28,6 +29,7 @@ BENCHMARKS = {
         calibration,
         fitted,
         inner_maximum,
+        check_cost,
         sem_coverage,
         noise_calibration,
     )

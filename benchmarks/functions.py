@@ -52,6 +52,15 @@ def draw_from_prior(
         The function. Its maximum is the best of 16,384 space-filling points and 64 of
         them polished by gradient.
     """
+    evaluate = sample_of_prior(lengthscale, outputscale, mean, seed)
+    dim = len(lengthscale)
+    return Function(dim, evaluate, _largest_value(evaluate, dim, seed))
+
+
+def sample_of_prior(
+    lengthscale: Tensor, outputscale: float, mean: float, seed: int
+) -> Callable[[Tensor], Tensor]:
+    """As `draw_from_prior`, without looking for the maximum: `N x d` to `N`."""
     dim = len(lengthscale)
     rng = torch.Generator().manual_seed(seed)
     # The spectral density of a Matern-5/2 kernel is Student's, 5 degrees of freedom.
@@ -66,7 +75,7 @@ def draw_from_prior(
         phase = X @ frequencies
         return mean + phase.sin() @ weights[0] + phase.cos() @ weights[1]
 
-    return Function(dim, evaluate, _largest_value(evaluate, dim, seed))
+    return evaluate
 
 
 def _largest_value(evaluate: Callable[[Tensor], Tensor], dim: int, seed: int) -> float:

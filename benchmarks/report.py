@@ -10,7 +10,11 @@ import numpy as np
 
 from benchmarks import calibration, fc3, noise_calibration, sem_coverage
 from benchmarks.intervals import clopper_pearson
-from benchmarks.report_fitted import render_fitted, render_inner_maximum
+from benchmarks.report_fitted import (
+    render_check_cost,
+    render_fitted,
+    render_inner_maximum,
+)
 from benchmarks.report_noise import render_noise
 from benchmarks.traces import FOLDER, Trace, read_traces
 
@@ -25,6 +29,7 @@ def write_reports(folder: Path = FOLDER) -> list[Path]:
         ("calibration", render_calibration),
         ("fitted", render_fitted),
         ("inner_maximum", render_inner_maximum),
+        ("check_cost", render_check_cost),
     ):
         traces = read_traces(name, folder)
         if traces:

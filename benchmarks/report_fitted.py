@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks import fitted, inner_maximum
+from benchmarks import check_cost, fitted, inner_maximum
 from benchmarks.intervals import clopper_pearson
 from benchmarks.traces import Trace
 
@@ -29,7 +29,7 @@ def render_fitted(traces: Sequence[Trace]) -> str:
         "levels, which take the fitted hyperparameters for the true ones. *Success*: "
         "the incumbent at the stop is within delta of the best, with its "
         "Clopper-Pearson interval, 95 %. *Early and wrong*: certificates among the "
-        f"first {_FIRST_CHECKS} checks that a run may make whose regret is above delta.",
+        f"first {_FIRST_CHECKS} checks of a run whose regret is above delta.",
         "",
         "Functions: `set` and `wilson` are GP draws with fixed length scales, `prior` "
         "draws length scales, output scale and mean from the prior that level "
@@ -128,3 +128,32 @@ def _inner_maximum_row(d: int, states: Sequence[dict[str, Any]]) -> str:
     cells += [f"{mean:.4f}" for mean in means]
     cells.append(f"{np.median([s['seconds'] for s in states]):.2f}")
     return f"| {' | '.join(cells)} |"
+
+
+def render_check_cost(traces: Sequence[Trace]) -> str:
+    """One row for each dimension and level reached."""
+    threads = traces[-1].provenance["threads"]
+    lines = [
+        "# What one check costs",
+        "",
+        f"Checks by the level they reached, epsilon = {check_cost.EPSILON}, threads: "
+        f"{threads}. A check goes on to the next level where the one before holds; "
+        "`fit` is the fit of the surrogate, for comparison.",
+        "",
+        "| d | observations | level reached | checks | seconds, median (range) | "
+        "draws, median |",
+        "|---|---|---|---|---|---|",
+    ]
+    for settings, group in _groups(traces):
+        checks = [check for trace in group for check in trace.result["checks"]]
+        for level in ("fit", *_LEVELS):
+            reached = [check for check in checks if check["level"] == level]
+            if reached:
+                seconds = [check["seconds"] for check in reached]
+                draws = np.median([check.get("draws", 0) for check in reached])
+                lines.append(
+                    f"| {settings['d']} | {settings['n']} | {level} | {len(reached)} | "
+                    f"{np.median(seconds):.2f} ({min(seconds):.2f}-{max(seconds):.2f}) "
+                    f"| {draws:.0f} |"
+                )
+    return "\n".join([*lines, ""])
