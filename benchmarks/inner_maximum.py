@@ -27,13 +27,14 @@ MINUTES_ONCE = 0.0
 
 DELTA = 0.1
 EPSILONS = (0.05, 0.005)
-# States whose largest pairwise probability lies in here are near a threshold.
-_NEAR = (0.001, 0.1)
+# States whose largest pairwise probability lies in one of these are near a threshold;
+# a run contributes so many of each.
+_NEAR = ((0.02, 0.1), (0.001, 0.02))
+_MAX_STATES = 5
 # Below it level joint may be near its threshold too.
 _JOINT_NEAR = 0.01
 STRONG_EFFORT = 16
 STRONG_SEARCHES = 2
-_MAX_STATES = 10
 _DIMENSIONS = (2, 4, 6, 9, 16)
 _MAX_EVALUATIONS = 150
 _NOISE = 0.1
@@ -70,14 +71,17 @@ def run(seed: int, settings: dict[str, Any]) -> Trace:
     X = torch.rand(2 * d + 1, d, generator=rng, dtype=torch.float64)
     Y = function.evaluate(X) + _noise(len(X), rng)
     states: list[dict[str, Any]] = []
-    while len(X) < _MAX_EVALUATIONS and len(states) < _MAX_STATES:
+    wanted = dict.fromkeys(_NEAR, _MAX_STATES)
+    while len(X) < _MAX_EVALUATIONS and wanted[_NEAR[-1]] > 0:
         model = _model(X, Y)
         acquisition = PACAcquisition(model, X, DELTA)
         search = find_challenger(acquisition, X, bounds, seed=len(X))
         probability = tail(search.score)
-        if _NEAR[0] <= probability <= _NEAR[1]:
-            states.append(_compare(model, acquisition, X, bounds, seed=len(X)))
-        elif probability < _NEAR[0]:
+        for band in _NEAR:
+            if band[0] <= probability < band[1] and wanted[band] > 0:
+                wanted[band] -= 1
+                states.append(_compare(model, acquisition, X, bounds, seed=len(X)))
+        if probability < _NEAR[-1][0]:
             break
         x = more_informative(acquisition, search.challenger)
         X = torch.cat([X, x])

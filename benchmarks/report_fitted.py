@@ -124,8 +124,7 @@ def _inner_maximum_row(d: int, states: Sequence[dict[str, Any]]) -> str:
         cells.append(f"{false} of {len(certified)}")
     cells.append(f"{max(s['strong_score'] - s['score'] for s in states):.3g}")
     joint = [(s["joint"], s["joint_strong"]) for s in states if "joint" in s]
-    means = np.mean(joint, axis=0) if joint else (np.nan, np.nan)
-    cells += [f"{mean:.4f}" for mean in means]
+    cells += [f"{mean:.4f}" for mean in np.mean(joint, axis=0)] if joint else ["-", "-"]
     cells.append(f"{np.median([s['seconds'] for s in states]):.2f}")
     return f"| {' | '.join(cells)} |"
 

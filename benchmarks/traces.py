@@ -8,6 +8,7 @@ import platform
 import subprocess
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -81,7 +82,10 @@ def missing(keys: Sequence[str], benchmark: str, folder: Path = FOLDER) -> set[s
 
 
 def provenance(num_threads: int) -> dict[str, Any]:
-    """Say which code ran where."""
+    """Say which code ran where: the revision is that of the first call.
+
+    A worker calls it when it starts, for later the checkout may have moved on.
+    """
     return {
         "revision": _git("rev-parse", "--short", "HEAD"),
         "modified": bool(_git("status", "--porcelain", "--untracked-files=no")),
@@ -93,6 +97,7 @@ def provenance(num_threads: int) -> dict[str, Any]:
     }
 
 
+@cache
 def _git(*arguments: str) -> str:
     try:
         return subprocess.run(

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.traces import Trace
+from benchmarks.traces import Trace, provenance
 
 Job = tuple[dict[str, Any], int]
 
@@ -36,6 +36,7 @@ def completed_runs(
 def _start(threads: int) -> None:
     """Set a worker up: its threads, and silence about other people's packages."""
     torch.set_num_threads(threads)
+    provenance(threads)
     warnings.simplefilter("ignore", FutureWarning)
     warnings.simplefilter("ignore", DeprecationWarning)
     # Rounding noise up is the safe side; GPyTorch says so at every fit.

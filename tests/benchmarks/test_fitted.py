@@ -70,11 +70,11 @@ def test_pages_have_one_row_a_level_and_dimension(trace, monkeypatch):
     page = render_fitted([trace])
     assert "| marginal | 1/1 (" in page
     assert "function = branin" in page
-    monkeypatch.setattr(inner_maximum, "_MAX_STATES", 2)
+    monkeypatch.setattr(inner_maximum, "_MAX_STATES", 1)
     monkeypatch.setattr(inner_maximum, "STRONG_EFFORT", 2)
     monkeypatch.setattr(check_cost, "EPSILON", 0.3)
     page = render_inner_maximum([inner_maximum.run(0, {"d": 2})])
-    assert "| 2 | 2 | 0 of" in page
+    assert "| 2 | 2 | 0 of " in page
     page = render_check_cost([check_cost.run(0, {"d": 2, "n": 20})])
     assert "| 2 | 20 | marginal |" in page
 
