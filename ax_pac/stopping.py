@@ -58,7 +58,15 @@ def certify_experiment(
         ValueError: When there are no observations, when one has no usable standard
             error, or when an argument is out of its range.
     """
-    settings = CertificateSettings(delta, epsilon, level, relative, seed, noise=noise)
+    settings = CertificateSettings(
+        delta,
+        epsilon,
+        level,
+        relative,
+        seed,
+        noise=noise,
+        num_samples=num_samples,
+    )
     data = observed_data(experiment)
     if data.empty:
         raise ValueError(

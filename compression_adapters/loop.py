@@ -112,6 +112,7 @@ class SearchLoop:
             level=level,
             relative=relative,
             seed=self.seed,
+            num_samples=self.problem.num_samples,
         )
 
     def timings(self) -> dict[str, float]:

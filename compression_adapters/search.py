@@ -291,6 +291,7 @@ def search_problem(
         relative=relative,
         num_initial_trials=num_initial_trials,
         sampling=sampling,
+        num_samples=problem.num_samples,
         seed=seed,
     )
     if max_trials < 2:

@@ -7,6 +7,7 @@ import pytest
 import torch
 from ax.core.trial_status import TrialStatus
 
+from ax_pac import certificate_records
 from compression_adapters import compression_ratio, squared_l2
 from compression_adapters.loop import trial_seed
 from compression_adapters.search import (
@@ -217,3 +218,12 @@ def test_the_log_level_of_ax_is_left_as_it_was():
 def test_arguments_that_cannot_be_used_are_refused(change, message):
     with pytest.raises((ValueError, EvaluationError), match=message):
         compress(small_network(), pool(), **{**SETTINGS, **change})
+
+
+@pytest.mark.filterwarnings("ignore:Very small noise values")
+def test_standard_errors_are_smoothed_for_the_sample_size_of_the_search():
+    result = compress(small_network(), pool(), **SETTINGS, num_samples=20, max_trials=8)
+    records = certificate_records(result.client._experiment)
+    assert {record["settings"]["num_samples"] for record in records} == {20}
+    # The final certificate is the search's own, not a second one of another question.
+    assert len({record["data"] for record in records}) == len(records)
