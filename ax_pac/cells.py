@@ -6,6 +6,7 @@ import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import pairwise
 
 import torch
@@ -82,10 +83,8 @@ class Cells:
             Shape `N x d`; coordinates without bins as they were.
         """
         columns = []
-        for column, edges in zip(points.unbind(-1), self.edges, strict=True):
-            if edges:
-                column = _centres(edges)[_bins(column, edges)]
-            columns.append(column)
+        for column, bins in zip(points.detach().unbind(-1), self._bins, strict=True):
+            columns.append(column if bins is None else bins.centres[bins.of(column)])
         return torch.stack(columns, dim=-1)
 
     def are_same(self, points: Tensor, point: Tensor) -> Tensor:
@@ -104,20 +103,20 @@ class Cells:
         """Return the canonical points one bin away along one coordinate.
 
         Args:
-            points: Shape `N x d`.
+            points: Canonical points. Shape `N x d`.
 
         Returns:
             Shape `M x d` with M at most `2 N d`.
         """
         found = [points[:0]]
-        for j, edges in enumerate(self.edges):
-            if not edges:
+        for j, bins in enumerate(self._bins):
+            if bins is None:
                 continue
-            bins = _bins(points[:, j], edges)
-            for step in (-1, 1):
-                inside = (bins + step >= 0) & (bins + step < len(edges) - 1)
-                moved = self.canonical(points[inside])
-                moved[:, j] = _centres(edges)[bins[inside] + step]
+            here = bins.of(points[:, j])
+            for there in (here - 1, here + 1):
+                inside = (there >= 0) & (there < len(bins.centres))
+                moved = points[inside]
+                moved[:, j] = bins.centres[there[inside]]
                 found.append(moved)
         return torch.cat(found)
 
@@ -129,17 +128,28 @@ class Cells:
         """
         if not math.isfinite(self.number):
             raise ValueError("a coordinate without bins has no finite set of points")
-        grid = itertools.product(*(_centres(edges).tolist() for edges in self.edges))
+        grid = itertools.product(*(b.centres.tolist() for b in self._bins if b))
         return torch.tensor(list(grid), dtype=torch.float64)
 
+    @cached_property
+    def _bins(self) -> tuple[_Bins | None, ...]:
+        """The bins of each coordinate."""
+        return tuple(_Bins(edges) if edges else None for edges in self.edges)
 
-def _bins(column: Tensor, edges: tuple[float, ...]) -> Tensor:
-    """Indices of the bins that coordinates lie in."""
-    inner = torch.tensor(edges[1:-1], dtype=torch.float64)
-    return torch.searchsorted(inner, column.detach().contiguous(), right=True)
 
+class _Bins:
+    """The bins of one coordinate, as tensors.
 
-def _centres(edges: tuple[float, ...]) -> Tensor:
-    """Centres of the bins, to the last bit what `(low + high) / 2` gives in Python."""
-    points = torch.tensor(edges, dtype=torch.float64)
-    return (points[:-1] + points[1:]) / 2
+    Args:
+        edges: Strictly increasing.
+    """
+
+    def __init__(self, edges: tuple[float, ...]) -> None:
+        points = torch.tensor(edges, dtype=torch.float64)
+        self._inner = points[1:-1].contiguous()
+        # To the last bit what `(low + high) / 2` gives in Python.
+        self.centres = (points[:-1] + points[1:]) / 2
+
+    def of(self, column: Tensor) -> Tensor:
+        """Return the indices of the bins that coordinates lie in."""
+        return torch.searchsorted(self._inner, column.contiguous(), right=True)

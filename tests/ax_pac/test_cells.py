@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import math
+from pathlib import Path
 
 import pytest
 import torch
@@ -52,7 +53,7 @@ def test_points_of_one_cell_have_one_canonical_point():
 
 def test_neighbours_are_one_bin_away_and_inside():
     cells = Cells((STAIRS, (0.0, 1.0)))
-    found = cells.neighbours(torch.tensor([[0.1, 0.5], [0.6, 0.5]]).double())
+    found = cells.neighbours(torch.tensor([[0.125, 0.5], [0.625, 0.5]]).double())
     assert sorted(found[:, 0].tolist()) == [0.375, 0.375, 0.875]
     assert len(grid(3, d=3).all_points()) == grid(3, d=3).number == 27
 
@@ -164,6 +165,14 @@ def test_cells_survive_storage(tmp_path):
     records = [certificate_records(experiment_of(c)) for c in (client, loaded)]
     assert records[0][-1]["settings"] == records[1][-1]["settings"]
     assert records[0][-1]["challenger"] == records[1][-1]["challenger"]
+    # The edges are stored with the strategy, not again with every trial.
+    longer = str(tmp_path / "longer.json")
+    run(client, evaluate=staircase, max_trials=3)
+    client.save_to_json_file(longer)
+    copies = [
+        Path(p).read_text().count(json.dumps(EDGES["x0"])) for p in (path, longer)
+    ]
+    assert copies[0] == copies[1] > 0
     settings = CertificateSettings(0.1, 0.05, cells=EDGES)
     again = CertificateSettings(**json.loads(json.dumps(settings.to_dict())))
     assert again == settings
