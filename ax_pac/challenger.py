@@ -147,22 +147,25 @@ def _climbed(
     acquisition: PACAcquisition, points: Tensor, cells: Cells, num_best: int
 ) -> ChallengerSearch:
     """Let the best cells climb to neighbours: rounding may leave the maximum."""
-    points, scores = scored_cells(acquisition, points, cells)
+    found = [scored_cells(acquisition, points, cells)]
+    points, scores = found[0]
+    best = points[scores.topk(min(num_best, len(scores))).indices]
+    level = torch.full((len(best),), -math.inf, dtype=torch.float64)
     for _ in range(_MAX_CLIMBS):
-        best = scores.topk(min(num_best, len(scores)))
-        around, theirs = scored_cells(
-            acquisition, cells.neighbours(points[best.indices]), cells
-        )
-        improved = theirs > best.values[-1]
-        if not improved.any():
+        around = torch.cat([best, cells.neighbours(best)])
+        points, scores = scored_cells(acquisition, around, cells)
+        found.append((points, scores))
+        top = scores.topk(len(best))
+        # Scored in another batch, a point differs by rounding.
+        if not (top.values > level + 1e-9).any():
             break
-        all_points = torch.cat([points, around[improved]])
-        points, where = all_points.unique(dim=0, return_inverse=True)
-        values = torch.cat([scores, theirs[improved]])
-        scores = torch.full((len(points),), -math.inf, dtype=torch.float64)
-        scores = scores.scatter_reduce(0, where, values, "amax")
-        if scores.topk(len(best.values)).values.equal(best.values):
-            break
+        best, level = points[top.indices], top.values
+    points, where = torch.cat([points for points, _ in found]).unique(
+        dim=0, return_inverse=True
+    )
+    scores = torch.full((len(points),), -math.inf, dtype=torch.float64).scatter_reduce(
+        0, where, torch.cat([scores for _, scores in found]), "amax"
+    )
     return _ranked(points, scores)
 
 
