@@ -12,6 +12,7 @@ from botorch.models.model import Model
 from torch import Tensor
 
 from ax_pac.acquisition import PACAcquisition
+from ax_pac.cells import Cells
 from ax_pac.certificate import certify
 from ax_pac.challenger import find_challenger, more_informative
 from ax_pac.records import CertificateSettings
@@ -34,6 +35,9 @@ class CertifyingAcquisition(Acquisition):
     the difference of the two (`sampling="leader_challenger"`, see `more_informative`).
     The score reported with a proposal is always the challenger's, so a repeated
     incumbent never reads as a certificate.
+
+    With `cells` its challengers are cells other than the incumbent's, and the transform
+    `CanonicalPoints` makes the centre of a cell its only point.
 
     Its options (`acquisition_options`) are the fields of `CertificateSettings`.
 
@@ -71,6 +75,7 @@ class CertifyingAcquisition(Acquisition):
                 relative=settings.relative,
                 posterior_transform=self._posterior_transform,
                 seed=self._seed(0),
+                cells=self._cells,
             )
         return per_model[self.settings]
 
@@ -147,6 +152,7 @@ class CertifyingAcquisition(Acquisition):
                     self._observed,
                     self._bounds,
                     seed=self._seed(len(X_pending)),
+                    cells=self._cells,
                 )
                 challenger, score = search.challenger, search.score
             point = challenger
@@ -191,6 +197,15 @@ class CertifyingAcquisition(Acquisition):
     def _bounds(self) -> Tensor:
         """The box, `2 x d`."""
         return torch.tensor(self.search_space_digest.bounds, dtype=torch.float64).T
+
+    @property
+    def _cells(self) -> Cells | None:
+        """Which points are the same thing; None where no two are."""
+        edges = dict(self.settings.cells)
+        names = self.search_space_digest.feature_names
+        cells = Cells(tuple(edges.get(name, ()) for name in names))
+        # With a single cell there is no challenger, but nothing left to certify either.
+        return cells if edges and cells.number > 1 else None
 
     def _seed(self, num_pending: int) -> int:
         """Derive a seed from the search's seed and the data, never from the process.

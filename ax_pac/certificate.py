@@ -16,7 +16,8 @@ from ax_pac.acquisition import (
     check_model,
     select_incumbent,
 )
-from ax_pac.challenger import ChallengerSearch, find_challenger
+from ax_pac.cells import Cells
+from ax_pac.challenger import ChallengerSearch, find_challenger, scored_cells
 from ax_pac.difference import scalar_weight
 from ax_pac.joint import filled_in, joint_failure
 from ax_pac.marginal import fewest_observations, marginal_failure
@@ -52,6 +53,7 @@ def certify(
     relative: bool = False,
     posterior_transform: PosteriorTransform | None = None,
     seed: int | None = None,
+    cells: Cells | None = None,
 ) -> PACCertificate:
     """Ask a fitted model whether the best visited point is good enough to stop.
 
@@ -86,6 +88,9 @@ def certify(
         relative: Whether delta is a share of the incumbent's posterior mean.
         posterior_transform: As in BoTorch; minimisation is a weight of -1.
         seed: Seed of searches and draws; None draws a fresh one.
+        cells: Cells of points that are the same thing. "The best" is then meant over
+            their centres, at which the model has to be fitted; the incumbent's cell is
+            left out, where the true difference is zero. None for a box without cells.
 
     Returns:
         The certificate, whether it holds or not.
@@ -114,14 +119,21 @@ def certify(
         delta = absolute_delta(model, X_observed, delta, posterior_transform)
     acquisition = PACAcquisition(model, X_observed, delta, posterior_transform)
     seeds = [int(s) for s in np.random.SeedSequence(seed).generate_state(4)]
-    search = find_challenger(acquisition, X_observed, bounds, seed=seeds[0])
+    search = find_challenger(
+        acquisition, X_observed, bounds, seed=seeds[0], cells=cells
+    )
     gap = None
     if _tail(search.score) <= epsilon:
         second = find_challenger(
-            acquisition, X_observed, bounds, seed=seeds[1], effort=_SECOND_EFFORT
+            acquisition,
+            X_observed,
+            bounds,
+            seed=seeds[1],
+            effort=_SECOND_EFFORT,
+            cells=cells,
         )
         gap = second.score - search.score
-        search = _union(search, second)
+        search = _union(search, second, cells)
     certificate = PACCertificate(
         delta=acquisition.delta,
         epsilon=epsilon,
@@ -137,9 +149,11 @@ def certify(
         second_search_gap=gap,
     )
     if level != "pairwise" and certificate.holds:
-        certificate = _at_level_joint(certificate, acquisition, search, seeds[2])
+        certificate = _at_level_joint(certificate, acquisition, search, seeds[2], cells)
     if level == "marginal" and certificate.holds:
-        certificate = _at_level_marginal(certificate, acquisition, search, seeds[3])
+        certificate = _at_level_marginal(
+            certificate, acquisition, search, seeds[3], cells
+        )
     return dataclasses.replace(certificate, reason=reason_of(certificate))
 
 
@@ -148,16 +162,22 @@ def _at_level_joint(
     acquisition: PACAcquisition,
     search: ChallengerSearch,
     seed: int,
+    cells: Cells | None,
 ) -> PACCertificate:
     """Replace the pairwise probability by the bound on that of any point."""
     alpha, alpha_of_check = _spending(certificate)
+    points, scores = search.points, search.scores
+    if cells is not None:
+        rng = torch.Generator().manual_seed(seed)
+        points, scores = _candidates(acquisition, search, certificate, rng, cells)
     result = joint_failure(
         acquisition,
-        search.points,
-        search.scores,
+        points,
+        scores,
         epsilon=certificate.epsilon - alpha,
         alpha=alpha_of_check,
         seed=seed,
+        fill_in=cells is None,
     )
     return dataclasses.replace(
         certificate,
@@ -173,6 +193,7 @@ def _at_level_marginal(
     acquisition: PACAcquisition,
     search: ChallengerSearch,
     seed: int,
+    cells: Cells | None,
 ) -> PACCertificate:
     """Replace the bound at fitted hyperparameters by one over their posterior."""
     weight = scalar_weight(acquisition.posterior_transform)
@@ -186,9 +207,7 @@ def _at_level_marginal(
     # No check is made on fewer, so theirs can be spent as well.
     alpha_of_check = min(alpha, alpha_of_check * first)
     rng = torch.Generator().manual_seed(seed)
-    points, scores = filled_in(
-        acquisition, search.points, search.scores, certificate.epsilon, rng
-    )
+    points, scores = _candidates(acquisition, search, certificate, rng, cells)
     candidates = torch.cat([search.challenger, points[_mixed(points, scores, rng)]])
     result = marginal_failure(
         acquisition.observed_model,
@@ -216,6 +235,27 @@ def _at_level_marginal(
     )
 
 
+def _candidates(
+    acquisition: PACAcquisition,
+    search: ChallengerSearch,
+    certificate: PACCertificate,
+    rng: torch.Generator,
+    cells: Cells | None,
+) -> tuple[Tensor, Tensor]:
+    """Points that may beat the incumbent, with as many more around those that matter.
+
+    With cells these are cells, and the incumbent's is not among them.
+    """
+    points, scores = filled_in(
+        acquisition, search.points, search.scores, certificate.epsilon, rng
+    )
+    if cells is None:
+        return points, scores
+    points, scores = scored_cells(acquisition, points, cells)
+    others = scores > -math.inf
+    return points[others], scores[others]
+
+
 def _mixed(points: Tensor, scores: Tensor, rng: torch.Generator) -> Tensor:
     """Choose candidates: those the fitted model fears, and as many of any kind.
 
@@ -237,9 +277,13 @@ def _spending(certificate: PACCertificate) -> tuple[float, float]:
     return alpha, alpha / (n * (n + 1))
 
 
-def _union(first: ChallengerSearch, second: ChallengerSearch) -> ChallengerSearch:
+def _union(
+    first: ChallengerSearch, second: ChallengerSearch, cells: Cells | None
+) -> ChallengerSearch:
     """Merge two searches."""
     best = max(first, second, key=lambda search: search.score)
+    if cells is not None and cells.number == len(second.points):
+        return best  # both looked at every cell there is
     return ChallengerSearch(
         best.challenger,
         best.score,

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.quasirandom import SobolEngine
 
 from ax_pac.acquisition import PACAcquisition
+from ax_pac.cells import Cells
 
 # Size of one search for the challenger. The counts are those at which no certificate
 # was found false for want of a better search in two, four and six dimensions.
@@ -21,6 +22,10 @@ _NUM_CLOUD = 512
 _NUM_FACES = 128
 _NUM_POLISHED = 8
 _MAX_ITERATIONS = 100
+# Spaces of at most this many cells are searched by enumeration; in larger ones a point
+# climbs from cell to cell for at most this many rounds.
+_MAX_ENUMERATED = 4096
+_MAX_CLIMBS = 50
 
 
 class ChallengerSearch(NamedTuple):
@@ -46,6 +51,7 @@ def find_challenger(
     *,
     seed: int | None = None,
     effort: int = 1,
+    cells: Cells | None = None,
 ) -> ChallengerSearch:
     """Search the box for the point with the highest score.
 
@@ -55,16 +61,24 @@ def find_challenger(
     around incumbent and visited points, and the visited points; the best of them, not
     all in one place, are polished by gradient.
 
+    With `cells`, the candidates are the centres of the cells, and the incumbent's cell
+    is not one of them: it scores minus infinity. Few cells are all scored; of many,
+    the best found as above climb to neighbours while that is an improvement.
+
     Args:
         acquisition: The score, with its incumbent.
         X_observed: Visited points. Shape `n x d`.
         bounds: The box, lower row first. Shape `2 x d`.
         seed: Seed of the random starting points; None draws a fresh one.
         effort: Multiple of the usual number of starting points and of polished ones.
+        cells: Which points are the same, if there are such.
 
     Returns:
         The challenger, its score, and every point that was scored.
     """
+    if cells is not None and cells.number <= _MAX_ENUMERATED:
+        points, scores = scored_cells(acquisition, cells.all_points(), cells)
+        return _ranked(points, scores)
     lower, width = bounds[0], bounds[1] - bounds[0]
 
     def score_in_unit_box(U: Tensor) -> Tensor:
@@ -76,8 +90,12 @@ def find_challenger(
         return torch.asinh(score_in_unit_box(U))
 
     starts = _starting_points(acquisition, X_observed, bounds, seed, effort)
-    with torch.no_grad():
-        scores = score_in_unit_box(starts.unsqueeze(-2))
+    if cells is None:
+        with torch.no_grad():
+            scores = score_in_unit_box(starts.unsqueeze(-2))
+    else:
+        points, scores = scored_cells(acquisition, lower + width * starts, cells)
+        starts = (points - lower) / width
     best = _spread_out_best(starts, scores, effort * _NUM_POLISHED)
     polished, _ = gen_candidates_scipy(
         best.unsqueeze(-2),
@@ -87,13 +105,68 @@ def find_challenger(
         options={"maxiter": _MAX_ITERATIONS},
     )
     polished = polished.detach()
+    if cells is not None:
+        points = lower + width * torch.cat([polished.squeeze(-2), starts])
+        return _climbed(acquisition, points, cells, effort * _NUM_POLISHED)
     with torch.no_grad():
         scores = torch.cat([score_in_unit_box(polished), scores])
     scores = scores.nan_to_num(nan=-math.inf)
     points = torch.cat([polished.squeeze(-2), starts])
-    points = torch.minimum(lower + width * points, bounds[1])
+    return _ranked(torch.minimum(lower + width * points, bounds[1]), scores)
+
+
+def _ranked(points: Tensor, scores: Tensor) -> ChallengerSearch:
+    """Pick the highest score."""
     top = int(scores.argmax())
     return ChallengerSearch(points[top : top + 1], float(scores[top]), points, scores)
+
+
+def scored_cells(
+    acquisition: PACAcquisition, points: Tensor, cells: Cells
+) -> tuple[Tensor, Tensor]:
+    """Score the cells that points lie in, each cell once.
+
+    Args:
+        acquisition: The score, with its incumbent.
+        points: Shape `N x d`.
+        cells: Which points are the same.
+
+    Returns:
+        The cells' canonical points, `M x d` with M at most N, and their scores, `M`:
+        minus infinity for the incumbent's cell.
+    """
+    points = cells.canonical(points).unique(dim=0)
+    with torch.no_grad():
+        scores = acquisition(points.unsqueeze(-2)).nan_to_num(nan=-math.inf)
+    return points, scores.masked_fill(
+        cells.are_same(points, acquisition.incumbent), -math.inf
+    )
+
+
+def _climbed(
+    acquisition: PACAcquisition, points: Tensor, cells: Cells, num_best: int
+) -> ChallengerSearch:
+    """Let the best cells climb to neighbours: rounding may leave the maximum."""
+    found = [scored_cells(acquisition, points, cells)]
+    points, scores = found[0]
+    best = points[scores.topk(min(num_best, len(scores))).indices]
+    level = torch.full((len(best),), -math.inf, dtype=torch.float64)
+    for _ in range(_MAX_CLIMBS):
+        around = torch.cat([best, cells.neighbours(best)])
+        points, scores = scored_cells(acquisition, around, cells)
+        found.append((points, scores))
+        top = scores.topk(len(best))
+        # Scored in another batch, a point differs by rounding.
+        if not (top.values > level + 1e-9).any():
+            break
+        best, level = points[top.indices], top.values
+    points, where = torch.cat([points for points, _ in found]).unique(
+        dim=0, return_inverse=True
+    )
+    scores = torch.full((len(points),), -math.inf, dtype=torch.float64).scatter_reduce(
+        0, where, torch.cat([scores for _, scores in found]), "amax"
+    )
+    return _ranked(points, scores)
 
 
 def _starting_points(

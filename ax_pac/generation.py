@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from ax.adapter.base import Adapter
-from ax.adapter.registry import Generators, MBM_X_trans
+from ax.adapter.registry import Cont_X_trans, Generators, MBM_X_trans
 from ax.core.experiment import Experiment
 from ax.core.observation import ObservationFeatures
 from ax.generation_strategy.generation_node import GenerationNode
@@ -24,7 +24,9 @@ from botorch.models.transforms.outcome import Standardize
 
 from ax_pac.acquisition import PACAcquisition
 from ax_pac.ax_acquisition import CertifyingAcquisition
+from ax_pac.ax_cells import CanonicalPoints
 from ax_pac.ax_noise import SmoothedNoise
+from ax_pac.cells import CellEdges, frozen_edges
 from ax_pac.expected_improvement import LogPACExpectedImprovement
 from ax_pac.hyperparameters import (
     SMALLEST_SPREAD,
@@ -102,14 +104,32 @@ def generator_kwargs(settings: CertificateSettings) -> dict[str, Any]:
         "acquisition_class": CertifyingAcquisition,
         "acquisition_options": settings.to_dict(),
         "transforms": [
+            *([CanonicalPoints] if settings.cells else []),
             *MBM_X_trans,
             *([SmoothedNoise] if settings.noise == "smoothed" else []),
         ],
         "transform_configs": {
-            SmoothedNoise.__name__: {"num_samples": settings.num_samples}
+            SmoothedNoise.__name__: {"num_samples": settings.num_samples},
+            **_cells_config(settings),
         },
         "fit_tracking_metrics": False,
     }
+
+
+def _cells_config(settings: CertificateSettings) -> dict[str, Any]:
+    """Return the configuration of `CanonicalPoints`, if it is used."""
+    if not settings.cells:
+        return {}
+    return {CanonicalPoints.__name__: {"cells": settings.to_dict()["cells"]}}
+
+
+def _sobol_kwargs(settings: CertificateSettings) -> dict[str, Any]:
+    """Return the arguments of Ax's Sobol generator."""
+    kwargs: dict[str, Any] = {"seed": settings.seed}
+    if settings.cells:
+        kwargs["transforms"] = [CanonicalPoints, *Cont_X_trans]
+        kwargs["transform_configs"] = _cells_config(settings)
+    return kwargs
 
 
 def pac_generation_strategy(
@@ -123,6 +143,7 @@ def pac_generation_strategy(
     noise: str = DEFAULT_NOISE,
     num_samples: int = DEFAULT_NUM_SAMPLES,
     seed: int | None = None,
+    cells: CellEdges | None = None,
 ) -> GenerationStrategy:
     """Build a strategy: Sobol points, then the PAC criterion until a certificate holds.
 
@@ -152,6 +173,12 @@ def pac_generation_strategy(
         seed: Seed of the search, stored with it; None draws one. With the data it
             determines every certificate and every proposal, except those of
             `expected_improvement`, which depend on torch's random state as well.
+        cells: Where coordinates are rounded before use: by parameter, the edges of the
+            bins whose points are the same thing, in the parameter's units and strictly
+            increasing from its lower to its upper bound. Proposals are then centres of
+            cells, the same thing is always the same arm, and the incumbent's cell
+            holds no challenger. For float parameters on a linear scale; others are
+            left out.
 
     Returns:
         A strategy for `client.set_generation_strategy`. It can be saved and loaded with
@@ -173,7 +200,15 @@ def pac_generation_strategy(
     if seed is None:
         seed = int(np.random.SeedSequence().generate_state(1)[0])
     settings = CertificateSettings(
-        delta, epsilon, level, relative, seed, sampling, noise, num_samples
+        delta,
+        epsilon,
+        level,
+        relative,
+        seed,
+        sampling,
+        noise,
+        num_samples,
+        frozen_edges(cells),
     )
     if num_initial_trials is not None and num_initial_trials < 2:
         raise ValueError(
@@ -183,10 +218,11 @@ def pac_generation_strategy(
     sobol = GenerationNode(
         name=SOBOL_NODE,
         generator_specs=[
-            GeneratorSpec(Generators.SOBOL, generator_kwargs={"seed": seed})
+            GeneratorSpec(Generators.SOBOL, generator_kwargs=_sobol_kwargs(settings))
         ],
         transition_criteria=[InitialTrialsCompleted(PAC_NODE, num_initial_trials)],
-        should_deduplicate=True,
+        # In place of a repetition Ax would put a point that is nobody's centre.
+        should_deduplicate=not settings.cells,
     )
     pac = GenerationNode(
         name=PAC_NODE,
@@ -306,8 +342,12 @@ def _arm_at(
     )
     for transform in reversed(list(adapter.transforms.values())):
         features = transform.untransform_observation_features([features])[0]
+    canonical = adapter.transforms.get(CanonicalPoints.__name__)
     for name, arm in experiment.arms_by_name.items():
-        if _same_parameters(arm.parameters, features.parameters):
+        parameters = arm.parameters
+        if canonical is not None:
+            parameters = canonical.canonical_parameters(parameters)
+        if _same_parameters(parameters, features.parameters):
             return str(name)
     return None
 

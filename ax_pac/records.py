@@ -12,6 +12,7 @@ import pandas as pd
 from ax.core.experiment import Experiment
 from ax.core.trial_status import TrialStatus
 
+from ax_pac.cells import FrozenEdges, frozen_edges
 from ax_pac.noise import DEFAULT_NUM_SAMPLES
 from ax_pac.verdict import DEFAULT_LEVEL, PACCertificate, check_settings
 
@@ -51,6 +52,7 @@ class CertificateSettings:
             `expected_improvement` (see `PACExpectedImprovement`).
         noise: `smoothed` or `raw`, see `smoothed_sems`.
         num_samples: Samples behind each standard error, for `smoothed`.
+        cells: Edges of the bins by parameter, or nothing; see `frozen_edges`.
 
     Raises:
         ValueError: When a value is out of its range.
@@ -64,8 +66,11 @@ class CertificateSettings:
     sampling: str = "leader_challenger"
     noise: str = DEFAULT_NOISE
     num_samples: int = DEFAULT_NUM_SAMPLES
+    cells: FrozenEdges = ()
 
     def __post_init__(self) -> None:
+        # A mapping, or what JSON makes of tuples; frozen, because settings are a key.
+        object.__setattr__(self, "cells", frozen_edges(self.cells))
         check_settings(delta=self.delta, epsilon=self.epsilon, level=self.level)
         if self.sampling not in SAMPLING:
             raise ValueError(
@@ -83,19 +88,34 @@ class CertificateSettings:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the settings as plain JSON values."""
-        return dataclasses.asdict(self)
+        cells = {name: list(edges) for name, edges in self.cells}
+        return {**dataclasses.asdict(self), "cells": cells}
+
+    def to_record(self) -> dict[str, Any]:
+        """Return the settings as kept with each certificate: cells by their digest."""
+        return {**self.to_dict(), "cells": self._cells_digest}
 
     @property
     def question(self) -> dict[str, Any]:
         """What decides the certificate; neither seed nor sampling do."""
         names = ("delta", "epsilon", "level", "relative", "noise", "num_samples")
-        return {name: getattr(self, name) for name in names}
+        settings = self.to_dict()
+        return {name: settings[name] for name in (*names, "cells")}
+
+    @property
+    def _cells_digest(self) -> str:
+        """Short digest of the cells; empty without any."""
+        if not self.cells:
+            return ""
+        return hashlib.sha256(json.dumps(self.cells).encode()).hexdigest()[:16]
 
     def asks_the_same_as(self, fields: dict[str, Any]) -> bool:
         """Whether stored settings ask for the same certificate."""
-        # Records from before the options existed were computed on raw noise.
-        stored = {"noise": "raw", "num_samples": self.num_samples, **fields}
-        return all(stored.get(name) == value for name, value in self.question.items())
+        # Records from before the options existed: raw noise, no cells.
+        old = {"noise": "raw", "num_samples": self.num_samples, "cells": ""}
+        stored = {**old, **fields}
+        question = {**self.question, "cells": self._cells_digest}
+        return all(stored.get(name) == value for name, value in question.items())
 
 
 def observed_data(experiment: Experiment) -> pd.DataFrame:
@@ -233,7 +253,7 @@ def keep_record(
         **certificate.to_dict(),
         "data": key,
         "num_trials": num_trials,
-        "settings": settings.to_dict(),
+        "settings": settings.to_record(),
         "incumbent_arm": incumbent_arm,
         "seconds": seconds,
     }

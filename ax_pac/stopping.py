@@ -10,6 +10,7 @@ from ax.core.arm import Arm
 from ax.core.experiment import Experiment
 from ax.global_stopping.strategies.base import BaseGlobalStoppingStrategy
 
+from ax_pac.cells import CellEdges, frozen_edges
 from ax_pac.generation import certify_adapter, generator_kwargs
 from ax_pac.noise import DEFAULT_NUM_SAMPLES
 from ax_pac.records import (
@@ -33,6 +34,7 @@ def certify_experiment(
     seed: int = 0,
     noise: str = DEFAULT_NOISE,
     num_samples: int = DEFAULT_NUM_SAMPLES,
+    cells: CellEdges | None = None,
 ) -> PACCertificate:
     """Certify an Ax experiment, whatever chose its points.
 
@@ -50,6 +52,7 @@ def certify_experiment(
         seed: Seed of the search for a challenger.
         noise: `smoothed` or `raw`, see `pac_generation_strategy`.
         num_samples: Samples behind each standard error, for `smoothed`.
+        cells: Edges of the bins by parameter, see `pac_generation_strategy`.
 
     Returns:
         The certificate, whether it holds or not.
@@ -58,7 +61,16 @@ def certify_experiment(
         ValueError: When there are no observations, when one has no usable standard
             error, or when an argument is out of its range.
     """
-    settings = CertificateSettings(delta, epsilon, level, relative, seed, noise=noise)
+    settings = CertificateSettings(
+        delta,
+        epsilon,
+        level,
+        relative,
+        seed,
+        noise=noise,
+        num_samples=num_samples,
+        cells=frozen_edges(cells),
+    )
     data = observed_data(experiment)
     if data.empty:
         raise ValueError(
@@ -129,6 +141,7 @@ class PACStoppingStrategy(BaseGlobalStoppingStrategy):
         seed: Seed of the search for a challenger.
         noise: `smoothed` or `raw`, see `pac_generation_strategy`.
         num_samples: Samples behind each standard error, for `smoothed`.
+        cells: Edges of the bins by parameter, see `pac_generation_strategy`.
 
     Raises:
         ValueError: When an argument is out of its range.
@@ -145,6 +158,7 @@ class PACStoppingStrategy(BaseGlobalStoppingStrategy):
         seed: int = 0,
         noise: str = DEFAULT_NOISE,
         num_samples: int = DEFAULT_NUM_SAMPLES,
+        cells: CellEdges | None = None,
     ) -> None:
         super().__init__(
             min_trials=min_trials,
@@ -158,6 +172,7 @@ class PACStoppingStrategy(BaseGlobalStoppingStrategy):
             seed,
             noise=noise,
             num_samples=num_samples,
+            cells=frozen_edges(cells),
         )
 
     def _should_stop_optimization(

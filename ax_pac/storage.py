@@ -17,6 +17,7 @@ from gpytorch.kernels import Kernel
 
 from ax_pac.acquisition import PACAcquisition
 from ax_pac.ax_acquisition import CertifyingAcquisition
+from ax_pac.ax_cells import CanonicalPoints
 from ax_pac.ax_noise import SmoothedNoise
 from ax_pac.expected_improvement import (
     LogPACExpectedImprovement,
@@ -56,6 +57,7 @@ def register_with_ax() -> None:
         CORE_ENCODER_REGISTRY[criterion] = _criterion_to_dict
         CORE_DECODER_REGISTRY[_PREFIX + criterion.__name__] = criterion
     register_transform(SmoothedNoise)
+    register_transform(CanonicalPoints)
     CORE_ENCODER_REGISTRY[PACStoppingStrategy] = _stopping_strategy_to_dict
     CORE_DECODER_REGISTRY[_PREFIX + PACStoppingStrategy.__name__] = PACStoppingStrategy
 

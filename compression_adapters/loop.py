@@ -25,6 +25,7 @@ from ax_pac import (
 )
 from compression_adapters.ax_space import range_parameters
 from compression_adapters.problem import CompressionProblem
+from compression_adapters.ranks import bin_edges
 from compression_adapters.u_statistics import MeanSEM
 
 StopReason = Literal["certified", "max_trials", "interrupted"]
@@ -112,6 +113,8 @@ class SearchLoop:
             level=level,
             relative=relative,
             seed=self.seed,
+            num_samples=self.problem.num_samples,
+            cells=bin_edges(self.problem.parameters),
         )
 
     def timings(self) -> dict[str, float]:

@@ -4,6 +4,7 @@ import keyword
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 
 from torch import Tensor
 
@@ -24,11 +25,16 @@ __all__ = [
     "Rank",
     "RankParameter",
     "RankScale",
+    "bin_edges",
     "layer_ranks",
     "parameterization_from_ranks",
     "rank_parameters",
     "rank_scale",
 ]
+
+
+# Edges of two scales that are closer than this are the same edge.
+_ROUNDING = 1e-12
 
 
 @dataclass(frozen=True)
@@ -189,6 +195,33 @@ def parameterization_from_ranks(
             )
         point[parameter.name] = (low + high) / 2
     return point
+
+
+def bin_edges(parameters: Iterable[RankParameter]) -> dict[str, list[float]]:
+    """Return the edges between which points of the search space are the same network.
+
+    The `cells` of `pac_generation_strategy`. Tied layers divide their coordinate at the
+    edges of each of them, so that a bin holds one combination of ranks.
+
+    Args:
+        parameters: The search space.
+
+    Returns:
+        Parameter name to edges, strictly increasing from 0.0 to 1.0.
+
+    Example:
+        >>> layers = [LayerSpec("fc", None, (5, 9), 3, 45)]
+        >>> bin_edges(rank_parameters(layers, encoding="linear"))
+        {'fc': [0.0, 0.25, 0.5, 0.75, 1.0]}
+    """
+    return {parameter.name: _common_edges(parameter) for parameter in parameters}
+
+
+def _common_edges(parameter: RankParameter) -> list[float]:
+    """Merge the edges of tied layers, those equal but for rounding into one."""
+    merged = sorted({edge for scale in parameter.scales for edge in scale.edges})
+    apart = [low for low, high in pairwise(merged) if high - low > _ROUNDING]
+    return [*apart, 1.0]
 
 
 def _require_names(given: Iterable[str], expected: Iterable[str], kind: str) -> None:

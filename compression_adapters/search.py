@@ -44,7 +44,7 @@ from compression_adapters.problem import (
     Objective,
     compression_problem,
 )
-from compression_adapters.ranks import AtMax, Rank
+from compression_adapters.ranks import AtMax, Rank, bin_edges
 from compression_adapters.u_statistics import MeanSEM
 
 __all__ = ["CompressionResult", "EvaluationError", "compress", "search_problem"]
@@ -291,7 +291,9 @@ def search_problem(
         relative=relative,
         num_initial_trials=num_initial_trials,
         sampling=sampling,
+        num_samples=problem.num_samples,
         seed=seed,
+        cells=bin_edges(problem.parameters),
     )
     if max_trials < 2:
         raise ValueError(f"max_trials must be at least 2, got {max_trials}")

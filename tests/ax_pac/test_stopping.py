@@ -64,6 +64,18 @@ def test_an_experiment_whose_points_another_rule_chose_is_certified():
     assert len(certificate_records(experiment)) == 2
 
 
+def test_the_sample_size_behind_the_standard_errors_is_used():
+    client = new_client(delta=0.01)
+    run(client, max_trials=6)
+    experiment = experiment_of(client)
+    certify_experiment(experiment, **QUESTION, num_samples=10)
+    certify_experiment(experiment, **QUESTION, num_samples=10)
+    certify_experiment(experiment, **QUESTION, num_samples=1000)
+    sizes = [r["settings"]["num_samples"] for r in certificate_records(experiment)]
+    assert sizes[-2:] == [10, 1000]
+    assert sizes.count(10) == 1
+
+
 def test_new_data_need_a_new_certificate():
     client = new_client(delta=0.01)
     run(client, max_trials=6)

@@ -1,6 +1,7 @@
 """Parameters, their names, and ranks both ways."""
 
 import keyword
+from itertools import pairwise
 
 import pytest
 
@@ -8,6 +9,9 @@ from compression_adapters.decompositions import TruncatedSVD
 from compression_adapters.layers import LayerSpec
 from compression_adapters.ranks import (
     ENCODINGS,
+    RankParameter,
+    RankScale,
+    bin_edges,
     layer_ranks,
     parameterization_from_ranks,
     rank_parameters,
@@ -116,3 +120,31 @@ def test_a_rank_that_cannot_be_used_is_named():
 def test_energy_without_singular_values_names_the_layer():
     with pytest.raises(ValueError, match="Layer 'a': encoding 'energy' needs"):
         rank_parameters(layers("a"), encoding="energy")
+
+
+@pytest.mark.parametrize("encoding", ["linear", "log"])
+def test_between_two_edges_tied_layers_keep_their_ranks(encoding):
+    members = [*layers("a", max_rank=5), *layers("b", max_rank=12)]
+    tied = rank_parameters(members, tie=lambda name: "all", encoding=encoding)
+    edges = bin_edges(tied)["all"]
+    assert edges[0] == 0.0
+    assert edges[-1] == 1.0
+    bins = list(pairwise(edges))
+    assert all(low < high for low, high in bins)
+    found = []
+    for low, high in bins:
+        inside = [low + share * (high - low) for share in (0.01, 0.5, 0.99)]
+        ranks = [layer_ranks({"all": u}, tied) for u in inside]
+        assert ranks[0] == ranks[1] == ranks[2]
+        centre = parameterization_from_ranks(ranks[0], tied)["all"]
+        assert centre == pytest.approx(inside[1], abs=1e-12)
+        found.append(tuple(ranks[0].values()))
+    assert len(set(found)) == len(found)
+
+
+def test_edges_that_differ_by_rounding_are_one_edge():
+    a, b = (0.0, 0.3, 1.0), (0.0, 0.3 + 1e-16, 1.0)
+    scales = tuple(RankScale(1, 1, "dense", edges) for edges in (a, b))
+    nudged = RankScale(1, 1, "dense", (0.0, 0.3 + 1e-14, 1.0))
+    parameter = RankParameter("all", ("a", "b", "c"), (*scales, nudged))
+    assert len(bin_edges([parameter])["all"]) == 3

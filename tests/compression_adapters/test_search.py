@@ -7,8 +7,10 @@ import pytest
 import torch
 from ax.core.trial_status import TrialStatus
 
+from ax_pac import certificate_records
 from compression_adapters import compression_ratio, squared_l2
-from compression_adapters.loop import trial_seed
+from compression_adapters.loop import new_client, trial_seed
+from compression_adapters.ranks import parameterization_from_ranks
 from compression_adapters.search import (
     CompressionResult,
     EvaluationError,
@@ -217,3 +219,51 @@ def test_the_log_level_of_ax_is_left_as_it_was():
 def test_arguments_that_cannot_be_used_are_refused(change, message):
     with pytest.raises((ValueError, EvaluationError), match=message):
         compress(small_network(), pool(), **{**SETTINGS, **change})
+
+
+@pytest.mark.filterwarnings("ignore:Very small noise values")
+def test_standard_errors_are_smoothed_for_the_sample_size_of_the_search():
+    result = compress(small_network(), pool(), **SETTINGS, num_samples=20, max_trials=8)
+    records = certificate_records(result.client._experiment)
+    assert {record["settings"]["num_samples"] for record in records} == {20}
+    # The final certificate is the search's own, not a second one of another question.
+    assert len({record["data"] for record in records}) == len(records)
+
+
+@pytest.mark.filterwarnings("ignore:Very small noise values")
+@pytest.mark.parametrize("encoding", ["log", "energy", "linear"])
+def test_the_same_network_is_always_the_same_arm(encoding):
+    result = compress(
+        small_network(),
+        pool(),
+        **{**SETTINGS, "delta": 0.01},
+        encoding=encoding,
+        max_trials=9,
+    )
+    parameters = result.problem.parameters
+    experiment = result.client._experiment
+    networks = set()
+    for arm in experiment.arms_by_name.values():
+        ranks = result.problem.ranks(arm.parameters)
+        assert arm.parameters == parameterization_from_ranks(ranks, parameters)
+        networks.add(tuple(ranks.values()))
+    assert len(networks) == len(experiment.arms_by_name)
+    for record in certificate_records(experiment):
+        points = [
+            dict(zip((p.name for p in parameters), record[name], strict=True))
+            for name in ("challenger", "incumbent")
+        ]
+        assert result.problem.ranks(points[0]) != result.problem.ranks(points[1])
+
+
+@pytest.mark.filterwarnings("ignore:Very small noise values")
+def test_a_search_over_points_of_its_own_choice_is_continued():
+    first = compress(small_network(), pool(), **SETTINGS)
+    client = new_client(first.problem)
+    for index, u in enumerate((0.03, 0.31, 0.5, 0.64, 0.82, 0.97)):
+        point = {parameter.name: u for parameter in first.problem.parameters}
+        outcome = first.problem.evaluate(point, seed=index)
+        client.complete_trial(client.attach_trial(point), outcome)
+    result = compress(small_network(), pool(), **SETTINGS, client=client)
+    assert result.ranks == result.problem.ranks(result.parameterization)
+    assert len(client._experiment.trials) > 6
