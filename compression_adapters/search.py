@@ -168,7 +168,8 @@ def compress(
         relative: Whether delta is a share of the objective at the incumbent.
         labels: Class indices of a tensor pool, for losses that need them.
         loss: `"squared_l2"` (no labels), `"kl_divergence"` (no labels),
-            `"cross_entropy"`, `"top1_error"`, or a function `(network, batch) -> (m,)`.
+            `"cross_entropy"`, `"top1_error"`, or a function `(network, batch) -> (m,)`,
+            such as `IntermediateSquaredL2("layer2")`.
         num_samples: m, samples an evaluation.
         choose: Which layers to compress, and how; by default all linear layers and 2d
             convolutions. See `find_layers`, and `profile` to look at them first.
