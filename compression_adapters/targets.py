@@ -75,7 +75,8 @@ def compress_to(
         max_gammas: Searches, at most.
         tolerance: Stop when the ratio is this close below its target.
         seed: Determines samples and proposals.
-        options: Of `compress`, except gamma.
+        options: Of `compress`, except gamma. `num_samples="auto"` is decided in the
+            first search, for all: if that is certified before, all draw 50.
 
     Returns:
         The search that meets the target best, and all that were made. Its `timings` are
