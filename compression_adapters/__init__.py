@@ -17,6 +17,7 @@ from compression_adapters.fine_tuning import fine_tune, reestimate_batch_norm
 from compression_adapters.layers import LayerSpec, find_layers
 from compression_adapters.losses import (
     LOSSES,
+    IntermediateSquaredL2,
     Loss,
     cross_entropy,
     kl_divergence,
@@ -77,6 +78,7 @@ __all__ = [
     "CompressionResult",
     "Decomposition",
     "EvaluationError",
+    "IntermediateSquaredL2",
     "LayerSpec",
     "Loss",
     "MeanSEM",

@@ -29,6 +29,7 @@ from compression_adapters.recipe import (
     recipe_of,
     record_recipe,
 )
+from compression_adapters.sparse_storage import pack, unpack
 
 RECIPE_FILE: Final = "recipe.json"
 WEIGHTS_FILE: Final = "weights.safetensors"
@@ -45,7 +46,9 @@ def save_compressed(
     `recipe.json` says which layer was cut to which rank, `weights.safetensors` holds
     the weights of the whole network. A folder that holds a network is overwritten. Of a
     network that went through several searches the recipe holds them all: a compressed
-    network keeps what was done to it. Zeros of a pruned layer are stored as zeros.
+    network keeps what was done to it. A weight with many zeros, as pruning leaves
+    it, is stored as its values and their places where that is smaller, and comes back
+    exactly.
 
     Args:
         compressed: From `truncate_network` or `CompressionProblem.compress`.
@@ -81,7 +84,7 @@ def save_compressed(
     folder.mkdir(parents=True, exist_ok=True)
     # Each file appears whole or not at all.
     weights, text = folder / f".{WEIGHTS_FILE}.tmp", folder / f".{RECIPE_FILE}.tmp"
-    safetensors.torch.save_model(compressed, str(weights))
+    _write_weights(compressed, weights)
     text.write_text(recipe.to_json(), encoding="utf-8")
     # safetensors writes for the owner alone; others may read it as they may the recipe.
     weights.chmod(text.stat().st_mode)
@@ -133,8 +136,7 @@ def load_compressed(
         raise ValueError(f"{folder}: the recipe is empty.")
     record_recipe(loaded, recipe.layers)
     weights = _file(folder, WEIGHTS_FILE)
-    _require_tensors(loaded, weights)
-    safetensors.torch.load_model(loaded, str(weights))
+    loaded.load_state_dict(_tensors(loaded, weights))
     return loaded
 
 
@@ -284,18 +286,40 @@ def _empty_layer(
         raise ValueError(f"Layer {layer.name!r}: {error}") from error
 
 
-def _require_tensors(network: nn.Module, path: Path) -> None:
-    """Raise a ValueError unless a weights file has the network's tensors."""
+def _write_weights(network: nn.Module, path: Path) -> None:
+    """Write the weights, sparse where that is smaller."""
+    # Of tensors that share memory this writes one, and the others' names.
+    safetensors.torch.save_model(network, str(path))
+    with safetensors.safe_open(str(path), framework="pt") as file:
+        shared = file.metadata()
+        tensors = {name: file.get_tensor(name) for name in file.keys()}
+    packed = pack(tensors)
+    if packed.keys() != tensors.keys():
+        # Not into the file itself, from which these tensors may still be read.
+        smaller = path.with_name(f"{path.name}.sparse")
+        safetensors.torch.save_file(packed, str(smaller), metadata=shared)
+        smaller.replace(path)
+
+
+def _tensors(network: nn.Module, path: Path) -> dict[str, torch.Tensor]:
+    """Read a weights file, refusing one without exactly the network's tensors."""
     state = network.state_dict()
     try:
         with safetensors.safe_open(str(path), framework="pt") as file:
             # Of tensors that share memory one is stored; the rest are in the metadata.
             shared = file.metadata() or {}
-            names = set(file.keys())
-            saved = {name: file.get_tensor(name) for name in sorted(names)}
+            saved = {name: file.get_tensor(name) for name in sorted(file.keys())}
     except safetensors.SafetensorError as error:
         raise ValueError(f"{path} cannot be read: {error}") from error
-    missing = sorted(set(state) - names - set(shared))
+    try:
+        saved = unpack(saved, {name: tensor.shape for name, tensor in state.items()})
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+    for name in state:
+        if name not in saved and shared.get(name) in saved:
+            saved[name] = saved[shared[name]]
+    names = set(saved)
+    missing = sorted(set(state) - names)
     unknown = sorted(names - set(state))
     if missing or unknown:
         raise ValueError(
@@ -308,3 +332,4 @@ def _require_tensors(network: nn.Module, path: Path) -> None:
                 f"{path}: weight {name!r} is {tuple(tensor.shape)} {tensor.dtype}, the "
                 f"network needs {tuple(state[name].shape)} {state[name].dtype}."
             )
+    return saved

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 # Ax, torch and torchvision take seconds to import: `--help` and a mistyped option
 # should not wait for them, so each command imports what it needs.
 
+_TARGETS = ("gamma", "ratio", "loss_at_most")
 _PRESETS = ("fc3", "vgg16", "resnet18", "resnet50")
 
 
@@ -51,6 +52,30 @@ def _known_network(
             "torchvision:NAME nor module.path:factory"
         )
     return name
+
+
+def _samples(
+    context: click.Context, parameter: click.Parameter, value: Any
+) -> int | str:
+    """Read a number of samples, or "auto"."""
+    if value == "auto":
+        return "auto"
+    return int(click.IntRange(min=2).convert(value, parameter, context))
+
+
+def _ratio(
+    context: click.Context, parameter: click.Parameter, value: str | None
+) -> str | None:
+    """Refuse what is no ratio before a network is trained or read."""
+    if value is None:
+        return None
+    from compression_adapters.targets import read_ratio
+
+    try:
+        read_ratio(value)
+    except ValueError as error:
+        raise click.BadParameter(str(error)) from error
+    return value
 
 
 @main.command(short_help="Compress a network until a certificate holds.")
@@ -111,6 +136,19 @@ def _known_network(
     help="Weight of the loss; larger keeps more weights.  [default: the preset's]",
 )
 @click.option(
+    "--ratio",
+    default=None,
+    metavar="SIZE",
+    callback=_ratio,
+    help="In place of --gamma: the best network of this size or less, such as 30%.",
+)
+@click.option(
+    "--loss-at-most",
+    type=click.FloatRange(min=0, min_open=True),
+    default=None,
+    help="In place of --gamma: the smallest network that loses no more than this.",
+)
+@click.option(
     "--delta",
     type=click.FloatRange(min=0, min_open=True),
     default=0.05,
@@ -147,10 +185,11 @@ def _known_network(
 )
 @click.option(
     "--num-samples",
-    type=click.IntRange(min=2),
-    default=50,
+    default="50",
     show_default=True,
-    help="Fresh samples an evaluation.",
+    metavar="NUMBER|auto",
+    callback=_samples,
+    help="Fresh samples an evaluation; auto: as many as cost what the search costs.",
 )
 @click.option(
     "--encoding",
@@ -212,12 +251,12 @@ def compress(network: str, out: Path, progress: bool | None, **options: Any) -> 
 
     if out.exists() and not out.is_dir():
         raise click.UsageError(f"--out {out} is a file, expected a folder")
-    if options["gamma"] is None and network in PRESETS:
-        options["gamma"] = PRESETS[network].gamma
-    if options["gamma"] is None:
+    _fill_in_gamma(options, PRESETS[network].gamma if network in PRESETS else None)
+    if not any(options[name] is not None for name in _TARGETS):
         raise click.UsageError(
-            f"{network} has no default weight of the loss: pass --gamma. Start where "
-            "gamma times the mean squared norm of the outputs is about 1"
+            f"{network} has no default weight of the loss: pass --gamma, or --ratio or "
+            "--loss-at-most in its place. Start where gamma times the mean squared "
+            "norm of the outputs is about 1"
         )
     test_samples, device = options.pop("test_samples"), options.pop("device")
     of_source = ("weights", "data", "layers", "num_classes", "image_size")
@@ -250,6 +289,16 @@ def report(folder: Path) -> None:
     except (ValueError, OSError) as error:
         raise click.ClickException(str(error)) from error
     _print_summary(summary, folder)
+
+
+def _fill_in_gamma(options: dict[str, Any], default: float | None) -> None:
+    """Take the preset's gamma where nothing is asked for; refuse two wishes."""
+    given = [name for name in _TARGETS if options[name] is not None]
+    if len(given) > 1:
+        flags = " and ".join(f"--{name.replace('_', '-')}" for name in given)
+        raise click.UsageError(f"expected one of --gamma and the targets; got {flags}")
+    if not given:
+        options["gamma"] = default
 
 
 def _to_device(source: Source, device: str | None) -> None:

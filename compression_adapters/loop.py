@@ -30,6 +30,8 @@ from compression_adapters.u_statistics import MeanSEM
 
 StopReason = Literal["certified", "max_trials", "interrupted"]
 
+SAMPLE_SIZE_PROPERTY = "compression_sample_size"
+"""Where an experiment keeps how its number of samples was chosen, see `SampleSize`."""
 _METRICS = ("objective", "loss", "compression_ratio")
 _MAX_CONSECUTIVE_FAILURES = 3
 
@@ -278,6 +280,9 @@ def reweighted_client(client: Client, problem: CompressionProblem) -> Client:
     experiment = client._experiment
     data = experiment.lookup_data().df
     fresh = new_client(problem)
+    if SAMPLE_SIZE_PROPERTY in experiment._properties:
+        chosen = experiment._properties[SAMPLE_SIZE_PROPERTY]
+        fresh._experiment._properties[SAMPLE_SIZE_PROPERTY] = chosen
     for index, trial in experiment.trials.items():
         if trial.status != TrialStatus.COMPLETED:
             continue

@@ -1,8 +1,10 @@
 """Fidelity and risk, one value a sample."""
 
+import difflib
 import math
 from collections.abc import Callable
-from typing import Final
+from dataclasses import dataclass
+from typing import Any, Final
 
 import torch
 import torch.nn.functional as F
@@ -133,6 +135,117 @@ def top1_error(network: nn.Module, batch: Batch) -> Tensor:
     return (outputs.argmax(dim=1) != labels).to(outputs.dtype)
 
 
+@dataclass(frozen=True)
+class IntermediateSquaredL2:
+    """Compare what a layer inside the two networks puts out, by squared distance.
+
+        l(x) = ||h(x) - h*(x)||^2
+
+    with h the output of one layer of the compressed and h* of the reference network,
+    summed over all its dimensions. No labels. Where a layer runs several times in one
+    pass, its last output counts.
+
+    The whole network runs, and the layer's output for each sample of the pool that was
+    drawn is kept in memory. What comes after the layer cannot change this loss, so that
+    a search makes it as small as it can: leave it out of the search (`exclude`).
+
+    Args:
+        layer: Dotted path of any module of the network, such as `"layer2"`; it need
+            not be one that is compressed.
+
+    Raises:
+        ValueError: when called on a network without such a layer, or where the layer
+            does not put out one tensor row a sample.
+
+    Source: Ma et al. 2019, Figs. 2 and 3.
+
+    Example:
+        >>> network = nn.Sequential(nn.Linear(2, 3), nn.ReLU(), nn.Linear(3, 1))
+        >>> loss, inputs = IntermediateSquaredL2("1"), torch.ones(4, 2)
+        >>> inside = loss.outputs(network, inputs)
+        >>> inside.shape
+        torch.Size([4, 3])
+        >>> loss(network, Batch(inputs, reference_outputs=inside)).tolist()
+        [0.0, 0.0, 0.0, 0.0]
+    """
+
+    layer: str
+
+    @property
+    def __name__(self) -> str:
+        """Return what messages call this loss."""
+        return f"squared_l2 at {self.layer}"
+
+    def __call__(self, network: nn.Module, batch: Batch) -> Tensor:
+        """Return one value a sample.
+
+        Args:
+            network: The compressed network.
+            batch: Its `reference_outputs` are those of the layer, as `outputs` gives
+                them for the reference network.
+
+        Returns:
+            Shape `m`. Unit: squared unit of the layer's outputs.
+        """
+        outputs = self.outputs(network, batch.inputs)
+        reference = _reference_like(outputs, batch)
+        return (outputs - reference).square().flatten(1).sum(dim=1)
+
+    def outputs(self, network: nn.Module, inputs: Tensor) -> Tensor:
+        """Run a network and return what the layer put out; no hook is left behind.
+
+        Args:
+            network: Compressed or reference network.
+            inputs: Shape `m x ...`.
+
+        Returns:
+            Shape `m x ...`.
+        """
+        layer = self._find(network)
+        seen: list[Any] = []
+
+        def keep(_module: nn.Module, _inputs: Any, output: Any) -> None:
+            # A copy: a layer that works in place may come next, such as a ReLU.
+            seen[:] = [output.clone() if isinstance(output, Tensor) else output]
+
+        handle = layer.register_forward_hook(keep)
+        try:
+            network(inputs)
+        finally:
+            handle.remove()
+        if not seen:
+            raise ValueError(
+                f"Layer {self.layer!r} was not called when the network ran, so that it "
+                "has no output to compare. Name one that the forward pass calls."
+            )
+        output = seen[0]
+        if not isinstance(output, Tensor):
+            raise ValueError(
+                f"Layer {self.layer!r} must put out a tensor; got "
+                f"{type(output).__name__}. Name a layer inside it, or after it."
+            )
+        if output.shape[:1] != inputs.shape[:1]:
+            raise ValueError(
+                f"Layer {self.layer!r} must put out one row a sample: "
+                f"{inputs.shape[0]} samples went in, an output of shape "
+                f"{tuple(output.shape)} came out."
+            )
+        return output
+
+    def _find(self, network: nn.Module) -> nn.Module:
+        """Return the layer, or say which names come near."""
+        names = dict(network.named_modules(remove_duplicate=False))
+        names.pop("", None)
+        if self.layer in names:
+            return names[self.layer]
+        near = difflib.get_close_matches(self.layer, names, n=4, cutoff=0.5)
+        hint = f"near names are {', '.join(near)}" if near else "no name comes near"
+        raise ValueError(
+            f"The network ({type(network).__name__}) has no layer {self.layer!r}; "
+            f"{hint}. network.named_modules() lists them all."
+        )
+
+
 LOSSES: dict[str, Loss] = {
     "squared_l2": squared_l2,
     "kl_divergence": kl_divergence(),
@@ -148,6 +261,11 @@ BINARY_LOSSES: Final[tuple[Loss, ...]] = (top1_error,)
 def _outputs_and_reference(network: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
     """Run the network and check the reference outputs against it."""
     outputs = forward(network, batch.inputs)
+    return outputs, _reference_like(outputs, batch)
+
+
+def _reference_like(outputs: Tensor, batch: Batch) -> Tensor:
+    """Return the reference outputs, checked against what they are compared with."""
     reference = batch.reference_outputs
     if reference is None:
         raise ValueError(
@@ -160,7 +278,7 @@ def _outputs_and_reference(network: nn.Module, batch: Batch) -> tuple[Tensor, Te
             "Outputs and reference outputs must have one shape (m, ...); got "
             f"{tuple(outputs.shape)} and {tuple(reference.shape)}."
         )
-    return outputs, reference
+    return reference
 
 
 def _outputs_and_labels(

@@ -25,9 +25,9 @@ class NetworkCost:
         weights: Entries of its weight tensors that are not zero, without biases and
             normalisation.
         macs: Multiply-adds for one sample; zeros are multiplied as well.
-        bytes_dense: Of all its tensors as they are saved, zeros included.
-        bytes_sparse: The same with its pruned layers in a sparse format, see
-            `sparse_bytes`.
+        bytes_dense: Of all its tensors as they are in memory, zeros included.
+        bytes_sparse: The same with its pruned layers in a sparse format, as a file
+            has them; see `sparse_bytes`.
         latency: Batch size to the median time of a forward pass. Unit: seconds.
     """
 

@@ -1,6 +1,6 @@
 """Whether a network and its inputs can be searched, asked before anything slow."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -68,12 +68,17 @@ def require_searchable(network: nn.Module) -> None:
             )
 
 
-def check_forward(network: nn.Module, inputs: Tensor) -> bool:
+def check_forward(
+    network: nn.Module,
+    inputs: Tensor,
+    outputs_of: Callable[[nn.Module, Tensor], Tensor] | None = None,
+) -> bool:
     """Run the network on a few inputs, and see whether it takes them channels-last.
 
     Args:
         network: The reference network; runs in eval mode.
         inputs: A few samples, on any device. Shape `n x ...`.
+        outputs_of: What else a loss will compare, which is tried once too.
 
     Returns:
         Whether to run it channels-last: on images of at least 64 x 64 pixels on a CPU,
@@ -94,6 +99,8 @@ def check_forward(network: nn.Module, inputs: Tensor) -> bool:
                 "The reference network returns NaN or infinite values for finite "
                 f"inputs; they first appear in {_first_not_finite(network, inputs)}."
             )
+        if outputs_of is not None:
+            outputs_of(network, inputs)
         return _takes_channels_last(network, inputs)
 
 

@@ -1,6 +1,7 @@
 """What `ax-pac compress` does once it has a network and data."""
 
 import warnings
+from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Final
@@ -101,11 +102,21 @@ def _summary(
         "loss_fresh": {"mean": result.loss.mean, "sem": result.loss.sem},
         "costs": _costs(result),
         "num_trials": len(result.trials),
+        "gamma": problem.gamma,
+        "gammas": None if result.gammas is None else result.gammas.to_dict("records"),
+        "num_samples": problem.num_samples,
+        "sample_size": _sample_size(result),
         "timings": result.timings,
         "settings": options,
         "seed": result.seed,
         "versions": {name: version(name) for name in _PACKAGES},
     }
+
+
+def _sample_size(result: CompressionResult) -> dict[str, Any] | None:
+    """Record how the number of samples was chosen, where it was."""
+    chosen = result.sample_size
+    return None if chosen is None else asdict(chosen) | {"reason": chosen.sentence()}
 
 
 def _costs(result: CompressionResult) -> dict[str, Any]:

@@ -93,7 +93,10 @@ class CompressionProblem:
         if self.binary_loss is None:
             object.__setattr__(self, "binary_loss", self.loss in BINARY_LOSSES)
         if self.reference is None:
-            object.__setattr__(self, "reference", ReferenceCache(self.network))
+            # A loss that looks inside the networks says what is compared.
+            outputs_of = getattr(self.loss, "outputs", None)
+            cache = ReferenceCache(self.network, outputs_of)
+            object.__setattr__(self, "reference", cache)
 
     @property
     def minimize(self) -> bool:
@@ -290,7 +293,8 @@ def compression_problem(
         gamma: Weight of the loss in the objective, positive.
         labels: One class index for each input of a tensor pool, for losses that need
             them.
-        loss: A key of `LOSSES`, or a function `(network, batch) -> (m,)`.
+        loss: A key of `LOSSES`, or a function `(network, batch) -> (m,)`, such as
+            `IntermediateSquaredL2("layer2")`.
         num_samples: m, the samples of one trial, drawn afresh each time. The paper's
             50 by default.
         choose: Which layers to compress, and how; see `find_layers`.
@@ -337,7 +341,7 @@ def compression_problem(
     layers = find_layers(network, choose, include=include, exclude=exclude)
     _require_decompositions(layers)
     few = sampler(2, torch.Generator().manual_seed(0)).inputs
-    channels_last = check_forward(network, few)
+    channels_last = check_forward(network, few, getattr(loss, "outputs", None))
     if skip_no_gain:
         few = few.to(next(network.parameters()).device)
         layers = drop_ranks_without_gain(network, layers, few)

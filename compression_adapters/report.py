@@ -229,11 +229,28 @@ def _results_table(summary: dict[str, Any]) -> str:
             f"Loss of the compressed network on fresh samples: {fresh['mean']:.4g}, "
             f"standard error {fresh['sem']:.2g}."
         )
+    remarks += _choices(summary)
     notes = "".join(f"<p>{html.escape(remark)}</p>" for remark in remarks)
     return (
         "<table><tr><th></th><th>original</th><th>compressed</th></tr>"
         f"{cells}</table>{notes}<p>Time: {seconds}.</p>"
     )
+
+
+def _choices(summary: dict[str, Any]) -> list[str]:
+    """Say what the search chose beside the ranks."""
+    sentences = []
+    if summary.get("sample_size"):
+        sentences.append(str(summary["sample_size"]["reason"]))
+    elif summary.get("num_samples"):
+        sentences.append(f"{summary['num_samples']} samples an evaluation.")
+    if summary.get("gammas"):
+        evaluations = sum(row["evaluations"] for row in summary["gammas"])
+        sentences.append(
+            f"Target met with gamma {summary['gamma']:.4g}, one of "
+            f"{len(summary['gammas'])} that were tried with {evaluations} evaluations."
+        )
+    return sentences
 
 
 def _plain(value: Any) -> Any:

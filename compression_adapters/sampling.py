@@ -142,6 +142,8 @@ class ReferenceCache:
     Args:
         network: The reference network. The caller sees to it that it is in eval mode
             and has its own layers while outputs are asked for.
+        outputs_of: `(network, inputs) -> outputs`, shape `m x ...`: what is remembered.
+            None: what the network returns.
 
     Example:
         >>> cache = ReferenceCache(nn.Identity())
@@ -151,8 +153,13 @@ class ReferenceCache:
         2
     """
 
-    def __init__(self, network: nn.Module) -> None:
+    def __init__(
+        self,
+        network: nn.Module,
+        outputs_of: Callable[[nn.Module, Tensor], Tensor] | None = None,
+    ) -> None:
         self._network = network
+        self._outputs_of = forward if outputs_of is None else outputs_of
         self._position = torch.empty(0, dtype=torch.int64)  # by pool index; -1: none
         self._rows: Tensor | None = None  # filled from the front, grown by doubling
         self._filled = 0
@@ -167,7 +174,7 @@ class ReferenceCache:
             ValueError: when the network does not return one output a sample.
         """
         if batch.indices is None:
-            return forward(self._network, batch.inputs)
+            return self._outputs_of(self._network, batch.inputs)
         indices = batch.indices.cpu()
         self._grow_positions(int(indices.max()) + 1)
         new = torch.nonzero(self._position[indices] < 0).flatten()
@@ -176,7 +183,7 @@ class ReferenceCache:
             unique, inverse = torch.unique(indices[new], return_inverse=True)
             first = torch.empty_like(unique).scatter_(0, inverse, new)
             inputs = batch.inputs[first.to(batch.inputs.device)]
-            self._store(unique, forward(self._network, inputs))
+            self._store(unique, self._outputs_of(self._network, inputs))
         if self._rows is None:  # cannot be: a batch is never empty
             raise ValueError("The batch is empty.")
         return self._rows[self._position[indices].to(self._rows.device)]

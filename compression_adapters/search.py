@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pandas as pd
 import torch
@@ -45,6 +45,14 @@ from compression_adapters.problem import (
     compression_problem,
 )
 from compression_adapters.ranks import AtMax, Rank, bin_edges
+from compression_adapters.sample_size import (
+    AUTO,
+    FEWEST_SAMPLES,
+    SampleSize,
+    most_samples,
+    recorded_sample_size,
+    search_auto,
+)
 from compression_adapters.u_statistics import MeanSEM
 
 __all__ = ["CompressionResult", "EvaluationError", "compress", "search_problem"]
@@ -71,6 +79,9 @@ class CompressionResult:
         timings: Wall seconds: `factorize`, `fit`, `propose`, `evaluate`, `total`.
         stop_reason: `certified`, `max_trials` or `interrupted`.
         seed: The seed of the search.
+        sample_size: With `num_samples="auto"`, what was chosen and why.
+        gammas: With a target in place of gamma, one row a gamma that was tried, see
+            `TargetResult`.
     """
 
     network: nn.Module = field(repr=False)
@@ -85,6 +96,8 @@ class CompressionResult:
     timings: dict[str, float]
     stop_reason: StopReason
     seed: int
+    sample_size: SampleSize | None = None
+    gammas: pd.DataFrame | None = field(default=None, repr=False)
 
     def measure(
         self, batch_sizes: Sequence[int] = (1, 32), repeats: int = 9
@@ -124,14 +137,16 @@ def compress(
     network: nn.Module,
     inputs: Tensor | Dataset[Any] | Callable[..., Tensor],
     *,
-    gamma: float,
+    gamma: float | None = None,
+    ratio: float | str | None = None,
+    loss_at_most: float | None = None,
     delta: float = 0.05,
     epsilon: float = 0.005,
     level: str = DEFAULT_LEVEL,
     relative: bool = False,
     labels: Tensor | None = None,
     loss: str | Loss = "squared_l2",
-    num_samples: int = 50,
+    num_samples: int | Literal["auto"] = 50,
     choose: Choose = choose_low_rank,
     include: Selectors | None = None,
     exclude: Selectors = (),
@@ -159,7 +174,11 @@ def compress(
         network: Any PyTorch network; left as it is.
         inputs: A pool of inputs (tensor or dataset), or a function
             `(num_samples, rng)` that generates them.
-        gamma: Weight of the loss, positive. Larger keeps more weights.
+        gamma: Weight of the loss, positive. Larger keeps more weights. Exactly one of
+            this and the next two is given.
+        ratio: In place of gamma: the largest compression ratio, as a number in (0, 1)
+            or as text such as `"30%"`. Several gammas are tried, see `compress_to`.
+        loss_at_most: In place of gamma: the largest loss, in its own unit.
         delta: Tolerance, positive. Unit: objective units (with the default objective,
             0.05 is five percentage points of compression ratio); or a share, see
             `relative`.
@@ -168,8 +187,10 @@ def compress(
         relative: Whether delta is a share of the objective at the incumbent.
         labels: Class indices of a tensor pool, for losses that need them.
         loss: `"squared_l2"` (no labels), `"kl_divergence"` (no labels),
-            `"cross_entropy"`, `"top1_error"`, or a function `(network, batch) -> (m,)`.
-        num_samples: m, samples an evaluation.
+            `"cross_entropy"`, `"top1_error"`, or a function `(network, batch) -> (m,)`,
+            such as `IntermediateSquaredL2("layer2")`.
+        num_samples: m, samples an evaluation; `"auto"` draws as many as cost about
+            what the optimiser costs a trial, at least 50, see `search_auto`.
         choose: Which layers to compress, and how; by default all linear layers and 2d
             convolutions. See `find_layers`, and `profile` to look at them first.
         include: Globs for layer names, types, or predicates; only layers that match.
@@ -188,7 +209,7 @@ def compress(
         seed: Determines samples and proposals.
         progress: Whether to show a progress bar; None: on a terminal only.
         client: The client of an earlier search on the same layers, to continue it,
-            typically with a smaller delta.
+            typically with a smaller delta. Not with a target.
 
     Returns:
         The compressed network, its certificate, and what led to it. Interrupting
@@ -209,39 +230,60 @@ def compress(
         >>> result.certificate.holds
         True
     """
+    given = {"gamma": gamma, "ratio": ratio, "loss_at_most": loss_at_most}
+    names = [name for name, value in given.items() if value is not None]
+    if len(names) != 1:
+        raise ValueError(
+            "Expected exactly one of gamma, ratio and loss_at_most; got "
+            f"{' and '.join(names) or 'none'}."
+        )
+    what: dict[str, Any] = {
+        "labels": labels,
+        "loss": loss,
+        "choose": choose,
+        "include": include,
+        "exclude": exclude,
+        "tie": tie,
+        "encoding": encoding,
+        "at_max": at_max,
+        "min_rank": min_rank,
+        "round_to": round_to,
+        "skip_no_gain": skip_no_gain,
+        "objective": objective,
+    }
+    how: dict[str, Any] = {
+        "delta": delta,
+        "epsilon": epsilon,
+        "level": level,
+        "relative": relative,
+        "num_initial_trials": num_initial_trials,
+        "sampling": sampling,
+        "max_trials": max_trials,
+        "seed": seed,
+        "progress": progress,
+    }
+    if gamma is None:
+        # That module builds on this one.
+        from compression_adapters.targets import compress_to
+
+        if client is not None:
+            raise ValueError(
+                f"A search for a target ({names[0]}) cannot continue a client; pass "
+                "gamma, or leave the client out."
+            )
+        targets: dict[str, Any] = {"ratio": ratio, "loss_at_most": loss_at_most}
+        settings = what | how | targets
+        found = compress_to(network, inputs, num_samples=num_samples, **settings)
+        return replace(found.result, gammas=found.gammas)
     start = time.perf_counter()
-    problem = compression_problem(
-        network,
-        inputs,
-        gamma=gamma,
-        labels=labels,
-        loss=loss,
-        num_samples=num_samples,
-        choose=choose,
-        include=include,
-        exclude=exclude,
-        tie=tie,
-        encoding=encoding,
-        at_max=at_max,
-        min_rank=min_rank,
-        round_to=round_to,
-        skip_no_gain=skip_no_gain,
-        objective=objective,
-    )
+    m = FEWEST_SAMPLES if num_samples == AUTO else num_samples
+    problem = compression_problem(network, inputs, gamma=gamma, num_samples=m, **what)
     factorize_seconds = time.perf_counter() - start
-    result = search_problem(
-        problem,
-        delta=delta,
-        epsilon=epsilon,
-        level=level,
-        relative=relative,
-        num_initial_trials=num_initial_trials,
-        sampling=sampling,
-        max_trials=max_trials,
-        seed=seed,
-        progress=progress,
-        client=client,
-    )
+    if num_samples == AUTO:
+        most = most_samples(inputs, problem)
+        result = search_auto(problem, most=most, client=client, **how)
+    else:
+        result = search_problem(problem, client=client, **how)
     result.timings["factorize"] = factorize_seconds
     result.timings["total"] = time.perf_counter() - start
     return result
@@ -314,6 +356,9 @@ def search_problem(
     parameterization = {name: float(value) for name, value in arm.parameters.items()}
     ranks = problem.ranks(parameterization)
     timings = search.timings()
+    chosen = recorded_sample_size(client)
+    if chosen is not None and chosen.num_samples != problem.num_samples:
+        chosen = None  # continued with another number, given by the caller
     compressed = problem.compress(parameterization).eval()
     lost = layer_losses(
         problem.network, compressed, problem.layers, problem.factors, ranks
@@ -335,4 +380,5 @@ def search_problem(
         },
         stop_reason=stop_reason,
         seed=seed,
+        sample_size=chosen,
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -11,6 +12,12 @@ from torch import nn
 
 from compression_adapters.loop import reweighted_client, trial_seed
 from compression_adapters.problem import CompressionProblem, compression_problem
+from compression_adapters.sample_size import (
+    AUTO,
+    FEWEST_SAMPLES,
+    most_samples,
+    search_auto,
+)
 from compression_adapters.search import CompressionResult, search_problem
 
 _SEARCH_OPTIONS = (
@@ -68,10 +75,12 @@ def compress_to(
         max_gammas: Searches, at most.
         tolerance: Stop when the ratio is this close below its target.
         seed: Determines samples and proposals.
-        options: Of `compress`, except gamma.
+        options: Of `compress`, except gamma. `num_samples="auto"` is decided in the
+            first search, for all: if that is certified before, all draw 50.
 
     Returns:
-        The search that meets the target best, and all that were made.
+        The search that meets the target best, and all that were made. Its `timings` are
+        those of all of them.
 
     Raises:
         ValueError: when not exactly one target is given, it cannot be a ratio or a
@@ -91,7 +100,7 @@ def compress_to(
     """
     if (ratio is None) == (loss_at_most is None):
         raise ValueError("Expected either ratio or loss_at_most; got both or none.")
-    target = _ratio(ratio) if ratio is not None else None
+    target = read_ratio(ratio) if ratio is not None else None
     if loss_at_most is not None and not 0.0 < loss_at_most < math.inf:
         raise ValueError(f"loss_at_most must be positive; got {loss_at_most}.")
     if "gamma" in options or max_gammas < 1:
@@ -100,7 +109,13 @@ def compress_to(
             f"least 1; got gamma={options.get('gamma')}, max_gammas={max_gammas}."
         )
     search = {k: options.pop(k) for k in _SEARCH_OPTIONS if k in options}
+    start = time.perf_counter()
+    auto = options.get("num_samples") == AUTO
+    if auto:
+        options["num_samples"] = FEWEST_SAMPLES
     problem = compression_problem(network, inputs, gamma=1.0, **options)
+    spent = dict.fromkeys(("fit", "propose", "evaluate"), 0.0)
+    spent["factorize"] = time.perf_counter() - start
     gamma = 1.0 / _largest_loss(problem, seed)
     low = high = None  # gammas that keep too little, and too much
     rows: list[dict[str, Any]] = []
@@ -112,8 +127,16 @@ def compress_to(
         if client is not None:
             client = reweighted_client(client, weighed)
             known = len(client._experiment.trials)
-        result = search_problem(weighed, seed=seed, client=client, **search)
+        if auto and client is None:
+            most = most_samples(inputs, problem)
+            result = search_auto(weighed, seed=seed, most=most, **search)
+            # One number for all gammas, which share their evaluations.
+            problem = result.problem
+        else:
+            result = search_problem(weighed, seed=seed, client=client, **search)
         client = result.client
+        for name in ("fit", "propose", "evaluate"):
+            spent[name] += result.timings[name]
         came, loss = _size(result), result.loss.mean
         meets = came <= target if target is not None else loss <= (loss_at_most or 0.0)
         rows.append(
@@ -144,6 +167,7 @@ def compress_to(
             f"{pd.DataFrame(rows).to_string(index=False)}\nAllow more (max_gammas), or "
             "choose another target."
         )
+    best[1].timings.update(spent, total=time.perf_counter() - start)
     return TargetResult(best[1], best[2], pd.DataFrame(rows))
 
 
@@ -175,8 +199,22 @@ def _largest_loss(problem: CompressionProblem, seed: int) -> float:
     return loss
 
 
-def _ratio(ratio: float | str) -> float:
-    """Read a ratio as a number or as a percentage."""
+def read_ratio(ratio: float | str) -> float:
+    """Read a ratio as a number or as a percentage.
+
+    Args:
+        ratio: Such as 0.3, `"0.3"` or `"30%"`.
+
+    Returns:
+        A number in (0, 1).
+
+    Raises:
+        ValueError: when it is none.
+
+    Example:
+        >>> read_ratio("30%"), read_ratio(0.25)
+        (0.3, 0.25)
+    """
     value = math.nan
     try:
         if isinstance(ratio, str) and ratio.strip().endswith("%"):

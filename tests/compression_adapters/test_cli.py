@@ -94,6 +94,25 @@ def test_an_unfinished_search_says_so(tmp_path):
     assert "Not certified (max_trials)" in (tmp_path / "report.html").read_text()
 
 
+@pytest.mark.usefixtures("small_preset")
+def test_a_target_and_a_number_of_samples_are_found_and_reported(tmp_path):
+    result = invoke(
+        *("compress", "fc3", "--out", str(tmp_path), "--ratio", "50%"),
+        *("--num-samples", "auto", "--delta", "0.05", "--epsilon", "0.05"),
+        *("--max-trials", "9"),
+    )
+    assert result.exit_code == 0, result.output
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert summary["compression_ratio"] <= 0.5
+    assert summary["settings"]["ratio"] == "50%"
+    assert summary["settings"]["gamma"] is None
+    assert summary["gamma"] in {row["gamma"] for row in summary["gammas"]}
+    page = (tmp_path / "report.html").read_text()
+    assert f"Target met with gamma {summary['gamma']:.4g}" in page
+    assert summary["sample_size"]["num_samples"] == summary["num_samples"] == 400
+    assert summary["sample_size"]["reason"] in page
+
+
 def test_help_tells_a_newcomer_where_to_start():
     result = invoke("--help")
     assert result.exit_code == 0
@@ -207,6 +226,16 @@ def test_without_a_default_gamma_is_asked_for():
         ),
         (["compress", "fc3", "--out", "x", "--epsilon", "1"], "is not in the range"),
         (["compress", "fc3", "--out", "x", "--num-samples", "1"], "not in the range"),
+        (["compress", "fc3", "--out", "x", "--num-samples", "all"], "not a valid int"),
+        (["compress", "fc3", "--out", "x", "--ratio", "half"], "got 'half'"),
+        (
+            ["compress", "fc3", "--out", "x", "--ratio", "30%", "--gamma", "1"],
+            "got --gamma and --ratio",
+        ),
+        (
+            ["compress", "fc3", "--out", "x", "--ratio", "1%", "--loss-at-most", "1"],
+            "got --ratio and --loss-at-most",
+        ),
         (["unknown"], "No such command"),
     ],
 )

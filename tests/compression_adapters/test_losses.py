@@ -7,13 +7,16 @@ import pytest
 import torch
 from torch import nn
 
+from compression_adapters import compress, compression_problem
 from compression_adapters.losses import (
+    IntermediateSquaredL2,
     cross_entropy,
     kl_divergence,
     squared_l2,
     top1_error,
 )
 from compression_adapters.sampling import Batch
+from tests.networks import pool, small_network
 
 identity = nn.Identity()
 rng = np.random.default_rng(0)
@@ -96,3 +99,90 @@ def test_label_losses_refuse_outputs_that_are_no_classes():
     images = Batch(torch.zeros(2, 3, 4), labels=torch.zeros(2, dtype=torch.int64))
     with pytest.raises(ValueError, match=r"shape \(m, classes\); got \(2, 3, 4\)"):
         cross_entropy(identity, images)
+
+
+def hooks(network):
+    return [hook for module in network.modules() for hook in module._forward_hooks]
+
+
+def test_loss_at_a_layer_is_that_of_the_network_up_to_there():
+    network, inputs = small_network(), pool()
+    inside = compression_problem(
+        network, inputs, gamma=1.0, loss=IntermediateSquaredL2("1"), exclude="2"
+    )
+    cut = compression_problem(network[:2], inputs, gamma=1.0)
+    for u in (0.1, 0.6):
+        came = inside.evaluate({"layer_0": u}, seed=3)["loss"]
+        assert came == cut.evaluate({"layer_0": u}, seed=3)["loss"]
+        assert came.mean > 0
+    assert not hooks(network)
+    # What comes after the layer makes no difference to the loss.
+    whole = compression_problem(
+        network, inputs, gamma=1.0, loss=IntermediateSquaredL2("1")
+    )
+    losses = [
+        whole.evaluate({"layer_0": 0.6, "layer_2": u}, seed=3)["loss"] for u in (0, 1)
+    ]
+    assert losses == [came, came]
+
+
+def test_an_output_is_kept_as_it_was_before_a_layer_that_works_in_place():
+    network = nn.Sequential(nn.Linear(20, 6), nn.ReLU(inplace=True)).eval()
+    with torch.no_grad():
+        inside = IntermediateSquaredL2("0").outputs(network, pool(50))
+        torch.testing.assert_close(inside, network[0](pool(50)))
+    assert bool((inside < 0).any())
+
+
+def test_a_search_compares_the_layer_that_is_named():
+    loss = IntermediateSquaredL2(layer="0")
+    result = compress(
+        small_network(),
+        pool(),
+        loss=loss,
+        exclude="2",
+        **{"gamma": 0.1, "delta": 0.3, "epsilon": 0.1},
+    )
+    assert result.certificate.holds
+    assert result.problem.loss == loss
+    assert not hooks(result.network)
+
+
+class Odd(nn.Module):
+    """A pair, a tensor without rows, a module that never runs, one that fails."""
+
+    def __init__(self):
+        super().__init__()
+        self.pair, self.mean, self.idle = nn.LSTM(20, 4), nn.Flatten(0), nn.ReLU()
+        self.head = nn.Linear(20, 3)
+
+    def forward(self, x):
+        self.pair(x)
+        self.mean(x)
+        return self.head(x)
+
+
+@pytest.mark.parametrize(
+    ("layer", "message"),
+    [
+        ("haed", r"\(Odd\) has no layer 'haed'; near names are head. network.named"),
+        ("backbone.7", "no layer 'backbone.7'; no name comes near"),
+        ("", "no layer ''"),
+        ("pair", "'pair' must put out a tensor; got tuple. Name a layer inside"),
+        ("mean", r"'mean' must put out one row a sample: 2 samples went in.*\(40,\)"),
+        ("idle", "'idle' was not called when the network ran"),
+    ],
+)
+def test_a_layer_that_cannot_be_compared_is_refused_before_the_search(layer, message):
+    network = Odd().eval()
+    loss = IntermediateSquaredL2(layer)
+    with pytest.raises(ValueError, match=message):
+        compression_problem(network, pool(), gamma=1.0, loss=loss)
+    assert not hooks(network)
+
+
+def test_no_hook_is_left_where_the_network_fails():
+    network = small_network()
+    with pytest.raises(RuntimeError):
+        IntermediateSquaredL2("0").outputs(network, torch.ones(3, 7))
+    assert not hooks(network)

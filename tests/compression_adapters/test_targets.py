@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 
-from compression_adapters import compression_problem
+from compression_adapters import compress, compression_problem
 from compression_adapters.loop import reweighted_client
 from compression_adapters.search import search_problem
 from compression_adapters.targets import compress_to
@@ -90,3 +90,37 @@ def test_a_target_that_no_gamma_meets_is_refused_with_what_was_reached():
 def test_targets_that_mean_nothing_are_refused(options, message):
     with pytest.raises(ValueError, match=message):
         compress_to(small_network(), pool(), **options)
+
+
+def test_compress_takes_a_target_in_place_of_gamma():
+    settings = {"delta": 0.4, "epsilon": 0.1, "max_trials": 8}
+    result = compress(small_network(), pool(), ratio="50%", **settings)
+    met = result.gammas[result.gammas["meets_target"]]
+    assert result.problem.gamma in set(met["gamma"])
+    assert result.layers["weights"].sum() <= 0.5 * result.layers["weights_before"].sum()
+    spent = result.timings
+    parts = sum(spent[k] for k in ("factorize", "fit", "propose", "evaluate"))
+    assert parts <= spent["total"]
+    assert compress(small_network(), pool(), gamma=0.5, **settings).gammas is None
+
+
+def test_compress_takes_a_loss_in_place_of_gamma():
+    settings = {"delta": 0.4, "epsilon": 0.1, "max_trials": 8}
+    result = compress(small_network(), pool(), loss_at_most=0.5, **settings)
+    assert result.loss.mean <= 0.5
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({}, "exactly one of gamma, ratio and loss_at_most; got none"),
+        ({"gamma": 1.0, "ratio": 0.5}, "got gamma and ratio"),
+        ({"ratio": 0.5, "loss_at_most": 1.0}, "got ratio and loss_at_most"),
+        ({"ratio": "half"}, "ratio must lie between 0 and 1.*got 'half'"),
+        ({"loss_at_most": 0.0}, "loss_at_most must be positive; got 0.0"),
+        ({"ratio": 0.5, "client": object()}, r"\(ratio\) cannot continue a client"),
+    ],
+)
+def test_compress_wants_one_of_gamma_and_the_targets(options, message):
+    with pytest.raises(ValueError, match=message):
+        compress(small_network(), pool(), **options)

@@ -1,0 +1,200 @@
+"""How many samples an evaluation draws, where that is to be found out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from typing import TYPE_CHECKING, Any, Final
+
+import torch
+from ax.api.client import Client
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from ax_pac.generation import PAC_NODE
+from compression_adapters.loop import SAMPLE_SIZE_PROPERTY, new_client
+from compression_adapters.problem import CompressionProblem
+
+if TYPE_CHECKING:
+    from compression_adapters.search import CompressionResult
+
+AUTO: Final = "auto"
+FEWEST_SAMPLES: Final = 50
+"""The paper's m: what `num_samples="auto"` starts with, and the least it chooses."""
+
+_MODEL_TRIALS: Final = 3
+_LARGEST_BATCH: Final = 2**28
+"""Bytes of the inputs of one evaluation, which runs as one batch: 256 MiB."""
+
+
+@dataclass(frozen=True)
+class SampleSize:
+    """How many samples were chosen, and what was measured for it.
+
+    Args:
+        num_samples: m, the samples of every evaluation of the search.
+        overhead_seconds: Fit, certificate and proposal, a trial. Wall seconds.
+        seconds_per_sample: Of the first evaluations, the reference network's outputs
+            included, which each new sample of a pool needs once. Wall seconds.
+        trials: Evaluations that were timed.
+        most: What m was limited to: the pool, or 256 MiB of inputs.
+    """
+
+    num_samples: int
+    overhead_seconds: float
+    seconds_per_sample: float
+    trials: int
+    most: int
+
+    def sentence(self) -> str:
+        """Say it in one sentence, for a report."""
+        return (
+            f"{self.num_samples} samples an evaluation, chosen after "
+            f"{self.trials} evaluations of {FEWEST_SAMPLES}: proposing a trial took "
+            f"{self.overhead_seconds:.3g} s, a sample {self.seconds_per_sample:.3g} s "
+            f"(at least {FEWEST_SAMPLES}, at most {self.most})."
+        )
+
+
+def balanced_sample_size(
+    overhead_seconds: float, seconds_per_sample: float, most: int
+) -> int:
+    """Return how many samples cost what a trial costs beside its evaluation.
+
+    Fewer would waste the optimiser's time, whose trials cost nearly the same with more
+    samples and say more; with more the evaluations dominate.
+
+    Args:
+        overhead_seconds: Fit, certificate and proposal, a trial.
+        seconds_per_sample: Of an evaluation, positive.
+        most: The pool.
+
+    Returns:
+        Their quotient, at least 50, at most `most`.
+
+    Raises:
+        ValueError: when a time is negative, or the pool below 50.
+
+    Example:
+        >>> balanced_sample_size(0.5, 0.001, most=10_000)
+        500
+        >>> balanced_sample_size(0.5, 0.1, 10_000), balanced_sample_size(0.5, 1e-6, 900)
+        (50, 900)
+    """
+    if overhead_seconds < 0.0 or seconds_per_sample <= 0.0 or most < FEWEST_SAMPLES:
+        raise ValueError(
+            f"Expected times that were measured and a pool of at least "
+            f"{FEWEST_SAMPLES}; got {overhead_seconds} s, {seconds_per_sample} s a "
+            f"sample, a pool of {most}."
+        )
+    balanced = min(overhead_seconds / seconds_per_sample, float(most))
+    return max(FEWEST_SAMPLES, int(balanced))
+
+
+def most_samples(
+    inputs: Tensor | Dataset[Any] | Callable[..., Tensor], problem: CompressionProblem
+) -> int:
+    """Return the largest number of samples to choose: the pool, within memory.
+
+    Args:
+        inputs: Of `compress`.
+        problem: Made of them.
+
+    Returns:
+        At least 50 where the pool has as many.
+    """
+    few = problem.sampler(2, torch.Generator().manual_seed(0)).inputs
+    bytes_per_sample = max(1, few[0].numel() * few.element_size())
+    fit = max(FEWEST_SAMPLES, _LARGEST_BATCH // bytes_per_sample)
+    pool = len(inputs) if hasattr(inputs, "__len__") else fit
+    return min(pool, fit)
+
+
+def search_auto(
+    problem: CompressionProblem,
+    *,
+    most: int,
+    max_trials: int = 200,
+    client: Client | None = None,
+    **options: Any,
+) -> CompressionResult:
+    """Search with as many samples an evaluation as cost what the optimiser costs.
+
+    The search starts with 50 samples. After the space-filling evaluations and three
+    that the model proposed, the number is chosen, once, from the wall times so far.
+    More than 50: the search starts anew, so that all its evaluations have one size, and
+    the first ones count towards nothing but the time. 50: it goes on.
+
+    The choice depends on wall times, so that two runs may differ where their seeds do
+    not. It is kept with the client: a search that is continued uses it again.
+
+    Args:
+        problem: With `num_samples` of 50.
+        most: See `most_samples`.
+        max_trials: Evaluations of the search itself.
+        client: Of an earlier search that chose its number of samples.
+        options: Others of `search_problem`.
+
+    Returns:
+        The result; its `sample_size` is None where the search ended before a choice.
+        `timings` includes the first evaluations.
+
+    Raises:
+        ValueError: when the client's search had a fixed number of samples.
+    """
+    # That module offers this one's search.
+    from compression_adapters.search import search_problem
+
+    if client is not None:
+        chosen = recorded_sample_size(client)
+        if chosen is None:
+            raise ValueError(
+                "The client's search did not choose its number of samples; continue it "
+                "with the num_samples that it was made with."
+            )
+        problem = replace(problem, num_samples=chosen.num_samples)
+        return search_problem(problem, max_trials=max_trials, client=client, **options)
+    initial = options.get("num_initial_trials") or max(6, len(problem.parameters) + 2)
+    first_trials = min(initial + _MODEL_TRIALS, max_trials)
+    first = search_problem(problem, max_trials=first_trials, **options)
+    proposed = int((first.trials["node"] == PAC_NODE).sum())
+    if first.stop_reason != "max_trials" or proposed == 0:
+        return first
+    chosen = _choose(first, proposed, most)
+    same = chosen.num_samples == problem.num_samples
+    left = max_trials - len(first.trials)
+    if same and left < 2:
+        record_sample_size(first.client, chosen)
+        return replace(first, sample_size=chosen)
+    client = first.client if same else new_client(problem)
+    record_sample_size(client, chosen)
+    result = search_problem(
+        replace(problem, num_samples=chosen.num_samples),
+        max_trials=left if same else max_trials,
+        client=client,
+        **options,
+    )
+    for name, seconds in first.timings.items():
+        result.timings[name] += seconds
+    return result
+
+
+def record_sample_size(client: Client, chosen: SampleSize) -> None:
+    """Keep a choice with a search, in memory and in its file."""
+    client._experiment._properties[SAMPLE_SIZE_PROPERTY] = asdict(chosen)
+
+
+def recorded_sample_size(client: Client) -> SampleSize | None:
+    """Return the choice that a search was made with, or None if it made none."""
+    known = client._experiment._properties.get(SAMPLE_SIZE_PROPERTY)
+    return None if known is None else SampleSize(**known)
+
+
+def _choose(first: CompressionResult, proposed: int, most: int) -> SampleSize:
+    """Choose from the times of the first trials."""
+    times, trials = first.timings, len(first.trials)
+    # Proposing the space-filling points takes next to nothing.
+    overhead = (times["fit"] + times["propose"]) / proposed
+    per_sample = times["evaluate"] / (trials * first.problem.num_samples)
+    num_samples = balanced_sample_size(overhead, per_sample, most)
+    return SampleSize(num_samples, overhead, per_sample, trials, most)
