@@ -108,7 +108,8 @@ def test_a_search_that_is_continued_uses_its_choice_again(times, monkeypatch, tm
     )
     assert again.sample_size == first.sample_size
     assert again.problem.num_samples == 100
-    assert len(again.trials) == len(first.trials) + 2
+    # It may end by its certificate before it has used both.
+    assert 0 < len(again.trials) - len(first.trials) <= 2
 
 
 def test_a_search_with_a_fixed_number_is_not_continued_with_auto():
