@@ -6,7 +6,7 @@ import math
 from typing import NamedTuple
 
 import torch
-from scipy.stats import beta
+from scipy.stats import beta, binom
 from torch import Tensor
 
 from ax_pac.acquisition import PACAcquisition
@@ -75,6 +75,16 @@ def draws_needed(epsilon: float, alpha: float) -> int:
     return math.ceil(math.log(alpha) / math.log1p(-epsilon))
 
 
+def certifiable_share(num_draws: int, epsilon: float, alpha: float) -> float:
+    """Return the share of failures above which so many draws do not certify epsilon.
+
+    Example:
+        >>> certifiable_share(1000, 0.05, 0.05)  # 38 or fewer of 1,000
+        0.039
+    """
+    return float(binom.ppf(alpha, num_draws, epsilon)) / num_draws
+
+
 def joint_failure(
     acquisition: PACAcquisition,
     points: Tensor,
@@ -127,6 +137,7 @@ def joint_failure(
         stages = [stage * smallest for stage in _STAGES]
     else:
         stages = [num_draws]
+    hopeless = certifiable_share(stages[-1], target, alpha / len(stages))
     failures, drawn, upper = 0, 0, 1.0
     for stage in stages:
         while drawn < stage:
@@ -135,10 +146,12 @@ def joint_failure(
             failures += int(draws.fail(batch).sum())
             drawn += batch
             # Giving up early is free: it can only withhold a certificate.
-            if num_draws is None and _is_above(failures, target * drawn, 3.0):
+            excess = failures - hopeless * drawn
+            given_up = num_draws is None and excess > max(2.0, math.sqrt(failures))
+            if given_up:
                 break
         upper = clopper_pearson_upper(failures, drawn, alpha / len(stages))
-        if upper <= target or _is_above(failures, target * drawn, 1.0):
+        if upper <= target or given_up:
             break
     return JointFailure(failures, drawn, upper + pruned, len(keep))
 
@@ -289,11 +302,6 @@ def covering(points: Tensor, scores: Tensor, num_points: int) -> Tensor:
         centre = columns[:, chosen[i]].unsqueeze(-1)
         distance = torch.minimum(distance, (columns - centre).square().sum(0))
     return chosen
-
-
-def _is_above(failures: int, expected: float, deviations: float) -> bool:
-    """Whether there are more failures than so many of their standard deviations."""
-    return failures > expected + deviations * math.sqrt(failures)
 
 
 def _root(covariance: Tensor) -> Tensor:

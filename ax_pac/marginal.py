@@ -11,7 +11,6 @@ from gpytorch.kernels import MaternKernel, ScaleKernel
 from gpytorch.likelihoods import FixedNoiseGaussianLikelihood
 from gpytorch.means import ConstantMean
 from scipy.special import chdtri
-from scipy.stats import binom
 from torch import Tensor
 
 from ax_pac.acquisition import (
@@ -27,7 +26,7 @@ from ax_pac.hyperparameter_posterior import (
     HyperparameterSample,
 )
 from ax_pac.hyperparameters import OUTPUTSCALE_BOUNDS
-from ax_pac.joint import clopper_pearson_upper
+from ax_pac.joint import certifiable_share, clopper_pearson_upper
 
 # Draws at the end of each stage, in multiples of the fewest effective ones that could
 # certify without a single failure; alpha is split evenly over the stages. A draw is
@@ -162,7 +161,7 @@ def _run_stages(
     tolerance = NEGLIGIBLE_SHARE * epsilon
     alpha_stage = alpha / len(_STAGES)
     fewest = math.log(alpha_stage) / math.log1p(-epsilon)
-    hopeless = _certifiable_share(math.ceil(_STAGES[-1] * fewest), epsilon, alpha_stage)
+    hopeless = certifiable_share(math.ceil(_STAGES[-1] * fewest), epsilon, alpha_stage)
     num_draws = num_failures = active_set_size = 0
     pairwise = torch.zeros(len(problem.candidates), dtype=torch.float64)
     for multiple in _STAGES:
@@ -193,11 +192,6 @@ def _run_stages(
         challenger=int(pairwise.argmax()),
         hyperparameter_status=_diagnosis(sample, num_failures, num_draws, fewest),
     )
-
-
-def _certifiable_share(num_draws: int, epsilon: float, alpha: float) -> float:
-    """Share of failures above which even all draws, if independent, would fail."""
-    return float(binom.ppf(alpha, num_draws, epsilon)) / num_draws
 
 
 def _diagnosis(
