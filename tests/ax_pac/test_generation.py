@@ -106,12 +106,15 @@ def test_delta_is_in_objective_units(unit):
     client = new_client(delta=unit * SETTINGS["delta"])
     proposals = run(client, evaluate=scaled, sem=unit * SEM)
     reference = new_client()
-    assert len(proposals) == len(run(reference))
-    one, two = latest_certificate(client), latest_certificate(reference)
-    assert one is not None
-    assert two is not None
-    # The likelihood is optimised to a tolerance, on data that differ by rounding.
-    assert one.score == pytest.approx(two.score, abs=1e-2)
+    # The likelihood is optimised to a tolerance, on data that differ by rounding, so a
+    # check that is close to epsilon may come out either way: one evaluation more.
+    assert abs(len(proposals) - len(run(reference))) <= 1
+    one, two = (certificate_history(c)["score"].iloc[0] for c in (client, reference))
+    assert one == pytest.approx(two, abs=1e-2)
+    for c in (client, reference):
+        certificate = latest_certificate(c)
+        assert certificate is not None
+        assert certificate.holds
 
 
 def test_maximising_the_negative_is_the_same_search():
