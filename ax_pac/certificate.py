@@ -165,7 +165,7 @@ def _at_level_joint(
     cells: Cells | None,
 ) -> PACCertificate:
     """Replace the pairwise probability by the bound on that of any point."""
-    alpha, alpha_of_check = _spending(certificate)
+    alpha, alpha_of_check = spending(certificate.epsilon, certificate.num_observations)
     points, scores = search.points, search.scores
     if cells is not None:
         rng = torch.Generator().manual_seed(seed)
@@ -202,7 +202,7 @@ def _at_level_marginal(
             "level 'marginal' needs an objective that is one outcome or its negative; "
             f"got the transform {acquisition.posterior_transform}"
         )
-    alpha, alpha_of_check = _spending(certificate)
+    alpha, alpha_of_check = spending(certificate.epsilon, certificate.num_observations)
     first = fewest_observations(len(certificate.incumbent))
     # No check is made on fewer, so theirs can be spent as well.
     alpha_of_check = min(alpha, alpha_of_check * first)
@@ -270,11 +270,10 @@ def _mixed(points: Tensor, scores: Tensor, rng: torch.Generator) -> Tensor:
     return torch.cat([feared, others]).unique()
 
 
-def _spending(certificate: PACCertificate) -> tuple[float, float]:
+def spending(epsilon: float, num_observations: int) -> tuple[float, float]:
     """What simulation may cost over all checks of a search, and over this one."""
-    n = certificate.num_observations
-    alpha = _ALPHA_SHARE * certificate.epsilon
-    return alpha, alpha / (n * (n + 1))
+    alpha = _ALPHA_SHARE * epsilon
+    return alpha, alpha / (num_observations * (num_observations + 1))
 
 
 def _union(

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from botorch.models import SingleTaskGP
-from gpytorch.kernels import MaternKernel, ScaleKernel
+from gpytorch.kernels import ScaleKernel
 from linear_operator.utils.cholesky import psd_safe_cholesky
 from torch import Tensor
 from torch.quasirandom import SobolEngine
@@ -20,6 +20,8 @@ from torch.quasirandom import SobolEngine
 from ax_pac import PACAcquisition
 from ax_pac.challenger import more_informative
 from ax_pac.joint import joint_failure
+from benchmarks.known import joint_holds, known_model, unit_kernel
+from benchmarks.plans import matching
 from benchmarks.traces import Trace, provenance
 
 NAME = "calibration"
@@ -60,13 +62,11 @@ _PLAN: tuple[tuple[dict[str, Any], int, float], ...] = (
 
 def plan(seeds: int | None, **changes: Any) -> list[tuple[dict[str, Any], int]]:
     """Every setting that agrees with `changes`, its runs in order of the seed."""
-    known = _PLAN[0][0]
-    if set(changes) - set(known):
-        raise ValueError(f"unknown settings in {[*changes]}, known: {[*known]}")
+    wanted = matching((row for row, _, _ in _PLAN), changes)
     return [
         (row, seed)
         for row, runs, _ in _PLAN
-        if all(row[name] == value for name, value in changes.items())
+        if row in wanted
         for seed in range(seeds or runs)
     ]
 
@@ -117,28 +117,15 @@ def _rules_that_stop(
         if f"pairwise {epsilon}" not in stopped:
             met.append(f"pairwise {epsilon}")
         if f"joint {epsilon}" not in stopped:
-            n, alpha = problem.num_evaluations, 0.1 * epsilon
-            result = joint_failure(
-                acquisition,
-                problem.domain,
-                scores,
-                epsilon=epsilon - alpha,
-                alpha=alpha / (n * (n + 1)),
-                seed=n,
-                fill_in=False,
-            )
-            if result.upper_bound + alpha <= epsilon:
+            n = problem.num_evaluations
+            if joint_holds(acquisition, problem.domain, scores, epsilon, n):
                 met.append(f"joint {epsilon}")
     return met
 
 
 def _kernel(d: int) -> ScaleKernel:
     """The prior that functions are drawn from: Matern-5/2, unit variance."""
-    base = MaternKernel(nu=2.5, ard_num_dims=d).double()
-    base.lengthscale = torch.tensor(_LENGTHSCALES[d], dtype=torch.float64)
-    kernel = ScaleKernel(base).double()
-    kernel.outputscale = 1.0
-    return kernel.requires_grad_(False)
+    return unit_kernel(torch.tensor(_LENGTHSCALES[d], dtype=torch.float64))
 
 
 @cache
@@ -194,15 +181,7 @@ class _Draw:
         """The exact posterior, hyperparameters known."""
         Y = torch.tensor(self.Y, dtype=torch.float64).unsqueeze(-1)
         Yvar = torch.full_like(Y, self.noise**2)
-        model = SingleTaskGP(
-            self.domain[self.indices],
-            Y,
-            Yvar,
-            covar_module=self.kernel,
-            outcome_transform=None,
-        )
-        model.mean_module.initialize(constant=0.0)
-        return model.eval().requires_grad_(False)
+        return known_model(self.domain[self.indices], Y, Yvar, self.kernel)
 
     def verdict(self, acquisition: PACAcquisition, scores: Tensor) -> dict[str, Any]:
         """True regret of the incumbent, and its exact posterior probability."""

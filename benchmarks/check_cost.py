@@ -9,6 +9,7 @@ import torch
 
 from ax_pac import certify, fit_model
 from benchmarks.functions import draw_from_prior
+from benchmarks.plans import matching
 from benchmarks.traces import Trace, provenance
 
 NAME = "check_cost"
@@ -27,12 +28,9 @@ _DELTAS = tuple(0.1 * 1.25**k for k in range(20))
 
 def plan(seeds: int | None, **changes: Any) -> list[tuple[dict[str, Any], int]]:
     """Five functions in each dimension."""
-    if set(changes) - {"d"}:
-        raise ValueError(f"unknown settings in {[*changes]}, known: d")
     return [
-        ({"d": d, "n": _NUM_OBSERVATIONS}, seed)
-        for d in _DIMENSIONS
-        if changes.get("d", d) == d
+        ({**row, "n": _NUM_OBSERVATIONS}, seed)
+        for row in matching(({"d": d} for d in _DIMENSIONS), changes)
         for seed in range(seeds or _RUNS)
     ]
 

@@ -12,13 +12,14 @@ from typing import Any
 
 import torch
 from botorch.models import SingleTaskGP
-from gpytorch.kernels import MaternKernel, ScaleKernel
 from torch import Tensor
 
 from ax_pac import PACAcquisition, certify
 from ax_pac.challenger import find_challenger, more_informative
 from ax_pac.joint import joint_failure
 from benchmarks.functions import draw_from_prior
+from benchmarks.known import known_model, unit_kernel
+from benchmarks.plans import matching
 from benchmarks.traces import Trace, provenance
 
 NAME = "inner_maximum"
@@ -47,14 +48,8 @@ def _lengthscale(d: int) -> Tensor:
 
 def plan(seeds: int | None, **changes: Any) -> list[tuple[dict[str, Any], int]]:
     """Fourteen runs in each dimension, of at most ten states each."""
-    if set(changes) - {"d"}:
-        raise ValueError(f"unknown settings in {[*changes]}, known: d")
-    return [
-        ({"d": d}, seed)
-        for d in _DIMENSIONS
-        if changes.get("d", d) == d
-        for seed in range(seeds or 14)
-    ]
+    rows = matching(({"d": d} for d in _DIMENSIONS), changes)
+    return [(row, seed) for row in rows for seed in range(seeds or 14)]
 
 
 def minutes(job: tuple[dict[str, Any], int]) -> float:
@@ -107,19 +102,9 @@ def tail(score: float) -> float:
 
 def _model(X: Tensor, Y: Tensor) -> SingleTaskGP:
     """The exact posterior, hyperparameters known."""
-    d = X.shape[-1]
-    kernel = ScaleKernel(MaternKernel(nu=2.5, ard_num_dims=d)).double()
-    kernel.base_kernel.lengthscale = _lengthscale(d)
-    kernel.outputscale = 1.0
-    model = SingleTaskGP(
-        X,
-        Y.unsqueeze(-1),
-        torch.full((len(X), 1), _NOISE**2, dtype=torch.float64),
-        covar_module=kernel,
-        outcome_transform=None,
-    )
-    model.mean_module.initialize(constant=0.0)
-    return model.eval().requires_grad_(False)
+    Yvar = torch.full((len(X), 1), _NOISE**2, dtype=torch.float64)
+    kernel = unit_kernel(_lengthscale(X.shape[-1]))
+    return known_model(X, Y.unsqueeze(-1), Yvar, kernel)
 
 
 def _compare(

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 from botorch.models import SingleTaskGP
-from gpytorch.kernels import MaternKernel, ScaleKernel
+from gpytorch.kernels import ScaleKernel
 from linear_operator.utils.cholesky import psd_safe_cholesky
 from torch import Tensor
 from torch.quasirandom import SobolEngine
@@ -24,6 +24,8 @@ from ax_pac import PACAcquisition
 from ax_pac.challenger import more_informative
 from ax_pac.joint import joint_failure
 from ax_pac.noise import smoothed_sems
+from benchmarks.known import joint_holds, known_model, unit_kernel
+from benchmarks.plans import matching
 from benchmarks.traces import Trace, provenance
 
 NAME = "noise_calibration"
@@ -54,14 +56,8 @@ _PLAN = (
 
 def plan(seeds: int | None, **changes: Any) -> list[tuple[dict[str, Any], int]]:
     """Every setting that agrees with `changes`; a seed is the same function in each."""
-    if set(changes) - set(_PLAN[0]):
-        raise ValueError(f"unknown settings in {[*changes]}, known: {[*_PLAN[0]]}")
-    return [
-        (row, seed)
-        for seed in range(seeds or _RUNS)
-        for row in _PLAN
-        if all(row[name] == value for name, value in changes.items())
-    ]
+    rows = matching(_PLAN, changes)
+    return [(row, seed) for seed in range(seeds or _RUNS) for row in rows]
 
 
 def minutes(job: tuple[dict[str, Any], int]) -> float:
@@ -94,28 +90,14 @@ def run(seed: int, settings: dict[str, Any]) -> Trace:
 
 
 def _holds(acquisition: PACAcquisition, domain: Tensor, scores: Tensor, n: int) -> bool:
-    """The joint certificate as `certify` computes it, on a finite domain."""
+    """Whether the filter and the joint certificate hold."""
     if float(torch.special.ndtr(scores.max())) > EPSILON:
         return False
-    alpha = 0.1 * EPSILON
-    result = joint_failure(
-        acquisition,
-        domain,
-        scores,
-        epsilon=EPSILON - alpha,
-        alpha=alpha / (n * (n + 1)),
-        seed=n,
-        fill_in=False,
-    )
-    return result.upper_bound + alpha <= EPSILON
+    return joint_holds(acquisition, domain, scores, EPSILON, n)
 
 
 def _kernel() -> ScaleKernel:
-    base = MaternKernel(nu=2.5, ard_num_dims=len(_LENGTHSCALES)).double()
-    base.lengthscale = torch.tensor(_LENGTHSCALES, dtype=torch.float64)
-    kernel = ScaleKernel(base).double()
-    kernel.outputscale = 1.0
-    return kernel.requires_grad_(False)
+    return unit_kernel(torch.tensor(_LENGTHSCALES, dtype=torch.float64))
 
 
 @cache
@@ -176,15 +158,8 @@ class _NoisyDraw:
             )
         elif noise == "true":
             sem = self.true_sems[self.indices]
-        model = SingleTaskGP(
-            X,
-            torch.tensor(self.Y, dtype=torch.float64).unsqueeze(-1),
-            torch.from_numpy(sem**2).unsqueeze(-1),
-            covar_module=_kernel(),
-            outcome_transform=None,
-        )
-        model.mean_module.initialize(constant=0.0)
-        return model.eval().requires_grad_(False)
+        Y = torch.tensor(self.Y, dtype=torch.float64).unsqueeze(-1)
+        return known_model(X, Y, torch.from_numpy(sem**2).unsqueeze(-1), _kernel())
 
     def verdict(self, acquisition: PACAcquisition) -> dict[str, Any]:
         """Evaluations to the stop, true regret, and what the true variances say."""

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from torch.quasirandom import SobolEngine
 
 from ax_pac.noise import smoothed_sems
+from benchmarks.plans import matching
 from benchmarks.traces import ROOT, Trace, provenance
 from compression_adapters import compression_problem, compression_ratio
 from compression_adapters.presets import PRESETS, cache_folder
@@ -58,13 +59,8 @@ def plan(seeds: int | None, **changes: Any) -> list[tuple[dict[str, Any], int]]:
         for loss in LOSSES
         for m in SAMPLES
     ]
-    if set(changes) - set(rows[0]):
-        raise ValueError(f"unknown settings in {[*changes]}, known: {[*rows[0]]}")
     return [
-        (row, seed)
-        for row in rows
-        if all(row[name] == value for name, value in changes.items())
-        for seed in range(seeds or 1)
+        (row, seed) for row in matching(rows, changes) for seed in range(seeds or 1)
     ]
 
 

@@ -145,6 +145,7 @@ def top_accuracies(
         images, labels = images.to(device), labels.to(device)
         top1, top5 = accuracy(network, images, labels, (1, _top(network, images[:1])))
         return top1, top5
+    # Map-style: torch gives Dataset no __len__ of its own.
     size = len(test)  # type: ignore[arg-type]
     count = size if max_samples is None else min(size, max_samples)
     if count < 1:

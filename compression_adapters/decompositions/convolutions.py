@@ -115,10 +115,22 @@ def conv2d(
         geometry.padding_mode,
         device=weight.device,
     )
+    # Only the constructor differs; mypy takes no assignment to a class for one.
     layer.__class__ = nn.Conv2d  # type: ignore[assignment]
     layer.weight = nn.Parameter(weight, requires_grad=False)
     layer.bias = None if bias is None else nn.Parameter(bias, requires_grad=False)
     return layer
+
+
+def spatial_conv2d(layer: nn.Module) -> nn.Conv2d | None:
+    """Return a plain convolution without groups that is larger than 1 x 1.
+
+    A 1 x 1 convolution is a matrix, for which `svd` does the same with fewer parts.
+    """
+    conv = plain_conv2d(layer)
+    if conv is None or conv.groups > 1 or conv.kernel_size == (1, 1):
+        return None
+    return conv
 
 
 def plain_conv2d(layer: nn.Module) -> nn.Conv2d | None:

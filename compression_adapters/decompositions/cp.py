@@ -12,8 +12,8 @@ from compression_adapters.decompositions.convolutions import (
     bias_of,
     conv2d,
     empty_bias,
-    plain_conv2d,
     shape_in_words,
+    spatial_conv2d,
 )
 from compression_adapters.decompositions.tensor_algebra import Array, parafac
 
@@ -133,14 +133,9 @@ class CP:
     searchable: bool = False
 
     def supports(self, layer: nn.Module) -> bool:
-        """Accept plain 2d convolutions without groups that rank 1 makes no larger.
-
-        A 1 x 1 convolution is a matrix, for which `svd` does the same with fewer parts.
-        """
-        conv = plain_conv2d(layer)
-        if conv is None or conv.groups > 1 or conv.kernel_size == (1, 1):
-            return False
-        return _max_rank(conv) > 0
+        """Accept spatial convolutions without groups that rank 1 makes no larger."""
+        conv = spatial_conv2d(layer)
+        return conv is not None and _max_rank(conv) > 0
 
     def max_rank(self, layer: nn.Module) -> int:
         """Return the largest rank that adds no weights and is not above full rank."""
