@@ -15,6 +15,7 @@ from benchmarks import (
     fc3,
     fitted,
     inner_maximum,
+    networks,
     noise_calibration,
     sem_coverage,
 )
@@ -32,6 +33,7 @@ BENCHMARKS = {
         check_cost,
         sem_coverage,
         noise_calibration,
+        networks,
     )
 }
 
