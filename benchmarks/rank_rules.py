@@ -69,11 +69,9 @@ def evbmf_rule(problem: CompressionProblem) -> Rule:
     chosen = {}
     for layer in problem.layers:
         channels_out, channels_in, height, width = layer.weight_shape
-        chosen[layer.name] = evbmf_rank(
-            layer.decomposition.singular_values(problem.factors[layer.name]).numpy(),
-            channels_in * height,
-            channels_out * width,
-        )
+        values = layer.decomposition.singular_values(problem.factors[layer.name])
+        rows, columns = channels_in * height, channels_out * width
+        chosen[layer.name] = max(1, evbmf_rank(values.numpy(), rows, columns))
 
     def rule(share: float) -> Ranks:
         # From nothing to everything: the factor is 1 at a share of a half.
