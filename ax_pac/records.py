@@ -6,7 +6,8 @@ import dataclasses
 import hashlib
 import json
 import math
-from typing import Any
+import weakref
+from typing import Any, Protocol
 
 import pandas as pd
 from ax.core.experiment import Experiment
@@ -258,4 +259,37 @@ def keep_record(
         "seconds": seconds,
     }
     experiment._properties.setdefault(PROPERTY, []).append(record)
+    _save_records(experiment)
     return record
+
+
+class SavesRecords(Protocol):
+    """What keeps an experiment: see `StoredClient`."""
+
+    def save_records(self) -> None:
+        """Write the experiment's properties."""
+
+
+# Who saves an experiment, by its id: Ax's experiments cannot be hashed. Whoever keeps
+# one outlives it, so that an id is not taken for another's.
+_KEEPERS: weakref.WeakValueDictionary[int, SavesRecords] = weakref.WeakValueDictionary()
+
+
+def save_records_by(experiment: Experiment, keeper: SavesRecords) -> None:
+    """Have `keeper` called whenever a record is added to an experiment."""
+    _KEEPERS[id(experiment)] = keeper
+
+
+def _save_records(experiment: Experiment) -> None:
+    """Save the records of an experiment that is kept in a database.
+
+    Ax saves an experiment's properties only with the whole experiment, so that a
+    record would be lost with its process.
+    """
+    keeper = _KEEPERS.get(id(experiment))
+    if keeper is not None and getattr(keeper, "_experiment", None) is experiment:
+        keeper.save_records()
+    elif experiment.db_id is not None:
+        from ax.storage.sqa_store.save import update_properties_on_experiment
+
+        update_properties_on_experiment(experiment)
