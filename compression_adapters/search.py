@@ -214,11 +214,9 @@ def compress(
         progress: Whether to show a progress bar; None: on a terminal only.
         client: The client of an earlier search on the same layers, to continue it,
             typically with a smaller delta. Not with a target.
-        db: A database that keeps the search: a path (SQLite) or an SQLAlchemy URL. A
-            search that it holds is continued, and killed at any moment loses nothing
-            but the evaluation in flight, see `docs/how_to/storage.md`. All settings
-            must be those of its start, except `max_trials`, which counts all its
-            trials, and `progress`.
+        db: A database that keeps the search, a path (SQLite) or an SQLAlchemy URL. The
+            one that it holds is continued; `max_trials` counts all its trials, all
+            other settings must be as they were, see `docs/how_to/storage.md`.
         name: Of the search in the database.
 
     Returns:
