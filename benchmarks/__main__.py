@@ -15,8 +15,10 @@ from benchmarks import (
     fc3,
     fitted,
     inner_maximum,
+    kill,
     noise_calibration,
     sem_coverage,
+    storage_cost,
 )
 from benchmarks.report import write_reports
 from benchmarks.traces import Trace, append_trace, missing
@@ -32,6 +34,8 @@ BENCHMARKS = {
         check_cost,
         sem_coverage,
         noise_calibration,
+        kill,
+        storage_cost,
     )
 }
 
