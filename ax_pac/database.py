@@ -11,6 +11,7 @@ import pandas as pd
 import sqlalchemy
 from ax.core.data import Data
 from ax.core.experiment import Experiment
+from ax.core.generator_run import GeneratorRun
 from ax.core.trial import Trial
 from ax.generation_strategy.generation_strategy import GenerationStrategy
 from ax.storage.metric_registry import CORE_METRIC_REGISTRY
@@ -26,7 +27,12 @@ from ax.storage.sqa_store.save import (
     _update_generation_strategy,
     update_properties_on_experiment,
 )
-from ax.storage.sqa_store.sqa_classes import SQAData, SQAExperiment, SQATrial
+from ax.storage.sqa_store.sqa_classes import (
+    SQAData,
+    SQAExperiment,
+    SQAGeneratorRun,
+    SQATrial,
+)
 from sqlalchemy.orm import scoped_session, sessionmaker
 
 # What a trial's row has from its first save on.
@@ -199,17 +205,35 @@ def save_changes(
         trials: Indices of trials that changed.
     """
     encoder, decoder = bundle.encoder, bundle.decoder
+    known = strategy is not None and strategy.db_id is not None
+    new_runs = [r for r in strategy._generator_runs if r.db_id is None] if known else []
     if whole:
         _save_experiment(experiment, encoder=encoder, decoder=decoder)
     else:
         update_properties_on_experiment(experiment, config=bundle.sqa_config)
-    if strategy is not None and strategy.db_id is None:
-        _save_generation_strategy(strategy, encoder=encoder, decoder=decoder)
+        if trials:
+            _save_trials(experiment, encoder, decoder, trials)
+    if known:
+        _update_strategy(strategy, new_runs, encoder, decoder)
     elif strategy is not None:
-        runs = [run for run in strategy._generator_runs if run.db_id is None]
-        _update_generation_strategy(strategy, runs, encoder=encoder, decoder=decoder)
-    if trials and not whole:
-        _save_trials(experiment, encoder, decoder, trials)
+        _save_generation_strategy(strategy, encoder=encoder, decoder=decoder)
+
+
+def _update_strategy(
+    strategy: GenerationStrategy,
+    new_runs: Sequence[GeneratorRun],
+    encoder: Encoder,
+    decoder: Decoder,
+) -> None:
+    """Write where a strategy stands; runs that its trials brought are only linked."""
+    linked = [run.db_id for run in new_runs if run.db_id is not None]
+    others = [run for run in new_runs if run.db_id is None]
+    _update_generation_strategy(strategy, others, encoder=encoder, decoder=decoder)
+    if linked:
+        with db.session_scope() as session:
+            session.query(SQAGeneratorRun).filter(
+                SQAGeneratorRun.id.in_(linked)
+            ).update({"generation_strategy_id": strategy.db_id})
 
 
 def _save_trials(

@@ -36,8 +36,8 @@ def render_kill(traces: Sequence[Trace]) -> str:
     lines = [
         "# Searches that are killed",
         "",
-        "A search of a small network kept in SQLite, its process killed by SIGKILL at a "
-        "moment drawn uniformly from the duration of a search left alone, and started "
+        "A search of a small network kept in SQLite, its process killed by SIGKILL at "
+        "a moment drawn uniformly from the duration of a search left alone, and started "
         f"again until it ends ({settings}). After each kill the database is read by "
         "another process and compared with what it held before, and with a log of "
         "evaluations that is kept beside it. Promises: no completed trial is lost or "
@@ -80,8 +80,8 @@ def render_storage_cost(traces: Sequence[Trace]) -> str:
         "Evaluating takes no time here, so these are the largest ratios. *Ratio*: of "
         "the medians.",
         "",
-        "| d | n | level | none, wall | stored, wall | ratio | Ax's own, wall | ratio | "
-        "none, CPU | stored, CPU | ratio |",
+        "| d | n | level | none, wall | stored, wall | ratio | Ax's own, wall "
+        "| ratio | none, CPU | stored, CPU | ratio |",
         "|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     groups: dict[tuple, list[Trace]] = {}
