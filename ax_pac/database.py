@@ -205,18 +205,19 @@ def save_changes(
         trials: Indices of trials that changed.
     """
     encoder, decoder = bundle.encoder, bundle.decoder
-    known = strategy is not None and strategy.db_id is not None
-    new_runs = [r for r in strategy._generator_runs if r.db_id is None] if known else []
+    new_runs: list[GeneratorRun] = []
+    if strategy is not None:
+        new_runs = [run for run in strategy._generator_runs if run.db_id is None]
     if whole:
         _save_experiment(experiment, encoder=encoder, decoder=decoder)
     else:
         update_properties_on_experiment(experiment, config=bundle.sqa_config)
         if trials:
             _save_trials(experiment, encoder, decoder, trials)
-    if known:
-        _update_strategy(strategy, new_runs, encoder, decoder)
-    elif strategy is not None:
+    if strategy is not None and strategy.db_id is None:
         _save_generation_strategy(strategy, encoder=encoder, decoder=decoder)
+    elif strategy is not None:
+        _update_strategy(strategy, new_runs, encoder, decoder)
 
 
 def _update_strategy(

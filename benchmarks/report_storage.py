@@ -37,7 +37,7 @@ def render_kill(traces: Sequence[Trace]) -> str:
         "# Searches that are killed",
         "",
         "A search of a small network kept in SQLite, its process killed by SIGKILL at "
-        "a moment drawn uniformly from the duration of a search left alone, and started "
+        "a moment drawn uniformly from the duration of a search left alone, and begun "
         f"again until it ends ({settings}). After each kill the database is read by "
         "another process and compared with what it held before, and with a log of "
         "evaluations that is kept beside it. Promises: no completed trial is lost or "
