@@ -51,6 +51,7 @@ class CertifyingAcquisition(Acquisition):
 
     # Set by Ax's constructor; declared here because Ax publishes no types.
     botorch_acqf_classes_with_options: list[tuple[type[Any], dict[str, Any]]]
+    X_pending: Tensor | None
 
     @property
     def settings(self) -> CertificateSettings:

@@ -20,6 +20,11 @@ from ax.storage.runner_registry import CORE_RUNNER_REGISTRY
 from ax.storage.sqa_store import db
 from ax.storage.sqa_store.decoder import Decoder
 from ax.storage.sqa_store.encoder import Encoder
+from ax.storage.sqa_store.json import (
+    JSONEncodedLongText,
+    JSONEncodedMediumText,
+    JSONEncodedText,
+)
 from ax.storage.sqa_store.save import (
     _bulk_merge_into_session,
     _save_experiment,
@@ -33,7 +38,16 @@ from ax.storage.sqa_store.sqa_classes import (
     SQAGeneratorRun,
     SQATrial,
 )
+from ax.storage.sqa_store.sqa_enum import IntEnum, StringEnum
 from sqlalchemy.orm import scoped_session, sessionmaker
+
+# Ax leaves open whether statements with these types may be cached, so that SQLAlchemy
+# warns and does not cache them. Nor should it: all enumerations would share one entry.
+for _type in (
+    *(JSONEncodedText, JSONEncodedMediumText, JSONEncodedLongText),
+    *(IntEnum, StringEnum),
+):
+    _type.cache_ok = False
 
 # What a trial's row has from its first save on.
 _KEYS = ("id", "experiment_id")
