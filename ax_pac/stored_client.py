@@ -132,6 +132,17 @@ class StoredClient(Client):
             if trial.status.is_running
         }
 
+    def configure_runner(self, runner: Any) -> None:
+        """Refuse a runner, which Ax 1.3.1 cannot store.
+
+        Raises:
+            ValueError: Always.
+        """
+        raise ValueError(
+            "Ax cannot store the runner of a client, and run_trials needs one: in a "
+            "database, write the loop with get_next_trials and complete_trial"
+        )
+
     def run_trials(self, *args: Any, **kwargs: Any) -> None:
         """See Ax's `Client`; its `Orchestrator` saves by itself, in small steps."""
         with self._database.sessions():
