@@ -115,6 +115,11 @@ class StoredClient(Client):
         """The database's URL, without a password."""
         return self._database.name
 
+    @property
+    def is_configured(self) -> bool:
+        """Whether there is an experiment, found in the database or configured."""
+        return self._maybe_experiment is not None
+
     def unfinished_trials(self) -> dict[int, dict[str, Any]]:
         """Return the trials that were running when their process ended.
 
