@@ -9,7 +9,7 @@ import torch
 from ax.core.trial_status import TrialStatus
 
 from ax_pac import certificate_records, open_client
-from compression_adapters import squared_l2
+from compression_adapters import choose_pruning, squared_l2
 from compression_adapters.search import EvaluationError, compress
 from compression_adapters.stages import Stage, compress_in_stages
 from compression_adapters.stored_search import SEARCH_PROPERTY, network_digest
@@ -195,7 +195,7 @@ def test_a_target_goes_on_where_it_was(tmp_path):
 
 
 def test_stages_keep_a_search_each_and_need_a_folder(tmp_path):
-    stages = [Stage("one", {"include": "0"}), Stage("two", {"include": "2"})]
+    stages = [Stage("one"), Stage("two", {"choose": choose_pruning})]
     options = {**SETTINGS, "db": tmp_path / "a.db", "max_trials": 6}
     with pytest.raises(ValueError, match="need a folder"):
         compress_in_stages(small_network(), pool(), stages, **options)
