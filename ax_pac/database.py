@@ -137,34 +137,13 @@ class Database:
             ) from error
         self.name = self.engine.url.render_as_string(hide_password=True)
         try:
-            db.create_all_tables(self.engine)
-            if self.engine.dialect.name == "postgresql":
-                self._widen_columns()
+            unlimited_tables().create_all(self.engine)
         except sqlalchemy.exc.DatabaseError as error:
             raise ValueError(
                 f"the database {self.name} cannot be opened: {error.orig}. Check that "
                 "its folder or server exists, that it is a database, and that you may "
                 "write to it"
             ) from error
-
-    def _widen_columns(self) -> None:
-        """Lift Ax's limits on the length of text, which only PostgreSQL enforces.
-
-        A strategy with the bins of a hundred layers is longer than the 4,096 characters
-        that Ax provides for it.
-        """
-        inspector = sqlalchemy.inspect(self.engine)
-        quote = self.engine.dialect.identifier_preparer.quote
-        for table in db.Base.metadata.tables:
-            for column in inspector.get_columns(table):
-                if getattr(column["type"], "length", None) is None:
-                    continue
-                alteration = (
-                    f"ALTER TABLE {quote(table)} ALTER COLUMN "
-                    f"{quote(column['name'])} TYPE TEXT"
-                )
-                with self.engine.begin() as connection:
-                    connection.execute(sqlalchemy.text(alteration))
 
     @contextlib.contextmanager
     def sessions(self) -> Iterator[None]:
@@ -183,6 +162,21 @@ class Database:
         with self.engine.connect() as connection:
             rows = connection.execute(sqlalchemy.select(SQAExperiment.name))
             return sorted(str(name) for (name,) in rows)
+
+
+def unlimited_tables() -> sqlalchemy.MetaData:
+    """Return Ax's tables without their limits on the length of text.
+
+    SQLite enforces none. PostgreSQL refuses the largest of them, and a strategy with
+    the bins of a hundred layers is longer than the 4,096 characters that Ax gives it.
+    """
+    tables = sqlalchemy.MetaData()
+    for table in db.Base.metadata.tables.values():
+        for column in table.to_metadata(tables).columns:
+            kind = getattr(column.type, "impl_instance", column.type)
+            if isinstance(kind, sqlalchemy.String):
+                column.type = sqlalchemy.Text()
+    return tables
 
 
 @contextlib.contextmanager

@@ -16,6 +16,7 @@ from benchmarks import (
     fitted,
     inner_maximum,
     kill,
+    networks,
     noise_calibration,
     sem_coverage,
     storage_cost,
@@ -36,6 +37,7 @@ BENCHMARKS = {
         noise_calibration,
         kill,
         storage_cost,
+        networks,
     )
 }
 

@@ -15,6 +15,7 @@ from benchmarks.report_fitted import (
     render_fitted,
     render_inner_maximum,
 )
+from benchmarks.report_networks import render_networks
 from benchmarks.report_noise import render_noise
 from benchmarks.report_storage import render_kill, render_storage_cost
 from benchmarks.traces import FOLDER, Trace, read_traces
@@ -33,6 +34,7 @@ def write_reports(folder: Path = FOLDER) -> list[Path]:
         ("check_cost", render_check_cost),
         ("kill", render_kill),
         ("storage_cost", render_storage_cost),
+        ("networks", render_networks),
     ):
         traces = read_traces(name, folder)
         if traces:

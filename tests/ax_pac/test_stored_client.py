@@ -220,6 +220,20 @@ def test_a_database_that_cannot_be_opened_is_refused(
     assert "secret" not in str(refused.value)
 
 
+def test_the_tables_of_postgresql_limit_no_text():
+    from sqlalchemy.dialects import postgresql
+    from sqlalchemy.schema import CreateTable
+
+    from ax_pac.database import unlimited_tables
+
+    tables = unlimited_tables().sorted_tables
+    dialect = postgresql.dialect()
+    made = "\n".join(str(CreateTable(t).compile(dialect=dialect)) for t in tables)
+    assert "generation_strategy" in made
+    assert "TEXT(" not in made
+    assert "VARCHAR" not in made
+
+
 def test_a_missing_driver_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "psycopg", None)
     with pytest.raises(ValueError, match="driver 'psycopg' is not installed"):
