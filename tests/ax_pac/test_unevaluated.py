@@ -42,8 +42,10 @@ def distance(one, two):
     return max(abs(one[name] - two[name]) for name in one)
 
 
-@pytest.mark.parametrize("ending", ENDINGS)
-@pytest.mark.parametrize("settings", [{}, {"cells": EDGES}])
+@pytest.mark.parametrize(
+    ("ending", "settings"),
+    [*((ending, {}) for ending in ENDINGS), (fail, {"cells": EDGES})],
+)
 def test_a_point_without_an_observation_is_not_proposed_again(ending, settings):
     client = new_client(delta=0.03, **settings)
     run(client, max_trials=7)
