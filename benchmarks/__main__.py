@@ -15,9 +15,11 @@ from benchmarks import (
     fc3,
     fitted,
     inner_maximum,
+    kill,
     networks,
     noise_calibration,
     sem_coverage,
+    storage_cost,
 )
 from benchmarks.report import write_reports
 from benchmarks.traces import Trace, append_trace, missing
@@ -33,6 +35,8 @@ BENCHMARKS = {
         check_cost,
         sem_coverage,
         noise_calibration,
+        kill,
+        storage_cost,
         networks,
     )
 }
