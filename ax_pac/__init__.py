@@ -17,6 +17,7 @@ from ax_pac.noise import smoothed_sems
 from ax_pac.records import certificate_records
 from ax_pac.stopping import (
     PACStoppingStrategy,
+    certified_generation_strategy,
     certify_experiment,
     incumbent_arm,
     latest_certificate,
@@ -34,6 +35,7 @@ __all__ = [
     "PACStoppingStrategy",
     "certificate_history",
     "certificate_records",
+    "certified_generation_strategy",
     "certify",
     "certify_experiment",
     "find_challenger",

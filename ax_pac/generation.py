@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+import weakref
 from typing import Any
 
 import numpy as np
@@ -46,6 +47,12 @@ from ax_pac.verdict import DEFAULT_LEVEL, PACCertificate
 
 PAC_NODE = "PAC"
 SOBOL_NODE = "Sobol"
+
+# Which PAC node searches an experiment, by the experiment's `id` (Ax's experiments have
+# no hash). Whoever asks the node's question about its experiment shares its fit.
+_SEARCHING: weakref.WeakValueDictionary[int, GenerationNode] = (
+    weakref.WeakValueDictionary()
+)
 
 
 class BoundedMaternKernel(ScaleMaternKernel):
@@ -261,10 +268,17 @@ class InitialTrialsCompleted(TransitionCriterion):
 
     def is_met(self, experiment: Experiment, curr_node: GenerationNode) -> bool:
         """Return whether the experiment has the observations."""
-        threshold = self.num_initial_trials
-        if threshold is None:
-            threshold = max(6, len(experiment.search_space.tunable_parameters) + 2)
-        return len(observed_data(experiment)) >= threshold
+        if curr_node._generation_strategy is not None:
+            nodes = curr_node.generation_strategy.nodes_by_name
+            _SEARCHING[id(experiment)] = nodes[self.transition_to]
+        return has_initial_trials(experiment, self.num_initial_trials)
+
+
+def has_initial_trials(experiment: Experiment, number: int | None) -> bool:
+    """Return whether there are so many observations; None for `max(6, d + 2)`."""
+    if number is None:
+        number = max(6, len(experiment.search_space.tunable_parameters) + 2)
+    return len(observed_data(experiment)) >= number
 
 
 class CertificateHolds(TransitionCriterion):
@@ -281,21 +295,67 @@ class CertificateHolds(TransitionCriterion):
 
     def is_met(self, experiment: Experiment, curr_node: GenerationNode) -> bool:
         """Return whether the search is finished, computing each certificate once."""
+        _SEARCHING[id(experiment)] = curr_node
         data = observed_data(experiment)
         if data.empty:
             return False
-        options = curr_node.generator_spec.generator_kwargs["acquisition_options"]
-        settings = CertificateSettings(**options)
-        record = find_record(experiment, data_key(data), settings)
-        if record is None:
-            start = time.perf_counter()
-            curr_node._fit(experiment=experiment)
-            seconds = time.perf_counter() - start
-            adapter = curr_node.generator_spec.fitted_adapter
-            record = certify_adapter(
-                experiment, data, adapter, settings, fit_seconds=seconds
-            )
-        return PACCertificate.from_dict(record).holds
+        return PACCertificate.from_dict(certify_at(curr_node, experiment, data)).holds
+
+
+def node_settings(node: GenerationNode) -> CertificateSettings:
+    """Return what a PAC node asks of its certificates."""
+    options = node.generator_spec.generator_kwargs["acquisition_options"]
+    return CertificateSettings(**options)
+
+
+def certify_at(
+    node: GenerationNode, experiment: Experiment, data: pd.DataFrame
+) -> dict[str, Any]:
+    """Return the record for these data, computed with the node's own model if need be.
+
+    The node proposes from the same fit: Ax fits again only when the data change.
+
+    Args:
+        node: A PAC node.
+        experiment: The experiment that it searches.
+        data: What `observed_data` returned for it.
+    """
+    settings = node_settings(node)
+    record = find_record(experiment, data_key(data), settings)
+    if record is None:
+        start = time.perf_counter()
+        node._fit(experiment=experiment)
+        seconds = time.perf_counter() - start
+        adapter = node.generator_spec.fitted_adapter
+        record = certify_adapter(
+            experiment, data, adapter, settings, fit_seconds=seconds
+        )
+    return record
+
+
+def searching_node(
+    experiment: Experiment, settings: CertificateSettings
+) -> GenerationNode | None:
+    """Return the PAC node that searches an experiment with the same question, if any.
+
+    Args:
+        experiment: An Ax experiment.
+        settings: The question; seed and sampling are no part of it.
+    """
+    node = _SEARCHING.get(id(experiment))
+    # An `id` may have been given to another experiment since.
+    if node is None or node.generation_strategy._experiment is not experiment:
+        return None
+    same = node_settings(node).question == settings.question
+    return node if same else None
+
+
+def is_space_filling(node: GenerationNode, experiment: Experiment) -> bool:
+    """Return whether the strategy of a PAC node is still at its initial design."""
+    current = node.generation_strategy.current_node
+    if current is node:
+        return False
+    return not all(c.is_met(experiment, current) for c in current.transition_criteria)
 
 
 def certify_adapter(
