@@ -48,6 +48,9 @@ from ax_pac.verdict import DEFAULT_LEVEL, PACCertificate
 PAC_NODE = "PAC"
 SOBOL_NODE = "Sobol"
 
+# Up to so many cells the initial design may repeat one.
+_FEW_CELLS = 100
+
 # Which PAC node searches an experiment, by the experiment's `id` (Ax's experiments have
 # no hash). Whoever asks the node's question about its experiment shares its fit.
 _SEARCHING: weakref.WeakValueDictionary[int, GenerationNode] = (
@@ -136,6 +139,9 @@ def _sobol_kwargs(settings: CertificateSettings) -> dict[str, Any]:
     if settings.cells:
         kwargs["transforms"] = [CanonicalPoints, *Cont_X_trans]
         kwargs["transform_configs"] = _cells_config(settings)
+        # Ax gives up when it finds no new point, and there may be fewer than trials.
+        number = math.prod(len(edges) - 1 for _, edges in settings.cells)
+        kwargs["deduplicate"] = number > _FEW_CELLS
     return kwargs
 
 
