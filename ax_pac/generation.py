@@ -3,16 +3,11 @@
 from __future__ import annotations
 
 import math
-import time
-import weakref
 from typing import Any
 
 import numpy as np
-import pandas as pd
-from ax.adapter.base import Adapter
 from ax.adapter.registry import Cont_X_trans, Generators, MBM_X_trans
 from ax.core.experiment import Experiment
-from ax.core.observation import ObservationFeatures
 from ax.generation_strategy.generation_node import GenerationNode
 from ax.generation_strategy.generation_strategy import GenerationStrategy
 from ax.generation_strategy.generator_spec import GeneratorSpec
@@ -26,6 +21,7 @@ from botorch.models.transforms.outcome import Standardize
 from ax_pac.acquisition import PACAcquisition
 from ax_pac.ax_acquisition import CertifyingAcquisition
 from ax_pac.ax_cells import CanonicalPoints
+from ax_pac.ax_certificate import certify_at, remember_search
 from ax_pac.ax_noise import SmoothedNoise
 from ax_pac.cells import CellEdges, frozen_edges
 from ax_pac.expected_improvement import LogPACExpectedImprovement
@@ -38,9 +34,6 @@ from ax_pac.noise import DEFAULT_NUM_SAMPLES
 from ax_pac.records import (
     DEFAULT_NOISE,
     CertificateSettings,
-    data_key,
-    find_record,
-    keep_record,
     observed_data,
 )
 from ax_pac.verdict import DEFAULT_LEVEL, PACCertificate
@@ -50,12 +43,6 @@ SOBOL_NODE = "Sobol"
 
 # Up to so many cells the initial design may repeat one.
 _FEW_CELLS = 100
-
-# Which PAC node searches an experiment, by the experiment's `id` (Ax's experiments have
-# no hash). Whoever asks the node's question about its experiment shares its fit.
-_SEARCHING: weakref.WeakValueDictionary[int, GenerationNode] = (
-    weakref.WeakValueDictionary()
-)
 
 
 class BoundedMaternKernel(ScaleMaternKernel):
@@ -276,7 +263,7 @@ class InitialTrialsCompleted(TransitionCriterion):
         """Return whether the experiment has the observations."""
         if curr_node._generation_strategy is not None:
             nodes = curr_node.generation_strategy.nodes_by_name
-            _SEARCHING[id(experiment)] = nodes[self.transition_to]
+            remember_search(experiment, nodes[self.transition_to])
         return has_initial_trials(experiment, self.num_initial_trials)
 
 
@@ -301,130 +288,8 @@ class CertificateHolds(TransitionCriterion):
 
     def is_met(self, experiment: Experiment, curr_node: GenerationNode) -> bool:
         """Return whether the search is finished, computing each certificate once."""
-        _SEARCHING[id(experiment)] = curr_node
+        remember_search(experiment, curr_node)
         data = observed_data(experiment)
         if data.empty:
             return False
         return PACCertificate.from_dict(certify_at(curr_node, experiment, data)).holds
-
-
-def node_settings(node: GenerationNode) -> CertificateSettings:
-    """Return what a PAC node asks of its certificates."""
-    options = node.generator_spec.generator_kwargs["acquisition_options"]
-    return CertificateSettings(**options)
-
-
-def certify_at(
-    node: GenerationNode, experiment: Experiment, data: pd.DataFrame
-) -> dict[str, Any]:
-    """Return the record for these data, computed with the node's own model if need be.
-
-    The node proposes from the same fit: Ax fits again only when the data change.
-
-    Args:
-        node: A PAC node.
-        experiment: The experiment that it searches.
-        data: What `observed_data` returned for it.
-    """
-    settings = node_settings(node)
-    record = find_record(experiment, data_key(data), settings)
-    if record is None:
-        start = time.perf_counter()
-        node._fit(experiment=experiment)
-        seconds = time.perf_counter() - start
-        adapter = node.generator_spec.fitted_adapter
-        record = certify_adapter(
-            experiment, data, adapter, settings, fit_seconds=seconds
-        )
-    return record
-
-
-def searching_node(
-    experiment: Experiment, settings: CertificateSettings
-) -> GenerationNode | None:
-    """Return the PAC node that searches an experiment with the same question, if any.
-
-    Args:
-        experiment: An Ax experiment.
-        settings: The question; seed and sampling are no part of it.
-    """
-    node = _SEARCHING.get(id(experiment))
-    # An `id` may have been given to another experiment since.
-    if node is None or node.generation_strategy._experiment is not experiment:
-        return None
-    same = node_settings(node).question == settings.question
-    return node if same else None
-
-
-def is_space_filling(node: GenerationNode, experiment: Experiment) -> bool:
-    """Return whether the strategy of a PAC node is still at its initial design."""
-    current = node.generation_strategy.current_node
-    if current is node:
-        return False
-    return not all(c.is_met(experiment, current) for c in current.transition_criteria)
-
-
-def certify_adapter(
-    experiment: Experiment,
-    data: pd.DataFrame,
-    adapter: Adapter,
-    settings: CertificateSettings,
-    *,
-    fit_seconds: float,
-) -> dict[str, Any]:
-    """Compute a certificate with a fitted Ax adapter and keep its record.
-
-    Args:
-        experiment: The experiment that the adapter was fitted to.
-        data: What `observed_data` returned for it.
-        adapter: An adapter made with `generator_kwargs(settings)`.
-        settings: What is asked of the certificate.
-        fit_seconds: What the fit took, for the record.
-
-    Returns:
-        The record.
-    """
-    start = time.perf_counter()
-    # No pending observations on purpose: a certificate speaks of completed data.
-    adapter.gen(n=1)
-    certificate = adapter.generator._acquisition.certificate
-    return keep_record(
-        experiment,
-        certificate,
-        key=data_key(data),
-        num_trials=int(data["trial_index"].nunique()),
-        settings=settings,
-        incumbent_arm=_arm_at(experiment, adapter, certificate.incumbent),
-        seconds={"fit": fit_seconds, "propose": time.perf_counter() - start},
-    )
-
-
-def _arm_at(
-    experiment: Experiment, adapter: Adapter, point: tuple[float, ...]
-) -> str | None:
-    """Return the name of the arm at a point of the model's input space."""
-    features = ObservationFeatures(
-        parameters=dict(zip(adapter.parameters, point, strict=True))
-    )
-    for transform in reversed(list(adapter.transforms.values())):
-        features = transform.untransform_observation_features([features])[0]
-    canonical = adapter.transforms.get(CanonicalPoints.__name__)
-    for name, arm in experiment.arms_by_name.items():
-        parameters = arm.parameters
-        if canonical is not None:
-            parameters = canonical.canonical_parameters(parameters)
-        if _same_parameters(parameters, features.parameters):
-            return str(name)
-    return None
-
-
-def _same_parameters(first: dict[str, Any], second: dict[str, Any]) -> bool:
-    """Whether two parameterizations agree, floats to rounding error."""
-    for name, value in first.items():
-        other = second.get(name, value)
-        if isinstance(value, float) and isinstance(other, float):
-            if not math.isclose(value, other, rel_tol=1e-9, abs_tol=1e-12):
-                return False
-        elif value != other:
-            return False
-    return True

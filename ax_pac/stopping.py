@@ -15,15 +15,14 @@ from ax.generation_strategy.generation_strategy import GenerationStrategy
 from ax.generation_strategy.transition_criterion import TransitionCriterion
 from ax.global_stopping.strategies.base import BaseGlobalStoppingStrategy
 
-from ax_pac.cells import CellEdges, frozen_edges
-from ax_pac.generation import (
+from ax_pac.ax_certificate import (
     certify_adapter,
     certify_at,
-    generator_kwargs,
-    has_initial_trials,
     is_space_filling,
     searching_node,
 )
+from ax_pac.cells import CellEdges, frozen_edges
+from ax_pac.generation import generator_kwargs, has_initial_trials
 from ax_pac.noise import DEFAULT_NUM_SAMPLES
 from ax_pac.records import (
     DEFAULT_NOISE,
