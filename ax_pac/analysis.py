@@ -16,6 +16,7 @@ from ax_pac.stopping import experiment_of
 _TIMES = ("fit", "certify", "propose", "evaluate")
 # Fit and certificate cool, proposal light, evaluation grey: what is not ours.
 _TIME_COLOURS = ("#1f77b4", "#2ca02c", "#9ecae1", "#b0b7bf")
+_PROBABILITY_TICKS = [*(m * 10.0**-k for k in range(1, 4) for m in (5, 2, 1)), 1e-6]
 _ACCENT, _BAND, _THRESHOLD = "#1f77b4", "rgba(31, 119, 180, 0.18)", "#444"
 
 
@@ -134,7 +135,9 @@ def plot_certificate_history(history: pd.DataFrame) -> go.Figure:
     figure.update_yaxes(
         title="probability that the incumbent is not within delta",
         type="log",
-        exponentformat="power",
+        # On one or two decades plotly labels every line, on many every third.
+        tickvals=_PROBABILITY_TICKS,
+        ticktext=[f"{tick:g}" for tick in _PROBABILITY_TICKS],
     )
     return figure
 

@@ -24,6 +24,13 @@ from ax_pac.analysis import (
 )
 from ax_pac.records import certificate_records, observed_data
 
+# A card has its own title, and a notebook cell no room for a legend at the side.
+_LAYOUT = {
+    "template": "plotly_white",
+    "margin": {"t": 80},
+    "legend": {"orientation": "h", "y": 1.02, "yanchor": "bottom"},
+}
+
 
 class _CertificateAnalysis(Analysis):
     """A picture of what certificates left with an experiment."""
@@ -89,7 +96,7 @@ class _CertificateAnalysis(Analysis):
             title=self.title,
             subtitle=self.subtitle,
             df=table,
-            fig=self.figure(table).update_layout(title=None),
+            fig=self.figure(table).update_layout(title=None, **_LAYOUT),
         )
 
 

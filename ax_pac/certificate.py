@@ -19,8 +19,9 @@ from ax_pac.acquisition import (
 from ax_pac.cells import Cells
 from ax_pac.challenger import ChallengerSearch, find_challenger, scored_cells
 from ax_pac.difference import scalar_weight
+from ax_pac.hyperparameters import fewest_observations, too_few_observations
 from ax_pac.joint import filled_in, joint_failure
-from ax_pac.marginal import fewest_observations, marginal_failure
+from ax_pac.marginal import marginal_failure
 from ax_pac.verdict import (
     DEFAULT_LEVEL,
     PACCertificate,
@@ -70,7 +71,8 @@ def certify(
     averages it over the posterior of the hyperparameters, see `marginal_failure`. The
     weaker levels come first, as filters. Of epsilon a tenth pays for the error of
     simulation: a check on n observations spends `0.1 epsilon / (n (n + 1))`, which sums
-    to `0.1 epsilon` over all n and is spent again by no resumed search.
+    to `0.1 epsilon` over all n and is spent again by no resumed search. Both levels
+    make no claim on fewer than `fewest_observations(d)` observations.
 
     It works on any BoTorch model, whichever acquisition function chose the points. A
     maximum that is missed makes a certificate false, so before one is issued a second,
@@ -106,7 +108,7 @@ def certify(
     Example:
         >>> import torch
         >>> from ax_pac import certify, fit_model
-        >>> X = torch.linspace(0, 1, 9, dtype=torch.float64).unsqueeze(-1)
+        >>> X = torch.linspace(0, 1, 11, dtype=torch.float64).unsqueeze(-1)
         >>> model = fit_model(X, -(X - 0.4) ** 2, torch.full_like(X, 1e-6))
         >>> bounds = torch.tensor([[0.0], [1.0]], dtype=torch.float64)
         >>> certify(model, X, bounds, delta=0.1, epsilon=0.01, seed=0).holds
@@ -144,12 +146,20 @@ def certify(
         reason="",
         challenger=tuple(search.challenger.squeeze(0).tolist()),
         incumbent=tuple(acquisition.incumbent.squeeze(0).tolist()),
-        num_observations=_num_observations(model, X_observed),
+        num_observations=len(_inputs(model, X_observed)),
         pairwise_probability=_tail(search.score),
         second_search_gap=gap,
     )
     if level != "pairwise" and certificate.holds:
-        certificate = _at_level_joint(certificate, acquisition, search, seeds[2], cells)
+        too_few = too_few_observations(_inputs(model, X_observed))
+        if too_few is None:
+            certificate = _at_level_joint(
+                certificate, acquisition, search, seeds[2], cells
+            )
+        else:
+            certificate = dataclasses.replace(
+                certificate, certifiable=False, hyperparameter_status=too_few
+            )
     if level == "marginal" and certificate.holds:
         certificate = _at_level_marginal(
             certificate, acquisition, search, seeds[3], cells
@@ -296,10 +306,12 @@ def _tail(score: float) -> float:
     return float(torch.special.ndtr(torch.tensor(score, dtype=torch.float64)))
 
 
-def _num_observations(model: Model, X_observed: Tensor) -> int:
-    """Count observations, repetitions at one point included."""
-    targets = getattr(model, "train_targets", None)
-    return len(X_observed) if targets is None else int(targets.shape[-1])
+def _inputs(model: Model, X_observed: Tensor) -> Tensor:
+    """Where observations were made, repetitions at one point included, `n x d`."""
+    inputs = getattr(model, "train_inputs", None)
+    if inputs is None or inputs[0].ndim != 2:
+        return X_observed
+    return inputs[0].detach()
 
 
 def absolute_delta(

@@ -39,6 +39,32 @@ def outputscale_constraint() -> Interval:
     return Interval(*OUTPUTSCALE_BOUNDS, initial_value=INITIAL_OUTPUTSCALE)
 
 
+def fewest_observations(dim: int) -> int:
+    """Return how many observations a claim about `dim` coordinates needs at least."""
+    return max(2 * dim + 3, 10)
+
+
+def too_few_observations(X: Tensor) -> str | None:
+    """Say why observations cannot tell the hyperparameters, None if they may.
+
+    A fit to fewer can be certain and wrong: nothing in it says that a function which
+    looks flat at nine points is not.
+
+    Args:
+        X: Where they were made, repetitions included. Shape `n x d`.
+    """
+    num_observations, dim = X.shape
+    num_distinct = len(X.unique(dim=0))
+    fewest, fewest_distinct = fewest_observations(dim), max(dim + 3, 8)
+    if num_observations >= fewest and num_distinct >= fewest_distinct:
+        return None
+    return (
+        f"{num_observations} observations at {num_distinct} distinct points are too "
+        f"few to know the hyperparameters of {dim} coordinates: at least {fewest} at "
+        f"{fewest_distinct} are needed"
+    )
+
+
 def fit_model(
     X: Tensor, Y: Tensor, Yvar: Tensor, bounds: Tensor | None = None
 ) -> SingleTaskGP:

@@ -25,7 +25,7 @@ from ax_pac.hyperparameter_posterior import (
     HyperparameterChains,
     HyperparameterSample,
 )
-from ax_pac.hyperparameters import OUTPUTSCALE_BOUNDS
+from ax_pac.hyperparameters import OUTPUTSCALE_BOUNDS, too_few_observations
 from ax_pac.joint import certifiable_share, clopper_pearson_upper
 
 # Draws at the end of each stage, in multiples of the fewest effective ones that could
@@ -238,22 +238,11 @@ def clopper_pearson(
     return clopper_pearson_upper(k, n, alpha)
 
 
-def fewest_observations(dim: int) -> int:
-    """Return how many observations a claim about `dim` coordinates needs at least."""
-    return max(2 * dim + 3, 10)
-
-
 def _refusal(model: SingleTaskGP, problem: DifferenceProblem) -> str | None:
     """Say why these data support no claim, None if they may."""
-    num_observations, dim = problem.Z.shape
-    num_distinct = len(problem.Z.unique(dim=0))
-    fewest = fewest_observations(dim)
-    if num_observations < fewest or num_distinct < max(dim + 3, 8):
-        return (
-            f"{num_observations} observations at {num_distinct} distinct points are "
-            f"too few to know the hyperparameters of {dim} coordinates: at least "
-            f"{fewest} at {max(dim + 3, 8)} are needed"
-        )
+    too_few = too_few_observations(problem.Z)
+    if too_few is not None:
+        return too_few
     outputscale = float(model.covar_module.outputscale.detach())
     # The upper bound is no reason: a smooth function with a trend, Branin for one, is
     # fitted best by a large output scale with long length scales.

@@ -45,7 +45,8 @@ class PACCertificate:
         active_set_size: Points in a joint draw, at most.
         effective_sample_size: Independent draws that those of level `marginal` are
             worth; None at the other levels.
-        hyperparameter_status: At level `marginal`, "ok" or why no claim can be made.
+        hyperparameter_status: Why no claim can be made, at the levels above `pairwise`;
+            "ok" at level `marginal` where one can.
         second_search_gap: Score found by the second, larger and independent search less
             that of the first; None when the first did not come near a certificate.
     """

@@ -38,8 +38,9 @@ _LENGTHSCALES = {
 _DOMAIN_POINTS = {2: 2048, 4: 3072, 6: 4096}
 _INITIAL = {2: 5, 4: 10, 6: 15}
 _MAX_EVALUATIONS = {2: 100, 4: 150, 6: 200}
-# Draws behind the exact posterior probability at a stop; its error is below .004.
-_EXACT_DRAWS = 4096
+# Draws behind the exact posterior probability at a stop. Its error in one run, .007
+# at a probability of .05, is .0004 in the average over 300.
+_EXACT_DRAWS = 1024
 
 
 def settings(

@@ -20,7 +20,7 @@ from ax_pac.hyperparameter_posterior import (
     LENGTHSCALE_MEDIAN,
     OUTPUTSCALE_LOG_SD,
 )
-from ax_pac.marginal import fewest_observations
+from ax_pac.hyperparameters import fewest_observations
 from benchmarks.functions import (
     TEST_FUNCTIONS,
     Function,
@@ -118,8 +118,9 @@ def _levels_that_hold(certificate: PACCertificate) -> list[str]:
     levels = []
     if certificate.pairwise_probability <= EPSILON:
         levels.append("pairwise")
-    # Level marginal is asked only where level joint is met.
-    if certificate.hyperparameter_status is not None:
+    # Level marginal is asked only where level joint is met, and neither speaks (alpha
+    # is not spent) on too few observations.
+    if certificate.hyperparameter_status is not None and certificate.alpha > 0.0:
         levels.append("joint")
     if certificate.holds:
         levels.append("marginal")

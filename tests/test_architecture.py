@@ -42,7 +42,7 @@ ALLOWED: tuple[tuple[str, set[str]], ...] = (
         NUMERICS
         | {
             *("ax_pac.acquisition", "ax_pac.cells", "ax_pac.challenger"),
-            "ax_pac.difference",
+            *("ax_pac.difference", "ax_pac.hyperparameters"),
             *("ax_pac.joint", "ax_pac.marginal", "ax_pac.verdict"),
         },
     ),

@@ -148,3 +148,22 @@ def test_impossible_bounds_are_refused(model_and_points, bounds):
     model, X = model_and_points
     with pytest.raises(ValueError, match="bounds must"):
         certify(model, X, torch.tensor(bounds), delta=0.1, epsilon=0.1)
+
+
+@pytest.mark.parametrize(("d", "fewest"), [(1, 10), (2, 10), (6, 15)])
+def test_no_claim_above_pairwise_on_too_few_observations(d, fewest):
+    box = torch.stack([torch.zeros(d), torch.ones(d)]).double()
+    X = SobolEngine(d, scramble=True, seed=0).draw(fewest, dtype=torch.float64)
+    Y = bowl(X)
+    verdicts = []
+    for n in (fewest - 1, fewest):
+        model = fit_model(X[:n], Y[:n], torch.full_like(Y[:n], 1e-6))
+        verdicts.append(
+            certify(model, X[:n], box, delta=50.0, epsilon=0.05, level="joint", seed=0)
+        )
+    few, enough = verdicts
+    assert not few.holds
+    assert few.failure_probability <= few.epsilon  # it is not the bound that refuses
+    assert f"at least {fewest}" in few.reason
+    assert enough.holds
+    assert enough.hyperparameter_status is None

@@ -125,7 +125,7 @@ def test_a_search_with_a_fixed_number_is_not_continued_with_auto():
 
 
 def test_a_search_that_ends_before_a_choice_says_that_there_was_none():
-    easy = SETTINGS | {"delta": 5.0}
+    easy = SETTINGS | {"delta": 5.0, "level": "pairwise"}
     result = compress(small_network(), pool(), num_samples="auto", **easy)
     assert result.certificate.holds
     assert result.sample_size is None

@@ -53,6 +53,8 @@ def code_blocks(page: str) -> list[str]:
 @pytest.mark.parametrize("page", [page for page in PAGES if code_blocks(page)])
 @pytest.mark.filterwarnings("ignore:Very small noise values")
 @pytest.mark.filterwarnings("ignore:.*AxClient.*:DeprecationWarning")
+# Ax's default acquisition, on a page that shows the certificate for it.
+@pytest.mark.filterwarnings("ignore:Optimization failed")
 def test_code_of_the_page_runs(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     names = GIVEN.get(page, dict)()
