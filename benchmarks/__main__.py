@@ -16,6 +16,7 @@ from benchmarks import (
     fitted,
     inner_maximum,
     noise_calibration,
+    overhead,
     sem_coverage,
 )
 from benchmarks.report import write_reports
@@ -32,6 +33,7 @@ BENCHMARKS = {
         check_cost,
         sem_coverage,
         noise_calibration,
+        overhead,
     )
 }
 

@@ -55,6 +55,7 @@ def code_blocks(page: str) -> list[str]:
 @pytest.mark.filterwarnings("ignore:.*AxClient.*:DeprecationWarning")
 # Ax's default acquisition, on a page that shows the certificate for it.
 @pytest.mark.filterwarnings("ignore:Optimization failed")
+@pytest.mark.filterwarnings("ignore:A not p.d.")
 def test_code_of_the_page_runs(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     names = GIVEN.get(page, dict)()
