@@ -82,7 +82,10 @@ def is_space_filling(node: GenerationNode, experiment: Experiment) -> bool:
     current = node.generation_strategy.current_node
     if current is node:
         return False
-    return not all(c.is_met(experiment, current) for c in current.transition_criteria)
+    return not all(
+        criterion.is_met(experiment, current)
+        for criterion in current.transition_edges[node.name]
+    )
 
 
 def certify_adapter(

@@ -220,7 +220,13 @@ def pac_generation_strategy(
         generator_specs=[
             GeneratorSpec(Generators.SOBOL, generator_kwargs=_sobol_kwargs(settings))
         ],
-        transition_criteria=[InitialTrialsCompleted(PAC_NODE, num_initial_trials)],
+        # Ax proposes from a node before it asks whether that node is at its end: the
+        # first certificate is asked for here, or it would cost an evaluation.
+        transition_criteria=[
+            InitialTrialsCompleted(SOBOL_NODE, num_initial_trials),
+            CertificateHolds(SOBOL_NODE),
+            InitialTrialsCompleted(PAC_NODE, num_initial_trials),
+        ],
         # In place of a repetition Ax would put a point that is nobody's centre.
         should_deduplicate=not settings.cells,
     )
@@ -245,7 +251,8 @@ class InitialTrialsCompleted(TransitionCriterion):
     come, so that a missing standard error is reported at once.
 
     Args:
-        transition_to: Name of the node that takes over.
+        transition_to: Name of the node that takes over, or of the node itself, for the
+            certificate to be asked there first.
         num_initial_trials: Number of observations; None for `max(6, d + 2)`.
         continue_trial_generation: As in Ax.
     """
@@ -261,9 +268,7 @@ class InitialTrialsCompleted(TransitionCriterion):
 
     def is_met(self, experiment: Experiment, curr_node: GenerationNode) -> bool:
         """Return whether the experiment has the observations."""
-        if curr_node._generation_strategy is not None:
-            nodes = curr_node.generation_strategy.nodes_by_name
-            remember_search(experiment, nodes[self.transition_to])
+        remember_search(experiment, _pac_node(curr_node))
         return has_initial_trials(experiment, self.num_initial_trials)
 
 
@@ -282,14 +287,20 @@ class CertificateHolds(TransitionCriterion):
     Pending trials are left aside, so the rule also works while trials run.
 
     Args:
-        transition_to: Name of the node itself.
+        transition_to: Name of the node that has the criterion.
         continue_trial_generation: As in Ax.
     """
 
     def is_met(self, experiment: Experiment, curr_node: GenerationNode) -> bool:
         """Return whether the search is finished, computing each certificate once."""
-        remember_search(experiment, curr_node)
+        node = _pac_node(curr_node)
+        remember_search(experiment, node)
         data = observed_data(experiment)
         if data.empty:
             return False
-        return PACCertificate.from_dict(certify_at(curr_node, experiment, data)).holds
+        return PACCertificate.from_dict(certify_at(node, experiment, data)).holds
+
+
+def _pac_node(node: GenerationNode) -> GenerationNode:
+    """Return the PAC node of a node's strategy."""
+    return node.generation_strategy.nodes_by_name[PAC_NODE]

@@ -170,8 +170,10 @@ class _Problem:
 
 def run(seed: int, settings: dict[str, Any]) -> Trace:
     """One search through one door, or ten trials of both strategies."""
+    quiet = logging.root.manager.disable
     logging.disable(logging.WARNING)
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), contextlib.ExitStack() as after:
+        after.callback(logging.disable, quiet)
         warnings.simplefilter("ignore")
         problem = _Problem(settings["d"], seed)
         if settings["what"] == "cost":

@@ -86,10 +86,10 @@ def _costs(traces: Sequence[Trace]) -> list[str]:
     lines = [
         "## CPU seconds of a trial, beside Ax's default strategy",
         "",
-        "A `Client` asked for a trial and told its outcome, after n space-filling ones, "
-        "both strategies taking turns in one process. Medians over the ten trials of "
-        "each run, all runs together. PAC with its pairwise check, which is made at "
-        "every trial. *Propose*: acquisition function and its optimisation, "
+        "A `Client` asked for a trial and told its outcome, after n space-filling "
+        "ones, both strategies taking turns in one process. Medians over the ten "
+        "trials of each run, all runs together. PAC with its pairwise check, which is "
+        "made at every trial. *Propose*: acquisition function and its optimisation, "
         "predictions at the proposal; PAC's challenger is found by the certificate. "
         "*Storage*: one save of everything to JSON, not part of the total.",
         "",

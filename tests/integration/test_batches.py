@@ -10,6 +10,8 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from ax.api.client import Client
+from ax.api.configs import RangeParameterConfig
 from ax.core.data import Data
 from ax.core.metric import Metric
 from ax.core.trial_status import TrialStatus
@@ -80,6 +82,28 @@ def test_more_evaluations_at_once_than_cells_repeat_some():
     client = new_client(d=1, delta=0.02, cells={"x0": (0.0, 0.4, 0.7, 1.0)})
     run(client, max_trials=6, sem=0.1, evaluate=noisy(0, 0.1))
     assert len(batch_of(client, 5).unique(dim=0)) == 3
+
+
+@pytest.mark.parametrize("sampling", ["challenger", "expected_improvement"])
+def test_batches_of_the_other_sampling_rules_hold_different_points(sampling):
+    client = new_client(delta=0.02, sampling=sampling)
+    run(client, max_trials=8)
+    points = batch_of(client, 4)
+    distances = torch.cdist(points, points) + torch.eye(4)
+    assert float(distances.min()) > 1e-4
+
+
+def test_batches_in_spaces_of_integers_hold_different_points():
+    client = Client()
+    width = RangeParameterConfig(name="x0", parameter_type="int", bounds=(0, 20))
+    share = RangeParameterConfig(name="x1", parameter_type="float", bounds=(0, 1))
+    client.configure_experiment(parameters=[width, share])
+    client.configure_optimization(objective="-loss")
+    client.set_generation_strategy(
+        pac_generation_strategy(delta=0.1, epsilon=0.05, num_initial_trials=5, seed=0)
+    )
+    run(client, max_trials=6, evaluate=lambda p, i: (p["x0"] / 20 - 0.4) ** 2 + p["x1"])
+    assert len(batch_of(client, 4).unique(dim=0)) == 4
 
 
 def largest_score(client: Any, evaluated: torch.Tensor) -> float:

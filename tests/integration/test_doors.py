@@ -178,6 +178,18 @@ def test_every_door_gives_the_same_points_and_certificates(door, reference, comp
     assert computed == [r["num_observations"] for r in certificate_records(reference)]
 
 
+def test_a_stopping_strategy_waits_for_the_initial_design_of_the_search_beside_it():
+    question = {"delta": 3.0, "epsilon": 0.05, "level": "pairwise"}
+    settings = {**question, "num_initial_trials": 9, "seed": 1}
+    alone = through_client(pac_generation_strategy(**settings))
+    beside = through_ax_client(
+        pac_generation_strategy(**settings), PACStoppingStrategy(**question)
+    )
+    # By itself the stopping strategy would have asked, and stopped, at six.
+    assert len(alone.trials) == len(beside.trials) == 9
+    assert_same_records(alone, beside)
+
+
 def axs_own(**changes: Any) -> GenerationStrategy:
     return certified_generation_strategy(**{**QUESTION, "seed": 1, **changes})
 
