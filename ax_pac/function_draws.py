@@ -1,4 +1,4 @@
-"""Joint draws of the difference to the incumbent, revealed point by point."""
+"""How probably a joint draw of the difference to the incumbent exceeds delta."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from ax_pac.hyperparameter_posterior import (
 _REVEALED_AT_ONCE = 4
 # Share of the tolerance that each later look may drop.
 _DROPPED_SHARE = 0.1
-# A function that has revealed this many values is decided by chance.
+# A function that has revealed this many values ends with a bound on what is left.
 _MAX_REVEALED = 96
 # Doubles in the largest temporary: settings are scored in chunks of this size.
 _CHUNK_SIZE = 2_000_000
@@ -82,6 +82,8 @@ class _Functions:
         self.variance = prior - self.known.square().sum(-1)
         # Values revealed since the candidates were last thinned out.
         self.revealed: list[Tensor] = []
+        # Probability that none of the revealed values exceeds delta.
+        self.survival = torch.ones_like(outputscale)
         # What the candidates that were forgotten can do, by the union bound.
         self.dropped = torch.zeros_like(outputscale)
         self.floor = 2.0 * VARIANCE_FLOOR * outputscale.unsqueeze(-1)
@@ -111,7 +113,7 @@ class _Functions:
         self.mean, self.variance, self.k_incumbent = (
             t.gather(1, order) for t in (self.mean, self.variance, self.k_incumbent)
         )
-        self.dropped = self.dropped + left_out[:, size]
+        self.dropped = self.dropped + self.survival * left_out[:, size]
         return size
 
     def _absorb(self) -> None:
@@ -121,20 +123,18 @@ class _Functions:
             self.revealed = []
 
     def keep_settings(self, which: Tensor) -> None:
-        """Forget the settings whose draw is decided."""
+        """Forget the settings whose draw has ended."""
         self._absorb()
-        for name in "X known mean variance k_incumbent floor scale dropped".split():
+        names = "X known mean variance k_incumbent floor scale survival dropped"
+        for name in names.split():
             setattr(self, name, getattr(self, name)[which])
 
-    def reveal(self, pivot: Tensor, normal: Tensor) -> Tensor:
-        """Draw the values at one candidate of each setting, `S`, and condition on them.
+    def reveal(self, pivot: Tensor, uniform: Tensor) -> None:
+        """Draw one value of each setting, below delta, and condition on it.
 
         Args:
             pivot: Index of the candidate. Shape `S`.
-            normal: Standard normal draws. Shape `S`.
-
-        Returns:
-            `f(pivot) - f(incumbent)`. Shape `S`. Unit: standardised outcome.
+            uniform: Draws from the unit interval. Shape `S`.
         """
         row = torch.arange(len(pivot))
         point = self.X[row, pivot].unsqueeze(1)
@@ -146,27 +146,31 @@ class _Functions:
             explained += update * update[row, pivot].unsqueeze(-1)
         deviation = torch.maximum(self.variance[row, pivot], self.floor.squeeze(-1))
         deviation = deviation.sqrt()
-        value = self.mean[row, pivot] + deviation * normal
+        below = torch.special.ndtr((self.delta - self.mean[row, pivot]) / deviation)
+        self.survival = self.survival * below
+        # The quantile stays finite where hardly a draw is below delta; such a function
+        # has ended, as its survival is next to nothing.
+        normal = torch.special.ndtri((uniform * below).clamp_min(1e-300))
         update = (prior - explained) / deviation.unsqueeze(-1)
         self.revealed.append(update)
         self.mean = self.mean + update * normal.unsqueeze(-1)
         self.variance = self.variance - update.square()
         # A revealed value is no longer a threat.
         self.mean[row, pivot] = -math.inf
-        return value
 
 
 class FunctionDraws(NamedTuple):
     """Functions drawn, one under each setting of the hyperparameters.
 
     Args:
-        failed: Whether some candidate exceeds delta. Shape `S`.
+        failure: Probability that some candidate exceeds delta, estimated without bias
+            but for what is left out, which is bounded and added. Shape `S`, in [0, 1].
         active_set_size: Largest number of candidates that took part in a draw.
         pairwise: Each candidate's own probability of exceeding delta, averaged over
             the settings. Shape `N`.
     """
 
-    failed: Tensor
+    failure: Tensor
     active_set_size: int
     pairwise: Tensor
 
@@ -177,11 +181,13 @@ def draw_failures(
     tolerance: float,
     generator: torch.Generator,
 ) -> FunctionDraws:
-    """Draw one function under each setting; does a candidate beat the incumbent?
+    """Estimate under each setting how probably a candidate beats the incumbent.
 
     The difference `f(x) - f(incumbent)` is drawn jointly at all candidates that
-    matter. What is left out is bounded by the union bound and counted as failures in
-    that proportion.
+    matter, each value from its distribution below delta; one less the product of the
+    probabilities of being below is an unbiased estimate of the probability that one is
+    above, and scatters far less than whether a draw is. What is left out is bounded by
+    the union bound and added.
 
     Args:
         problem: Data, incumbent, candidates and delta.
@@ -190,11 +196,14 @@ def draw_failures(
         generator: Source of every random number.
 
     Returns:
-        Whether some candidate exceeds delta, and more about the draws.
+        The estimates, and more about the draws.
+
+    Source: Geweke 1991, Hajivassiliou and McFadden 1998, Keane 1994 (the GHK simulator
+    of a Gaussian orthant). Deviation: the order of the points is chosen on the way.
     """
     num_candidates = len(problem.candidates)
     chunk = max(1, _CHUNK_SIZE // (num_candidates * len(problem.Z)))
-    failed, largest, pairwise = [], 0, torch.zeros(num_candidates).double()
+    failure, largest, pairwise = [], 0, torch.zeros(num_candidates).double()
     for lengthscale, outputscale in zip(
         sample.lengthscale.split(chunk), sample.outputscale.split(chunk), strict=True
     ):
@@ -202,46 +211,44 @@ def draw_failures(
         scores = functions.scores()
         pairwise += torch.special.ndtr(scores).sum(0)
         largest = max(largest, functions.keep_candidates(scores, tolerance))
-        failed.append(_reveal_until_decided(functions, tolerance, generator))
+        failure.append(_reveal_until_negligible(functions, tolerance, generator))
     pairwise /= len(sample.outputscale)
-    return FunctionDraws(torch.cat(failed), largest, pairwise)
+    return FunctionDraws(torch.cat(failure), largest, pairwise)
 
 
-def _reveal_until_decided(
+def _reveal_until_negligible(
     functions: _Functions, tolerance: float, generator: torch.Generator
 ) -> Tensor:
-    """Reveal each function until it fails or what is left is negligible, `S` booleans.
+    """Reveal each function until what is left is negligible; return `S` probabilities.
 
     The point revealed next is the likeliest to fail given those revealed before. The
-    choice uses nothing that has not been revealed, so the chain rule holds and the draw
-    is a joint one. Candidates that have become unlikely are dropped. A function ends by
-    failing with the probability of what was dropped or is left: at least as often as it
-    would.
+    choice uses nothing that has not been revealed, so the chain rule holds. Candidates
+    that have become unlikely are dropped.
     """
-    failed = torch.zeros(len(functions.mean), dtype=torch.bool)
-    undecided = torch.arange(len(failed))
+    failure = torch.zeros_like(functions.survival)
+    going = torch.arange(len(failure))
     revealed = 0
-    while len(undecided):
+    while len(going):
         scores = functions.scores()
-        left = torch.special.ndtr(scores).sum(-1)
+        left = functions.survival * torch.special.ndtr(scores).sum(-1)
         ended = (left <= tolerance) | (revealed >= _MAX_REVEALED)
-        left = left + functions.dropped
-        chance = torch.rand(len(left), generator=generator, dtype=torch.float64)
-        failed[undecided] |= ended & (chance < left)
-        going_on = ~ended & ~failed[undecided]
-        undecided = undecided[going_on]
-        if len(undecided) == 0:
-            break
-        if not going_on.all():
-            functions.keep_settings(going_on)
-            scores = scores[going_on]
+        bound = 1.0 - functions.survival + left + functions.dropped
+        failure[going[ended]] = bound[ended].clamp_max(1.0)
+        if ended.any():
+            going = going[~ended]
+            if len(going) == 0:
+                break
+            functions.keep_settings(~ended)
+            scores = scores[~ended]
         functions.keep_candidates(scores, _DROPPED_SHARE * tolerance)
         for _ in range(_REVEALED_AT_ONCE):
             pivot = functions.scores().argmax(-1)
-            normal = torch.randn(len(pivot), generator=generator, dtype=torch.float64)
-            failed[undecided] |= functions.reveal(pivot, normal) > functions.delta
+            functions.reveal(
+                pivot,
+                torch.rand(len(pivot), generator=generator, dtype=torch.float64),
+            )
         revealed += _REVEALED_AT_ONCE
-    return failed
+    return failure
 
 
 def _kernel(A: Tensor, B: Tensor, scale: Tensor) -> Tensor:

@@ -24,7 +24,7 @@ MEAN_VARIANCE = 1.0
 # nearly noiseless kernel matrix with a long length scale has no Cholesky factor.
 JITTER = 1e-8
 
-_NUM_CHAINS = 64
+NUM_CHAINS = 64
 _NUM_STARTS = 512
 _PRIOR_PERIOD = 3
 # Matrices factorised at a time; more do not fit into a core's cache.
@@ -149,7 +149,7 @@ class HyperparameterChains:
     @property
     def num_samples(self) -> int:
         """Number of draws kept so far."""
-        return len(self._history) // self.thin * _NUM_CHAINS
+        return len(self._history) // self.thin * NUM_CHAINS
 
     def extend(self, num_samples: int) -> None:
         """Run on until at least `num_samples` draws are kept in all."""
@@ -202,11 +202,11 @@ class HyperparameterChains:
         power = 0.5
         while power > 1e-6:
             weights = (power * value).softmax(0)
-            if 1.0 / weights.square().sum() >= 2 * _NUM_CHAINS:
+            if 1.0 / weights.square().sum() >= 2 * NUM_CHAINS:
                 break
             power *= 0.7
         weights = (power * value).softmax(0).clamp_min(1e-300)
-        chosen = weights.multinomial(_NUM_CHAINS, generator=self._generator)
+        chosen = weights.multinomial(NUM_CHAINS, generator=self._generator)
         return pool[chosen]
 
     def _sweep(self) -> None:

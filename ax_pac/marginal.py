@@ -18,20 +18,21 @@ from ax_pac.acquisition import (
     check_model,
     check_points,
 )
+from ax_pac.betting import betting_upper, is_hopeless, log_wealth
 from ax_pac.difference import is_plain_gp
 from ax_pac.function_draws import DifferenceProblem, draw_failures
 from ax_pac.hyperparameter_posterior import (
     JITTER,
+    NUM_CHAINS,
     HyperparameterChains,
     HyperparameterSample,
+    effective_sample_size,
 )
 from ax_pac.hyperparameters import OUTPUTSCALE_BOUNDS, too_few_observations
-from ax_pac.joint import certifiable_share, clopper_pearson_upper
 
-# Draws at the end of each stage, in multiples of the fewest effective ones that could
-# certify without a single failure; alpha is split evenly over the stages. A draw is
-# worth about 0.7 effective ones.
-_STAGES = (2.0, 4.0, 9.0)
+# Draws at most, in multiples of the fewest independent ones that could certify if none
+# had any probability of failing.
+_MOST_DRAWS = 9.0
 # What fails with this share of epsilon is not looked into further: it is counted as
 # failing by chance, in proportion to a bound on its probability.
 NEGLIGIBLE_SHARE = 0.04
@@ -45,14 +46,13 @@ class MarginalFailure:
     """How probable it is that some candidate beats the incumbent by more than delta.
 
     Args:
-        num_failures: Function draws in which one does.
+        estimate: The probability, averaged over the draws.
         num_draws: Function draws, each under a hyperparameter draw of its own.
         effective_sample_size: Independent draws that these are worth, as the
             hyperparameter draws are autocorrelated.
-        upper_bound: One-sided Clopper-Pearson bound of the probability at the level
-            that is left to the stage reached, on counts scaled to the effective sample
-            size, plus what left-out candidates can contribute. Certified when it is
-            at most epsilon and the status is "ok".
+        upper_bound: Upper confidence bound of the probability, see `betting_upper`,
+            with what left-out candidates can contribute. Certified when it is at most
+            epsilon and the status is "ok".
         active_set_size: Largest number of candidates that took part in a draw.
         challenger: Index of the candidate whose pairwise probability of beating the
             incumbent, averaged over the hyperparameters, is the highest; None where
@@ -60,7 +60,7 @@ class MarginalFailure:
         hyperparameter_status: "ok", or a sentence that says why no claim is made.
     """
 
-    num_failures: int
+    estimate: float
     num_draws: int
     effective_sample_size: float
     upper_bound: float
@@ -85,15 +85,15 @@ def marginal_failure(
         P(max_x w f(x) - w f(incumbent) > delta | data)
 
     over the candidates x, averaged over the posterior of the hyperparameters. Each
-    draw takes hyperparameters from their posterior and one function from the GP under
-    them. The function is revealed point by point, the likeliest to beat the incumbent
-    first, until one does or until all that is left cannot with a probability that
-    matters. That is an exact joint draw, at a cost linear in the number of candidates.
+    draw takes hyperparameters from their posterior and estimates the probability under
+    them from one function, which is revealed point by point, the likeliest to beat the
+    incumbent first, until all that is left cannot with a probability that matters: see
+    `draw_failures`. Its cost is linear in the number of candidates.
 
-    Draws are made in stages and given up as soon as too many have failed, which can
-    only lose a certificate. The bound is that of the stage reached, at `alpha / 3`:
-    whichever stage certifies, the probability of certifying a failure probability
-    above epsilon is at most alpha.
+    Drawing ends as soon as the bound is at most epsilon, or when that has become
+    unlikely, which can only lose a certificate. The bound holds at every look: whenever
+    drawing ends, the probability of certifying a failure probability above epsilon is
+    at most alpha.
 
     Args:
         model: A fitted plain `SingleTaskGP` in float64 with a Matern-5/2 kernel, a
@@ -114,7 +114,7 @@ def marginal_failure(
         ValueError: When an argument is out of range or the model is of another kind.
 
     Source: Wilson 2024 (level test on joint draws). Deviation: averaged over the
-    hyperparameters, revealed sequentially instead of by random features, three stages.
+    hyperparameters; probabilities instead of failures, a bound for every look.
 
     Example:
         >>> import torch
@@ -134,7 +134,7 @@ def marginal_failure(
     )
     status = _refusal(model, problem)
     if status is not None:
-        return MarginalFailure(0, 0, 0.0, 1.0, 0, None, status)
+        return MarginalFailure(1.0, 0, 0.0, 1.0, 0, None, status)
     generator = torch.Generator().manual_seed(seed)
     kernel = model.covar_module
     chains = HyperparameterChains(
@@ -147,95 +147,69 @@ def marginal_failure(
             float(kernel.outputscale.detach()),
         ),
     )
-    return _run_stages(chains, problem, epsilon, alpha, generator)
+    return _draw_until_decided(chains, problem, epsilon, alpha, generator)
 
 
-def _run_stages(
+def _draw_until_decided(
     chains: HyperparameterChains,
     problem: DifferenceProblem,
     epsilon: float,
     alpha: float,
     generator: torch.Generator,
 ) -> MarginalFailure:
-    """Draw until certified, hopeless, or out of stages."""
+    """Draw until certified, hopeless, or out of draws."""
     tolerance = NEGLIGIBLE_SHARE * epsilon
-    alpha_stage = alpha / len(_STAGES)
-    fewest = math.log(alpha_stage) / math.log1p(-epsilon)
-    hopeless = certifiable_share(math.ceil(_STAGES[-1] * fewest), epsilon, alpha_stage)
-    num_draws = num_failures = active_set_size = 0
+    fewest = math.log(alpha) / math.log1p(-epsilon)
+    most = math.ceil(_MOST_DRAWS * fewest)
+    values = torch.zeros(0, dtype=torch.float64)
     pairwise = torch.zeros(len(problem.candidates), dtype=torch.float64)
-    for multiple in _STAGES:
-        target = math.ceil(multiple * fewest)
-        given_up = False
-        while num_draws < target and not given_up:
-            chains.extend(num_draws + _BATCH)
-            sample = chains.sample(first=num_draws)
-            draws = draw_failures(problem, sample, tolerance, generator)
-            num_draws += len(draws.failed)
-            num_failures += int(draws.failed.sum())
-            active_set_size = max(active_set_size, draws.active_set_size)
-            pairwise += draws.pairwise
-            # Giving up early is free: it can only withhold a certificate.
-            excess = num_failures - hopeless * num_draws
-            given_up = excess > max(2.0, math.sqrt(num_failures))
-        effective = min(sample.effective_sample_size, float(num_draws))
-        bound = clopper_pearson(num_failures, num_draws, effective, alpha_stage)
-        is_mixed = sample.r_hat <= MAX_R_HAT
-        if (bound <= epsilon and is_mixed) or given_up:
+    active_set_size = 0
+    while len(values) < most:
+        first = len(values)
+        chains.extend(first + _BATCH)
+        sample = chains.sample(first=first)
+        draws = draw_failures(problem, sample, tolerance, generator)
+        values = torch.cat([values, draws.failure])
+        active_set_size = max(active_set_size, draws.active_set_size)
+        pairwise += draws.pairwise * len(draws.failure)
+        # What the probabilities are worth, which scatter under each setting as well;
+        # the settings have to be enough on their own.
+        effective = effective_sample_size(values.reshape(-1, NUM_CHAINS).mT)
+        if effective == 0.0:  # all of them equal, typically zero
+            effective = sample.effective_sample_size
+        worth = effective / len(values)
+        is_bounded = log_wealth(values, epsilon, worth) >= -math.log(alpha)
+        status = _diagnosis(sample, fewest if is_bounded else 0.0)
+        if is_bounded and status == "ok":
+            break
+        # Giving up early is free: it can only withhold a certificate.
+        if is_hopeless(values, epsilon, alpha, worth, most):
             break
     return MarginalFailure(
-        num_failures=num_failures,
-        num_draws=num_draws,
+        estimate=float(values.mean()),
+        num_draws=len(values),
         effective_sample_size=effective,
-        upper_bound=bound,
+        upper_bound=betting_upper(values, alpha, worth),
         active_set_size=active_set_size,
         challenger=int(pairwise.argmax()),
-        hyperparameter_status=_diagnosis(sample, num_failures, num_draws, fewest),
+        hyperparameter_status=status,
     )
 
 
-def _diagnosis(
-    sample: HyperparameterSample, num_failures: int, num_draws: int, fewest: float
-) -> str:
-    """Say whether the chains can be believed."""
+def _diagnosis(sample: HyperparameterSample, fewest: float) -> str:
+    """Say whether the chains can be believed, and are worth enough draws."""
     if sample.r_hat > MAX_R_HAT:
         return (
             "the hyperparameter chains still disagree by where they started "
             f"(R-hat {sample.r_hat:.2f}, at most {MAX_R_HAT}); more observations help"
         )
-    if num_failures == 0 and sample.effective_sample_size < fewest <= num_draws:
+    if sample.effective_sample_size < fewest:
         return (
-            f"the {num_draws} hyperparameter draws are worth only "
+            "the hyperparameter draws are worth only "
             f"{sample.effective_sample_size:.0f} independent ones, and at least "
             f"{math.ceil(fewest)} are needed to support epsilon at alpha"
         )
     return "ok"
-
-
-def clopper_pearson(
-    num_failures: int, num_draws: int, effective_sample_size: float, alpha: float
-) -> float:
-    """One-sided upper confidence bound of a failure probability.
-
-    The exact binomial bound at `n = floor(effective_sample_size)` draws, of which
-    `k = ceil(n * num_failures / num_draws)` failed: both are rounded against the claim.
-
-    Args:
-        num_failures: Draws that failed.
-        num_draws: Draws made.
-        effective_sample_size: Independent draws that they are worth.
-        alpha: Probability that the bound is below the truth, in (0, 1).
-
-    Returns:
-        The bound, 1 when there is not one effective draw.
-
-    Source: Clopper and Pearson 1934. Deviation: fractional counts, rounded.
-    """
-    n = math.floor(min(effective_sample_size, num_draws))
-    if n < 1:
-        return 1.0
-    k = min(n, math.ceil(n * num_failures / num_draws - 1e-9))
-    return clopper_pearson_upper(k, n, alpha)
 
 
 def _refusal(model: SingleTaskGP, problem: DifferenceProblem) -> str | None:

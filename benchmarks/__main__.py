@@ -15,6 +15,7 @@ from benchmarks import (
     fc3,
     fitted,
     inner_maximum,
+    networks,
     noise_calibration,
     overhead,
     sem_coverage,
@@ -34,6 +35,7 @@ BENCHMARKS = {
         sem_coverage,
         noise_calibration,
         overhead,
+        networks,
     )
 }
 

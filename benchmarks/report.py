@@ -15,6 +15,7 @@ from benchmarks.report_fitted import (
     render_fitted,
     render_inner_maximum,
 )
+from benchmarks.report_networks import render_networks
 from benchmarks.report_noise import render_noise
 from benchmarks.report_overhead import render_overhead
 from benchmarks.traces import FOLDER, Trace, read_traces
@@ -32,6 +33,7 @@ def write_reports(folder: Path = FOLDER) -> list[Path]:
         ("inner_maximum", render_inner_maximum),
         ("check_cost", render_check_cost),
         ("overhead", render_overhead),
+        ("networks", render_networks),
     ):
         traces = read_traces(name, folder)
         if traces:

@@ -9,11 +9,9 @@ network, its raw standard errors, and the same smoothed over the search.
 from __future__ import annotations
 
 import hashlib
-import itertools
-import os
 from collections.abc import Callable
+from copy import deepcopy
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,8 +21,9 @@ from torch import Tensor, nn
 from torch.quasirandom import SobolEngine
 
 from ax_pac.noise import smoothed_sems
+from benchmarks.cifar import cifar10, resnet
 from benchmarks.plans import matching
-from benchmarks.traces import ROOT, Trace, provenance
+from benchmarks.traces import Trace, provenance
 from compression_adapters import compression_problem, compression_ratio
 from compression_adapters.presets import PRESETS, cache_folder
 from compression_adapters.u_statistics import MeanSEM, apply_sem_floor
@@ -45,10 +44,6 @@ _NUM_NETWORKS = 24
 _HIGH_RANKS = 0.6
 _GAMMA_RESNET18 = 0.02
 _BATCH = 1_000
-# Images of CIFAR-10's test set: the network has not been trained on them, so its error
-# is not zero.
-_MEAN = torch.tensor([0.4914, 0.4822, 0.4465]).view(3, 1, 1)
-_STD = torch.tensor([0.2470, 0.2435, 0.2616]).view(3, 1, 1)
 
 
 def plan(seeds: int | None, **changes: Any) -> list[tuple[dict[str, Any], int]]:
@@ -216,24 +211,8 @@ def _resnet18_networks() -> _Built:
     output channels by the rest, ranks on a logarithmic scale: what matters here is the
     distribution of the losses, not the number of weights.
     """
-    from torchvision.io import decode_jpeg
-    from torchvision.models import resnet18
-
-    network = resnet18(num_classes=10)
-    stored = torch.load(_shared("models/resnet18_cifar10_fp16.pt"), weights_only=True)
-    state = {name: value.float() for name, value in stored["state_dict"].items()}
-    # Counters of batches are integers and matter to training only.
-    network.load_state_dict(state, strict=False)
-    network.eval()
-    data = np.load(_shared("data/cifar10_jpeg.npz"), allow_pickle=False)
-    files, offsets = torch.from_numpy(data["test_jpeg"]), data["test_offsets"]
-    images = torch.stack(
-        [
-            decode_jpeg(files[start:stop].clone()).float().div(255).sub(_MEAN).div(_STD)
-            for start, stop in itertools.pairwise(offsets)
-        ]
-    )
-    labels = torch.from_numpy(data["test_labels"]).long()
+    network = resnet("resnet18")
+    images, labels = cifar10(train=False)
     layers = [name for name, _ in network.named_modules() if name.endswith(".conv2")]
     parts = {
         name: torch.linalg.svd(
@@ -243,8 +222,7 @@ def _resnet18_networks() -> _Built:
     }
 
     def compressed(u: Tensor) -> tuple[nn.Module, float]:
-        copy = resnet18(num_classes=10)
-        copy.load_state_dict(network.state_dict())
+        copy = deepcopy(network)
         kept = total = 0
         for name, coordinate in zip(layers, u.tolist(), strict=True):
             U, S, V = parts[name]
@@ -257,18 +235,6 @@ def _resnet18_networks() -> _Built:
         return copy.eval(), kept / total
 
     return len(layers), network, images, labels, _GAMMA_RESNET18, compressed
-
-
-def _shared(name: str) -> Path:
-    """Find a file of the data that travel beside the repository."""
-    folder = Path(os.environ.get("AX_PAC_SHARED", ROOT.parent / "shared"))
-    if not (folder / name).is_file():
-        raise FileNotFoundError(
-            f"{name} is not in {folder}: set AX_PAC_SHARED to the folder with the "
-            "trained networks and data (`models/`, `data/`), or run with "
-            "--set network=fc3, which needs neither"
-        )
-    return folder / name
 
 
 def _outputs(network: nn.Module, images: Tensor) -> Tensor:

@@ -32,10 +32,11 @@ ALLOWED: tuple[tuple[str, set[str]], ...] = (
         NUMERICS
         | {
             *("ax_pac.acquisition", "ax_pac.difference", "ax_pac.hyperparameters"),
-            *("ax_pac.hyperparameter_posterior", "ax_pac.joint"),
+            *("ax_pac.hyperparameter_posterior", "ax_pac.betting"),
             "ax_pac.function_draws",
         },
     ),
+    ("ax_pac/betting.py", {"torch", "scipy"}),
     ("ax_pac/verdict.py", {"ax_pac.acquisition"}),
     (
         "ax_pac/certificate.py",

@@ -1,0 +1,94 @@
+"""Upper confidence bound of a mean of values in [0, 1], valid at every look."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from scipy.optimize import brentq
+from torch import Tensor
+
+# What a bet may stake. Each alone gives a valid bound: large stakes suit values that
+# scatter little, small ones zeros and ones. The bound is that of their average.
+_STAKES = (1.0, 0.7, 0.5, 0.35, 0.25, 0.18)
+
+
+def log_wealth(values: Tensor, mean: float, worth: float = 1.0) -> float:
+    """Return the logarithm of what bets against a mean so large have won.
+
+        log( 1/G sum_g prod_i (1 + stake_g (mean - x_i))^worth )
+
+    If the true mean is at least `mean`, each product is a non-negative
+    supermartingale that starts at one, so by Ville's inequality it ever exceeds
+    1 / alpha with probability at most alpha, however often one looks.
+
+    Args:
+        values: Shape `N`, in [0, 1].
+        mean: The mean that is bet against, in (0, 1).
+        worth: Independent values that one of these is worth, in (0, 1].
+
+    Source: Waudby-Smith and Ramdas 2024 (mean of bounded random variables by betting).
+    Deviation: fixed stakes, averaged; `worth` for values that are autocorrelated.
+
+    Example:
+        >>> log_wealth(torch.zeros(100), 0.05) > log_wealth(torch.zeros(50), 0.05) > 0
+        True
+    """
+    return float(_wealth_of_stakes(values, mean, worth).logsumexp(0)) - math.log(
+        len(_STAKES)
+    )
+
+
+def betting_upper(values: Tensor, alpha: float, worth: float = 1.0) -> float:
+    """Return the upper confidence bound of the mean, 1 when there is none below.
+
+    The smallest mean that bets refute at level alpha.
+
+    Args:
+        values: Shape `N`, in [0, 1].
+        alpha: Probability that the bound is ever below the mean, in (0, 1).
+        worth: As in `log_wealth`.
+
+    Example:
+        >>> round(betting_upper(torch.full((2000,), 0.03), 1e-5), 3)
+        0.037
+    """
+
+    def excess(mean: float) -> float:
+        return log_wealth(values, mean, worth) + math.log(alpha)
+
+    if len(values) == 0 or excess(1.0) < 0.0:
+        return 1.0
+    lowest = max(float(values.double().mean()), 1e-12)
+    if excess(lowest) >= 0.0:
+        return lowest
+    # The wealth grows with the mean that is bet against.
+    return float(brentq(excess, lowest, 1.0, xtol=1e-6)) + 1e-6
+
+
+def is_hopeless(
+    values: Tensor, mean: float, alpha: float, worth: float, num_values: int
+) -> bool:
+    """Whether so many values in all are unlikely to refute the mean.
+
+    The wealth is extrapolated at its growth so far and one standard error more.
+
+    Args:
+        values: Those there are. Shape `N`, N at least 2.
+        mean: The mean that is to be refuted.
+        alpha: Level of the bound.
+        worth: As in `log_wealth`.
+        num_values: How many values there may be.
+    """
+    growth = torch.stack(
+        [torch.log1p(stake * (mean - values.double())) for stake in _STAKES]
+    )
+    error = growth.std(-1) / math.sqrt(worth * len(values))
+    reached = worth * num_values * (growth.mean(-1) + error)
+    return bool(reached.max() < math.log(len(_STAKES) / alpha))
+
+
+def _wealth_of_stakes(values: Tensor, mean: float, worth: float) -> Tensor:
+    """Log wealth of each stake."""
+    stakes = torch.tensor(_STAKES, dtype=torch.float64).unsqueeze(-1)
+    return worth * torch.log1p(stakes * (mean - values.double())).sum(-1)
