@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import math
+import warnings
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
 import torch
+from botorch.exceptions.warnings import OptimizationWarning
 from botorch.generation import gen_candidates_scipy
 from botorch.models.model import Model
 from torch import Tensor
@@ -97,14 +100,7 @@ def find_challenger(
         points, scores = scored_cells(acquisition, lower + width * starts, cells)
         starts = (points - lower) / width
     best = _spread_out_best(starts, scores, effort * _NUM_POLISHED)
-    polished, _ = gen_candidates_scipy(
-        best.unsqueeze(-2),
-        compressed,
-        lower_bounds=torch.zeros_like(lower),
-        upper_bounds=torch.ones_like(lower),
-        options={"maxiter": _MAX_ITERATIONS},
-    )
-    polished = polished.detach()
+    polished = _polished(compressed, best)
     if cells is not None:
         points = lower + width * torch.cat([polished.squeeze(-2), starts])
         return _climbed(acquisition, points, cells, effort * _NUM_POLISHED)
@@ -113,6 +109,27 @@ def find_challenger(
     scores = scores.nan_to_num(nan=-math.inf)
     points = torch.cat([polished.squeeze(-2), starts])
     return _ranked(torch.minimum(lower + width * points, bounds[1]), scores)
+
+
+def _polished(score: Callable[[Tensor], Tensor], starts: Tensor) -> Tensor:
+    """Climb from each start, `k x d`, within the unit box; return `k x 1 x d`."""
+    zeros = torch.zeros(starts.shape[-1], dtype=torch.float64)
+    with warnings.catch_warnings(record=True) as caught:
+        points, _ = gen_candidates_scipy(
+            starts.unsqueeze(-2),
+            score,
+            lower_bounds=zeros,
+            upper_bounds=zeros + 1.0,
+            options={"maxiter": _MAX_ITERATIONS},
+        )
+    for warning in caught:
+        # A line search that ends early, as at the cliff around a point that is known
+        # without noise, has climbed all the same. BoTorch lets no filter hide this.
+        if not issubclass(warning.category, OptimizationWarning):
+            warnings.warn_explicit(
+                warning.message, warning.category, warning.filename, warning.lineno
+            )
+    return points.detach()
 
 
 def _ranked(points: Tensor, scores: Tensor) -> ChallengerSearch:

@@ -1,11 +1,14 @@
 from __future__ import annotations
 
+import warnings
+
 import pytest
 import torch
+from botorch.exceptions.warnings import OptimizationWarning
 from botorch.models import SingleTaskGP
 
 from ax_pac import PACAcquisition, fit_model
-from ax_pac.challenger import more_informative, predicted_noise
+from ax_pac.challenger import find_challenger, more_informative, predicted_noise
 from tests.ax_pac.test_acquisition import as_other
 from tests.conftest import bowl
 
@@ -85,3 +88,25 @@ def test_a_model_with_one_inferred_noise_predicts_it():
     noise = predicted_noise(PACAcquisition(model, X, 0.1), X[:3])
     expected = model.likelihood.noise * model.outcome_transform.stdvs.square()
     torch.testing.assert_close(noise, expected.detach().reshape(1).expand(3))
+
+
+def test_a_line_search_that_ends_early_is_no_news_but_other_warnings_are(monkeypatch):
+    def failing(starts, score, **kwargs):
+        with warnings.catch_warnings():  # as BoTorch does
+            warnings.simplefilter("always", category=OptimizationWarning)
+            warnings.warn("ABNORMAL", OptimizationWarning, stacklevel=2)
+        if noisy:
+            warnings.warn("something else", UserWarning, stacklevel=2)
+        return starts, score(starts)
+
+    monkeypatch.setattr("ax_pac.challenger.gen_candidates_scipy", failing)
+    model, X = model_with_noise(lambda X: torch.full((len(X),), 0.01))
+    score = PACAcquisition(model, X, 0.1)
+    box = torch.tensor([[0.0, 0.0], [1.0, 1.0]], dtype=torch.float64)
+    noisy = False
+    with warnings.catch_warnings(record=True) as caught:
+        find_challenger(score, X, box, seed=0)
+    assert caught == []
+    noisy = True
+    with pytest.warns(UserWarning, match="something else"):
+        find_challenger(score, X, box, seed=0)
