@@ -37,6 +37,7 @@ from ax_pac.stopping import (
     latest_certificate,
 )
 from ax_pac.storage import register_with_ax
+from ax_pac.stored_client import StoredClient, open_client
 from ax_pac.verdict import DEFAULT_LEVEL, LEVELS, PACCertificate
 
 __all__ = [
@@ -50,6 +51,7 @@ __all__ = [
     "PACCertificate",
     "PACExpectedImprovement",
     "PACStoppingStrategy",
+    "StoredClient",
     "TimeSpent",
     "certificate_analyses",
     "certificate_history",
@@ -61,6 +63,7 @@ __all__ = [
     "fit_model",
     "incumbent_arm",
     "latest_certificate",
+    "open_client",
     "pac_generation_strategy",
     "plot_certificate_history",
     "plot_challenger_gap",

@@ -13,6 +13,7 @@ from botorch.models.model import Model
 from torch import Tensor
 
 from ax_pac.acquisition import PACAcquisition
+from ax_pac.ax_unevaluated import with_unevaluated
 from ax_pac.cells import Cells
 from ax_pac.certificate import certify
 from ax_pac.challenger import (
@@ -59,6 +60,7 @@ class CertifyingAcquisition(Acquisition):
 
     # Set by Ax's constructor; declared here because Ax publishes no types.
     botorch_acqf_classes_with_options: list[tuple[type[Any], dict[str, Any]]]
+    X_pending: Tensor | None
 
     @property
     def settings(self) -> CertificateSettings:
@@ -198,7 +200,8 @@ class CertifyingAcquisition(Acquisition):
         return near.any(-1)
 
     def _instantiate_acquisition(self) -> None:
-        """Hand the acquisition function the tolerance in objective units."""
+        """Hand over the tolerance in objective units, and what cannot be proposed."""
+        self.X_pending = with_unevaluated(self.surrogate.model, self.X_pending)
         acqf_class, options = self.botorch_acqf_classes_with_options[0]
         if issubclass(acqf_class, PACAcquisition):
             options = {**options, "delta": self.certificate.delta}

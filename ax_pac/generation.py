@@ -23,6 +23,7 @@ from ax_pac.ax_acquisition import CertifyingAcquisition
 from ax_pac.ax_cells import CanonicalPoints
 from ax_pac.ax_certificate import certify_at, remember_search
 from ax_pac.ax_noise import SmoothedNoise
+from ax_pac.ax_unevaluated import UnevaluatedPoints
 from ax_pac.cells import CellEdges, frozen_edges
 from ax_pac.expected_improvement import LogPACExpectedImprovement
 from ax_pac.hyperparameters import (
@@ -104,6 +105,7 @@ def generator_kwargs(settings: CertificateSettings) -> dict[str, Any]:
             *([CanonicalPoints] if settings.cells else []),
             *MBM_X_trans,
             *([SmoothedNoise] if settings.noise == "smoothed" else []),
+            UnevaluatedPoints,
         ],
         "transform_configs": {
             SmoothedNoise.__name__: {"num_samples": settings.num_samples},

@@ -6,15 +6,23 @@ import dataclasses
 import hashlib
 import json
 import math
-from typing import Any
+import warnings
+import weakref
+from typing import Any, Protocol
 
 import pandas as pd
+from ax.core.arm import Arm
 from ax.core.experiment import Experiment
 from ax.core.trial_status import TrialStatus
 
 from ax_pac.cells import FrozenEdges, frozen_edges
 from ax_pac.noise import DEFAULT_NUM_SAMPLES
-from ax_pac.verdict import DEFAULT_LEVEL, PACCertificate, check_settings
+from ax_pac.verdict import (
+    DEFAULT_LEVEL,
+    PACCertificate,
+    check_settings,
+    reason_of,
+)
 
 SAMPLING = ("leader_challenger", "challenger", "expected_improvement")
 
@@ -126,7 +134,8 @@ def observed_data(experiment: Experiment) -> pd.DataFrame:
 
     Returns:
         Columns `trial_index, arm_name, mean, sem`, sorted. A NaN mean is no
-        observation (Ax drops it too).
+        observation, nor is a point outside the search space, of which a warning tells
+        (Ax drops both).
 
     Raises:
         ValueError: For several objectives or outcome constraints, for an infinite mean,
@@ -141,10 +150,70 @@ def observed_data(experiment: Experiment) -> pd.DataFrame:
     statuses = {i: trial.status for i, trial in experiment.trials.items()}
     usable = data["trial_index"].map(lambda i: statuses[i] in _STATUSES_WITH_DATA)
     rows = data.loc[usable & (data["metric_name"] == metric), columns]
+    rows = rows[~rows["arm_name"].isin(_outside(experiment, set(rows["arm_name"])))]
     rows = rows.sort_values(columns[:2], kind="stable").dropna(subset=["mean"])
     for row in rows.to_dict("records"):
         _check_observation(metric, row["trial_index"], row["mean"], row["sem"])
     return rows.reset_index(drop=True)
+
+
+def _outside(experiment: Experiment, names: set[str]) -> set[str]:
+    """Name the arms outside the search space, with a warning."""
+    space = experiment.search_space
+    outside = {
+        name
+        for name in names
+        if not space.check_membership(experiment.arms_by_name[name].parameters)
+    }
+    if outside:
+        trials = sorted(
+            index
+            for index, trial in experiment.trials.items()
+            if any(arm.name in outside for arm in trial.arms)
+        )
+        warnings.warn(
+            f"trials {trials} lie outside the search space and count for nothing: "
+            "neither model nor certificate uses them. Attach points within the bounds, "
+            "or set up an experiment with wider ones.",
+            stacklevel=2,
+        )
+    return outside
+
+
+def unevaluated_arms(
+    experiment: Experiment, data: pd.DataFrame | None = None
+) -> list[Arm]:
+    """Return the arms that were tried and are not to be proposed again for now.
+
+    An arm without any observation one of whose trials has ended, be it failed,
+    abandoned, or completed without data; and an arm that has one, if its trial was the
+    last to end and brought none, until another trial brings one.
+
+    Args:
+        experiment: An experiment with one objective.
+        data: What `observed_data` returns for it; None calls it.
+
+    Returns:
+        Each once, in the order of their trials; only such as lie in the search space.
+
+    Raises:
+        ValueError: see `observed_data`.
+    """
+    if data is None:
+        data = observed_data(experiment)
+    seen = set(zip(data["trial_index"], data["arm_name"], strict=True))
+    names = set(data["arm_name"])
+    last = int(data["trial_index"].max()) if len(data) else -1
+    arms: dict[str, Arm] = {}
+    for index, trial in experiment.trials.items():
+        if not trial.status.is_terminal:
+            continue
+        for arm in trial.arms:
+            if (index, arm.name) in seen or (arm.name in names and index < last):
+                continue
+            if experiment.search_space.check_membership(arm.parameters):
+                arms[arm.name] = arm
+    return list(arms.values())
 
 
 def objective_metric(experiment: Experiment) -> str:
@@ -221,7 +290,8 @@ def certificate_records(experiment: Experiment) -> list[dict[str, Any]]:
     Each record holds the fields of `PACCertificate`, and `data` (digest of the
     observations), `num_trials`, `settings`, `incumbent_arm`, `seconds` (`fit` and
     `propose`), `incumbent_mean` and `incumbent_sd` (posterior of the objective there,
-    in its units) and `before_trial` (index of the next trial).
+    in its units) and `before_trial` (index of the next trial),
+    `unevaluated` (names of arms that were tried and gave no observation).
 
     Args:
         experiment: An Ax experiment.
@@ -235,8 +305,23 @@ def find_record(
     """Return the record computed on the same data for the same question, if any."""
     for record in reversed(certificate_records(experiment)):
         if record["data"] == key and settings.asks_the_same_as(record["settings"]):
-            return record
+            return _with_unevaluated(record, experiment)
     return None
+
+
+def _with_unevaluated(record: dict[str, Any], experiment: Experiment) -> dict[str, Any]:
+    """Say in a record, in place, which points could not be evaluated."""
+    data = observed_data(experiment)
+    observed = set(data["arm_name"])
+    arms = unevaluated_arms(experiment, data)
+    names = [arm.name for arm in arms if arm.name not in observed]
+    if names != record.get("unevaluated", []):
+        record["unevaluated"] = names
+        reason = reason_of(PACCertificate.from_dict(record))
+        points = "point" if len(names) == 1 else "points"
+        note = f"; {len(names)} {points} gave no observation and count as unknown"
+        record["reason"] = reason + (note if names else "")
+    return record
 
 
 def keep_record(
@@ -262,6 +347,41 @@ def keep_record(
         "incumbent_mean": incumbent_mean,
         "incumbent_sd": incumbent_sd,
         "before_trial": max(experiment.trials, default=-1) + 1,
+        "unevaluated": [],
     }
+    _with_unevaluated(record, experiment)
     experiment._properties.setdefault(PROPERTY, []).append(record)
+    _save_records(experiment)
     return record
+
+
+class SavesRecords(Protocol):
+    """What keeps an experiment: see `StoredClient`."""
+
+    def save_records(self) -> None:
+        """Write the experiment's properties."""
+
+
+# Who saves an experiment, by its id: Ax's experiments cannot be hashed. Whoever keeps
+# one outlives it, so that an id is not taken for another's.
+_KEEPERS: weakref.WeakValueDictionary[int, SavesRecords] = weakref.WeakValueDictionary()
+
+
+def save_records_by(experiment: Experiment, keeper: SavesRecords) -> None:
+    """Have `keeper` called whenever a record is added to an experiment."""
+    _KEEPERS[id(experiment)] = keeper
+
+
+def _save_records(experiment: Experiment) -> None:
+    """Save the records of an experiment that is kept in a database.
+
+    Ax saves an experiment's properties only with the whole experiment, so that a
+    record would be lost with its process.
+    """
+    keeper = _KEEPERS.get(id(experiment))
+    if keeper is not None and getattr(keeper, "_experiment", None) is experiment:
+        keeper.save_records()
+    elif experiment.db_id is not None:
+        from ax.storage.sqa_store.save import update_properties_on_experiment
+
+        update_properties_on_experiment(experiment)

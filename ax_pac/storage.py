@@ -19,6 +19,7 @@ from ax_pac.acquisition import PACAcquisition
 from ax_pac.ax_acquisition import CertifyingAcquisition
 from ax_pac.ax_cells import CanonicalPoints
 from ax_pac.ax_noise import SmoothedNoise
+from ax_pac.ax_unevaluated import UnevaluatedPoints
 from ax_pac.expected_improvement import (
     LogPACExpectedImprovement,
     PACExpectedImprovement,
@@ -58,6 +59,7 @@ def register_with_ax() -> None:
         CORE_DECODER_REGISTRY[_PREFIX + criterion.__name__] = criterion
     register_transform(SmoothedNoise)
     register_transform(CanonicalPoints)
+    register_transform(UnevaluatedPoints)
     CORE_ENCODER_REGISTRY[PACStoppingStrategy] = _stopping_strategy_to_dict
     CORE_DECODER_REGISTRY[_PREFIX + PACStoppingStrategy.__name__] = PACStoppingStrategy
 

@@ -15,10 +15,12 @@ from benchmarks import (
     fc3,
     fitted,
     inner_maximum,
+    kill,
     networks,
     noise_calibration,
     overhead,
     sem_coverage,
+    storage_cost,
 )
 from benchmarks.report import write_reports
 from benchmarks.traces import Trace, append_trace, missing
@@ -35,6 +37,8 @@ BENCHMARKS = {
         sem_coverage,
         noise_calibration,
         overhead,
+        kill,
+        storage_cost,
         networks,
     )
 }

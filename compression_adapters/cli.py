@@ -233,11 +233,31 @@ def _ratio(
 )
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
 @click.option(
+    "--db",
+    default=None,
+    metavar="PATH|URL",
+    help="Keep the search in this database, or continue the one that it holds: an "
+    "SQLite file, or a URL such as postgresql+psycopg://USER@HOST/NAME.",
+)
+@click.option(
+    "--name",
+    default="compression",
+    show_default=True,
+    help="Of the search in the database.",
+)
+@click.option(
+    "--resume",
+    is_flag=True,
+    help="The same as --db OUT/search.db.",
+)
+@click.option(
     "--progress/--no-progress",
     default=None,
     help="Show a progress bar.  [default: on a terminal only]",
 )
-def compress(network: str, out: Path, progress: bool | None, **options: Any) -> None:
+def compress(
+    network: str, out: Path, progress: bool | None, resume: bool, **options: Any
+) -> None:
     """Compress a network, by default without labels, until a certificate holds.
 
     NETWORK is a preset (fc3, vgg16, resnet18, resnet50), torchvision:NAME, or
@@ -251,6 +271,11 @@ def compress(network: str, out: Path, progress: bool | None, **options: Any) -> 
 
     if out.exists() and not out.is_dir():
         raise click.UsageError(f"--out {out} is a file, expected a folder")
+    if resume:
+        if options["db"] is not None:
+            raise click.UsageError("expected one of --db and --resume; got both")
+        out.mkdir(parents=True, exist_ok=True)
+        options["db"] = str(out / "search.db")
     _fill_in_gamma(options, PRESETS[network].gamma if network in PRESETS else None)
     if not any(options[name] is not None for name in _TARGETS):
         raise click.UsageError(
@@ -266,7 +291,7 @@ def compress(network: str, out: Path, progress: bool | None, **options: Any) -> 
         _to_device(source, device)
         click.echo(f"{source.name}: {source.description}")
         summary = compress_source(source, out, progress, options, asked, test_samples)
-    except (ValueError, RuntimeError, OSError) as error:
+    except (ValueError, RuntimeError, OSError, ImportError) as error:
         raise click.ClickException(str(error)) from error
     except KeyboardInterrupt:
         raise click.ClickException("interrupted before there was a result") from None

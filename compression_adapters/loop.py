@@ -19,6 +19,7 @@ from tqdm import tqdm
 
 from ax_pac import (
     PACCertificate,
+    StoredClient,
     certificate_records,
     certify_experiment,
     latest_certificate,
@@ -57,6 +58,8 @@ class SearchLoop:
         client: Holds trials and strategy.
         seed: Seed of the search; with a trial's index it decides its samples.
         progress: Whether to show a progress bar; None: on a terminal only.
+        known: How many of the client's trials do not count towards `max_trials`; None:
+            all that it has.
     """
 
     def __init__(
@@ -66,6 +69,7 @@ class SearchLoop:
         *,
         seed: int,
         progress: bool | None,
+        known: int | None = None,
     ) -> None:
         self.problem = problem
         self.client = client
@@ -75,27 +79,27 @@ class SearchLoop:
         self.evaluate_seconds = 0.0
         self.first_record = len(certificate_records(self.experiment))
         self.first_trial = len(self.experiment.trials)
+        self.known = self.first_trial if known is None else known
         self.bar = tqdm(
             unit="trial",
             disable=None if progress is None else not progress,
             bar_format="{desc}: {n} trials, {elapsed}{postfix}",
             desc="searching",
+            initial=self.first_trial - self.known,
         )
 
     def run(self, max_trials: int) -> StopReason:
         """Search; return why it ended."""
-        failures = 0
+        self.failures = 0
         try:
-            while len(self.experiment.trials) - self.first_trial < max_trials:
+            # Under evaluation when the process that began them ended.
+            self._evaluate_all(self._running())
+            while len(self.experiment.trials) - self.known < max_trials:
                 try:
                     trials = self._ask()
                 except OptimizationComplete:
                     return "certified"
-                for index, parameterization in trials.items():
-                    failed = self._evaluate(index, parameterization)
-                    failures = failures + 1 if failed else 0
-                    self._give_up_after(failures, failed)
-                    self._show(index)
+                self._evaluate_all(trials)
         except KeyboardInterrupt:
             if len(self._completed("loss")) < 2:
                 raise  # nothing has been found yet that could be returned
@@ -132,6 +136,22 @@ class SearchLoop:
             "evaluate": self.evaluate_seconds,
         }
 
+    def _running(self) -> dict[int, Any]:
+        """Trials that were asked for and never reported."""
+        return {
+            index: dict(trial.arm.parameters)
+            for index, trial in self.experiment.trials.items()
+            if trial.status.is_running
+        }
+
+    def _evaluate_all(self, trials: dict[int, Any]) -> None:
+        """Evaluate trials one after the other; give up after several failures."""
+        for index, parameterization in trials.items():
+            failed = self._evaluate(index, parameterization)
+            self.failures = self.failures + 1 if failed else 0
+            self._give_up_after(self.failures, failed)
+            self._show(index)
+
     def _ask(self) -> dict[int, Any]:
         start = time.perf_counter()
         try:
@@ -149,7 +169,9 @@ class SearchLoop:
                 earlier=self._completed("loss"),
             )
         except KeyboardInterrupt:
-            self.client.mark_trial_abandoned(index)
+            # In a database it stays, to be taken up when the search is continued.
+            if not isinstance(self.client, StoredClient):
+                self.client.mark_trial_abandoned(index)
             raise
         except Exception as error:
             reason = f"{type(error).__name__}: {error}"
@@ -251,13 +273,18 @@ def _score_of_proposal(trial: Any) -> float:
 def new_client(problem: CompressionProblem) -> Client:
     """Set up an Ax client for a problem."""
     client = Client()
+    configure_client(client, problem, "compression")
+    return client
+
+
+def configure_client(client: Client, problem: CompressionProblem, name: str) -> None:
+    """Tell an empty client what is searched, and its name."""
     client.configure_experiment(
-        name="compression", parameters=range_parameters(problem.parameters)
+        name=name, parameters=range_parameters(problem.parameters)
     )
     sign = "-" if problem.minimize else ""
     client.configure_optimization(objective=f"{sign}objective")
     client.configure_tracking_metrics(["loss", "compression_ratio"])
-    return client
 
 
 def reweighted_client(client: Client, problem: CompressionProblem) -> Client:

@@ -82,7 +82,8 @@ def compress_source(
     )
     result.save(out / NETWORK_FOLDER)
     result.client.save_to_json_file(str(out / "experiment.json"))
-    summary = _summary(source, result, asked | options)
+    kept_in = getattr(result.client, "database", None)  # without a password
+    summary = _summary(source, result, asked | options | {"db": kept_in})
     summary |= _accuracies(source, result, test_samples)
     summary["reloaded_is_equal"] = _reload(source, result, out / NETWORK_FOLDER)
     write_run(out, summary, _trials_with_accuracy(source, result))

@@ -91,6 +91,19 @@ def balanced_sample_size(
     return max(FEWEST_SAMPLES, int(balanced))
 
 
+def check_repeatable(num_samples: Any, db: Any) -> None:
+    """Refuse to keep a search in a database whose settings depend on wall times.
+
+    Raises:
+        ValueError: when both `num_samples="auto"` and a database are given.
+    """
+    if db is not None and num_samples == AUTO:
+        raise ValueError(
+            "num_samples='auto' depends on wall times, so that a search continued from "
+            "a database might choose otherwise; give a number with db."
+        )
+
+
 def most_samples(
     inputs: Tensor | Dataset[Any] | Callable[..., Tensor], problem: CompressionProblem
 ) -> int:

@@ -49,10 +49,12 @@ from compression_adapters.sample_size import (
     AUTO,
     FEWEST_SAMPLES,
     SampleSize,
+    check_repeatable,
     most_samples,
     recorded_sample_size,
     search_auto,
 )
+from compression_adapters.stored_search import DEFAULT_NAME, open_search
 from compression_adapters.u_statistics import MeanSEM
 
 __all__ = ["CompressionResult", "EvaluationError", "compress", "search_problem"]
@@ -163,6 +165,8 @@ def compress(
     seed: int = 0,
     progress: bool | None = None,
     client: Client | None = None,
+    db: str | Path | None = None,
+    name: str = DEFAULT_NAME,
 ) -> CompressionResult:
     """Compress a network: search its layers' ranks until a certificate holds.
 
@@ -210,6 +214,10 @@ def compress(
         progress: Whether to show a progress bar; None: on a terminal only.
         client: The client of an earlier search on the same layers, to continue it,
             typically with a smaller delta. Not with a target.
+        db: A database that keeps the search, a path (SQLite) or an SQLAlchemy URL. The
+            one that it holds is continued; `max_trials` counts all its trials, all
+            other settings must be as they were, see `docs/how_to/storage.md`.
+        name: Of the search in the database.
 
     Returns:
         The compressed network, its certificate, and what led to it. Interrupting
@@ -217,6 +225,7 @@ def compress(
 
     Raises:
         ValueError: When an argument cannot be used; the message says which and why.
+        ImportError: When `db` is given without the extra `sql`.
         EvaluationError: When three evaluations in a row fail.
 
     Source: Ma et al. 2019. Deviations: the log encoding, "left dense" as the last bin,
@@ -261,7 +270,12 @@ def compress(
         "max_trials": max_trials,
         "seed": seed,
         "progress": progress,
+        "db": db,
+        "name": name,
     }
+    if db is not None and client is not None:
+        raise ValueError("Expected a client or a database to continue from; got both.")
+    check_repeatable(num_samples, db)
     if gamma is None:
         # That module builds on this one.
         from compression_adapters.targets import compress_to
@@ -302,6 +316,8 @@ def search_problem(
     seed: int = 0,
     progress: bool | None = None,
     client: Client | None = None,
+    db: str | Path | None = None,
+    name: str = DEFAULT_NAME,
 ) -> CompressionResult:
     """Search a problem that was set up before: `compress` without its first half.
 
@@ -313,10 +329,14 @@ def search_problem(
         relative: Whether delta is a share.
         num_initial_trials: Space-filling evaluations first.
         sampling: What to evaluate next.
-        max_trials: Evaluations, not counting those the client already has.
+        max_trials: Evaluations, not counting those the client already has; in a
+            database, those of earlier runs count.
         seed: Determines samples and proposals.
         progress: Whether to show a progress bar.
-        client: The client of an earlier search of the same objective.
+        client: The client of an earlier search of the same objective. With `db`, its
+            trials are what a search that begins there starts from.
+        db: See `compress`.
+        name: Of the search in the database.
 
     Returns:
         The result.
@@ -339,13 +359,28 @@ def search_problem(
     )
     if max_trials < 2:
         raise ValueError(f"max_trials must be at least 2, got {max_trials}")
-    if client is None:
-        client = new_client(problem)
-    else:
+    known = None
+    if client is not None:
         check_same_space(client, problem)
+    if db is not None:
+        asked = {
+            "delta": delta,
+            "epsilon": epsilon,
+            "level": level,
+            "relative": relative,
+            "num_initial_trials": num_initial_trials,
+            "sampling": sampling,
+            "seed": seed,
+        }
+        client, known = open_search(
+            problem, strategy, asked, db=db, name=name, start=client
+        )
+    elif client is None:
+        client = new_client(problem)
     with quiet_ax():
-        client.set_generation_strategy(strategy)
-        search = SearchLoop(problem, client, seed=seed, progress=progress)
+        if db is None:
+            client.set_generation_strategy(strategy)
+        search = SearchLoop(problem, client, seed=seed, progress=progress, known=known)
         stop_reason = search.run(max_trials)
         certificate = search.certify(delta, epsilon, level, relative)
     if stop_reason == "max_trials" and certificate.holds:

@@ -16,6 +16,7 @@ from compression_adapters.checkpoint import load_compressed, save_compressed
 from compression_adapters.layers import layer_weights, unwrap
 from compression_adapters.network import compression_ratio
 from compression_adapters.search import compress
+from compression_adapters.stored_search import DEFAULT_NAME
 
 STAGE_FILE: Final = "stage.json"
 FORMAT_VERSION: Final = 1
@@ -71,7 +72,9 @@ def compress_in_stages(
         inputs: See `compress`.
         stages: In order, each with a name of its own.
         folder: Where to save them; None: nowhere.
-        options: Of `compress`, for all stages; a stage's own come first.
+        options: Of `compress`, for all stages; a stage's own come first. With `db`,
+            which needs a folder, a stage that was interrupted goes on where it was; its
+            search is called `name-stage`.
 
     Returns:
         The network after the last stage, in eval mode, and a table with one row a
@@ -105,6 +108,11 @@ def compress_in_stages(
         raise ValueError(
             f"Expected at least one stage, each with a name of its own; got {names}."
         )
+    if folder is None and any("db" in {**options, **stage.options} for stage in stages):
+        raise ValueError(
+            "With a database the finished stages need a folder too, to continue from: "
+            "give folder."
+        )
     original = current = unwrap(network)
     whole = sum(weight.numel() for weight in layer_weights(original))
     rows: list[dict[str, Any]] = []
@@ -115,6 +123,8 @@ def compress_in_stages(
             rows.append(_read(place, stage.name, settings) | {"resumed": True})
             current = load_compressed(place, original).eval()
             continue
+        if settings.get("db") is not None:
+            settings["name"] = f"{settings.get('name', DEFAULT_NAME)}-{stage.name}"
         result = compress(current, inputs, **settings)
         layers, ranks = result.problem.layers, result.ranks
         current = result.network
@@ -142,7 +152,11 @@ def compress_in_stages(
 def _plain(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Keep of the settings what JSON can hold; functions cannot be compared."""
     kinds = (str, int, float, bool)
-    return {k: v for k, v in sorted(settings.items()) if isinstance(v, kinds)}
+    return {
+        k: v
+        for k, v in sorted(settings.items())
+        if isinstance(v, kinds) and k not in ("db", "name")
+    }
 
 
 def _write(place: Path, row: dict[str, Any], settings: Mapping[str, Any]) -> None:

@@ -15,14 +15,16 @@ from compression_adapters.problem import CompressionProblem, compression_problem
 from compression_adapters.sample_size import (
     AUTO,
     FEWEST_SAMPLES,
+    check_repeatable,
     most_samples,
     search_auto,
 )
 from compression_adapters.search import CompressionResult, search_problem
+from compression_adapters.stored_search import DEFAULT_NAME
 
 _SEARCH_OPTIONS = (
     *("delta", "epsilon", "level", "relative", "num_initial_trials", "sampling"),
-    *("max_trials", "progress"),
+    *("max_trials", "progress", "db"),
 )
 _FIRST_STEP = 8.0
 """Factor between two gammas until the target lies between them."""
@@ -54,6 +56,7 @@ def compress_to(
     max_gammas: int = 6,
     tolerance: float = 0.02,
     seed: int = 0,
+    name: str = DEFAULT_NAME,
     **options: Any,
 ) -> TargetResult:
     """Find the best network of a size, or the smallest one that is good enough.
@@ -75,6 +78,8 @@ def compress_to(
         max_gammas: Searches, at most.
         tolerance: Stop when the ratio is this close below its target.
         seed: Determines samples and proposals.
+        name: With `db`, of the searches in the database: `name/1` for the first gamma,
+            and so on.
         options: Of `compress`, except gamma. `num_samples="auto"` is decided in the
             first search, for all: if that is certified before, all draw 50.
 
@@ -108,6 +113,7 @@ def compress_to(
             "gamma is what is searched and cannot be given, and max_gammas must be at "
             f"least 1; got gamma={options.get('gamma')}, max_gammas={max_gammas}."
         )
+    check_repeatable(options.get("num_samples"), options.get("db"))
     search = {k: options.pop(k) for k in _SEARCH_OPTIONS if k in options}
     start = time.perf_counter()
     auto = options.get("num_samples") == AUTO
@@ -121,7 +127,7 @@ def compress_to(
     rows: list[dict[str, Any]] = []
     best: tuple[float, CompressionResult, float] | None = None
     client = None
-    for _ in range(max_gammas):
+    for number in range(1, max_gammas + 1):
         weighed = replace(problem, gamma=gamma)
         known = 0
         if client is not None:
@@ -133,7 +139,9 @@ def compress_to(
             # One number for all gammas, which share their evaluations.
             problem = result.problem
         else:
-            result = search_problem(weighed, seed=seed, client=client, **search)
+            result = search_problem(
+                weighed, seed=seed, client=client, name=f"{name}/{number}", **search
+            )
         client = result.client
         for name in ("fit", "propose", "evaluate"):
             spent[name] += result.timings[name]

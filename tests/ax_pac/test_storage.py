@@ -14,6 +14,7 @@ from ax_pac import (
     PACStoppingStrategy,
     certificate_records,
     latest_certificate,
+    pac_generation_strategy,
     register_with_ax,
 )
 from tests.ax_loops import experiment_of, new_client, run
@@ -30,6 +31,17 @@ client = Client.load_from_json_file(sys.argv[1])
 proposals = run(client)
 certificate = ax_pac.latest_certificate(client)
 print(json.dumps([proposals, certificate.to_dict()]))
+"""
+
+LOAD_OBJECTS = """
+import json, sys
+import ax_pac
+from ax.storage.json_store.decoder import object_from_json
+
+with open(sys.argv[1]) as file:
+    stop, strategy = (object_from_json(o) for o in json.load(file))
+spec = strategy.nodes_by_name["PAC"].generator_spec
+print(json.dumps([repr(stop), spec.generator_kwargs["acquisition_options"]]))
 """
 
 LOAD_WITHOUT_THE_PLUGIN = """
@@ -97,6 +109,23 @@ def test_a_stopping_strategy_survives_json():
     loaded = object_from_json(json.loads(json.dumps(object_to_json(strategy))))
     assert isinstance(loaded, PACStoppingStrategy)
     assert repr(loaded) == repr(strategy)
+
+
+def test_stopping_strategy_and_generation_options_load_in_a_new_process(tmp_path):
+    cells = {"x0": [0.0, 0.5, 1.0], "x1": [0.0, 0.2, 1.0]}
+    settings = {"cells": cells, "noise": "raw", "sampling": "challenger"}
+    strategy = pac_generation_strategy(delta=0.2, epsilon=0.05, seed=4, **settings)
+    stop = PACStoppingStrategy(delta=0.2, epsilon=0.05, min_trials=9, seed=4)
+    path = tmp_path / "objects.json"
+    path.write_text(json.dumps([object_to_json(stop), object_to_json(strategy)]))
+    result = new_process(LOAD_OBJECTS, str(path))
+    assert result.returncode == 0, result.stderr
+    shown, options = json.loads(result.stdout.splitlines()[-1])
+    assert shown == repr(stop)
+    node = strategy.nodes_by_name["PAC"]
+    kept = node.generator_spec.generator_kwargs["acquisition_options"]
+    assert options == kept
+    assert options["cells"] == cells
 
 
 def test_registering_twice_changes_nothing():

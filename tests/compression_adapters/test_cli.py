@@ -279,3 +279,24 @@ def test_the_levels_of_the_command_are_those_of_the_package():
     (option,) = (p for p in cli.compress.params if p.name == "level")
     assert tuple(option.type.choices) == LEVELS
     assert option.default == DEFAULT_LEVEL
+
+
+def test_a_command_given_again_goes_on_where_it_was(own_module, tmp_path):
+    pytest.importorskip("sqlalchemy")
+    command = (
+        *("compress", f"{own_module}:network", "--data", f"{own_module}:inputs"),
+        *("--out", "run", "--resume", "--gamma", "0.5", "--delta", "0.001"),
+    )
+    for budget in (2, 4):
+        result = invoke(*command, "--max-trials", str(budget))
+        assert result.exit_code == 0, result.output
+        summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+        assert summary["num_trials"] == budget
+    assert summary["settings"]["db"] == "sqlite:///run/search.db"
+    result = invoke(*command, "--seed", "1")
+    assert result.exit_code == 1
+    assert "made with seed = 0, now seed = 1" in result.output
+    assert "Traceback" not in result.output
+    result = invoke(*command, "--db", "other.db")
+    assert result.exit_code == 2
+    assert "one of --db and --resume" in result.output
