@@ -45,12 +45,6 @@ def test_an_error_rate_has_the_binomial_floor(pools):
     assert trace.result["coverage"]["raw 0.95"]["share"] > 0.9
 
 
-def test_a_missing_file_says_what_to_set(monkeypatch, tmp_path):
-    monkeypatch.setenv("AX_PAC_SHARED", str(tmp_path))
-    with pytest.raises(FileNotFoundError, match="set AX_PAC_SHARED"):
-        sem_coverage._shared("models/resnet18_cifar10_fp16.pt")
-
-
 def test_a_plan_has_every_network_loss_and_m_and_refuses_others():
     assert len(sem_coverage.plan(None)) == 18
     assert len(sem_coverage.plan(2, network="fc3", m=10)) == 6
