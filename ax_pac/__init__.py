@@ -4,7 +4,21 @@ Importing this package registers its classes with Ax, so that a saved search loa
 """
 
 from ax_pac.acquisition import PACAcquisition, select_incumbent, standardized_gap
-from ax_pac.analysis import certificate_history, plot_certificate_history
+from ax_pac.analysis import (
+    certificate_history,
+    plot_certificate_history,
+    plot_challenger_gap,
+    plot_incumbent_history,
+    plot_times,
+    time_table,
+)
+from ax_pac.cards import (
+    CertificateHistory,
+    ChallengerGap,
+    IncumbentHistory,
+    TimeSpent,
+    certificate_analyses,
+)
 from ax_pac.certificate import certify
 from ax_pac.challenger import find_challenger
 from ax_pac.expected_improvement import (
@@ -17,6 +31,7 @@ from ax_pac.noise import smoothed_sems
 from ax_pac.records import certificate_records
 from ax_pac.stopping import (
     PACStoppingStrategy,
+    certified_generation_strategy,
     certify_experiment,
     incumbent_arm,
     latest_certificate,
@@ -28,14 +43,20 @@ from ax_pac.verdict import DEFAULT_LEVEL, LEVELS, PACCertificate
 __all__ = [
     "DEFAULT_LEVEL",
     "LEVELS",
+    "CertificateHistory",
+    "ChallengerGap",
+    "IncumbentHistory",
     "LogPACExpectedImprovement",
     "PACAcquisition",
     "PACCertificate",
     "PACExpectedImprovement",
     "PACStoppingStrategy",
     "StoredClient",
+    "TimeSpent",
+    "certificate_analyses",
     "certificate_history",
     "certificate_records",
+    "certified_generation_strategy",
     "certify",
     "certify_experiment",
     "find_challenger",
@@ -45,10 +66,14 @@ __all__ = [
     "open_client",
     "pac_generation_strategy",
     "plot_certificate_history",
+    "plot_challenger_gap",
+    "plot_incumbent_history",
+    "plot_times",
     "register_with_ax",
     "select_incumbent",
     "smoothed_sems",
     "standardized_gap",
+    "time_table",
 ]
 
 register_with_ax()

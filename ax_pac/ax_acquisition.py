@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import weakref
 from typing import Any
 
@@ -15,7 +16,11 @@ from ax_pac.acquisition import PACAcquisition
 from ax_pac.ax_unevaluated import with_unevaluated
 from ax_pac.cells import Cells
 from ax_pac.certificate import certify
-from ax_pac.challenger import find_challenger, more_informative
+from ax_pac.challenger import (
+    find_challenger,
+    more_informative,
+    relative_lengthscales,
+)
 from ax_pac.records import CertificateSettings
 from ax_pac.verdict import PACCertificate
 
@@ -24,6 +29,10 @@ from ax_pac.verdict import PACCertificate
 _CERTIFICATES: weakref.WeakKeyDictionary[
     Model, dict[CertificateSettings, PACCertificate]
 ] = weakref.WeakKeyDictionary()
+
+# Points this close, in length scales of at most the box, are the same thing to the
+# model (correlation 0.998) and one of them is enough while it is under evaluation.
+_SAME_DISTANCE = 0.05
 
 
 class CertifyingAcquisition(Acquisition):
@@ -137,33 +146,58 @@ class CertifyingAcquisition(Acquisition):
         return points, scores, torch.ones(n, dtype=self.dtype)
 
     def _propose(self, n: int) -> tuple[Tensor, Tensor]:
-        """Find `n` points one after the other, each pending for the next."""
+        """Find `n` points one after the other, each pending for the next.
+
+        A point is not proposed while it is pending, the incumbent included.
+        """
         pending = [] if self.X_pending is None else [self.X_pending]
         points, scores = [], []
         for _ in range(n):
-            if not pending:
+            X_pending = torch.cat([self._observed[:0], *pending])
+            if len(X_pending) == 0:
                 challenger = torch.tensor(
                     [self.certificate.challenger], dtype=torch.float64
                 )
                 score = self.certificate.score
             else:
-                X_pending = torch.cat(pending)
-                self.acqf.set_X_pending(X_pending)
-                search = find_challenger(
-                    self.acqf,
-                    self._observed,
-                    self._bounds,
-                    seed=self._seed(len(X_pending)),
-                    cells=self._cells,
-                )
-                challenger, score = search.challenger, search.score
+                challenger, score = self._challenger_beside(X_pending)
             point = challenger
-            if self.settings.sampling == "leader_challenger":
+            if self.settings.sampling == "leader_challenger" and not bool(
+                self._are_pending(self.acqf.incumbent, X_pending).any()
+            ):
                 point = more_informative(self.acqf, challenger)
             pending.append(point)
             points.append(point)
             scores.append(score)
         return torch.cat(points), torch.tensor(scores, dtype=torch.float64)
+
+    def _challenger_beside(self, X_pending: Tensor) -> tuple[Tensor, float]:
+        """Find the challenger, given what is under evaluation, that is not."""
+        self.acqf.set_X_pending(X_pending)
+        search = find_challenger(
+            self.acqf,
+            self._observed,
+            self._bounds,
+            seed=self._seed(len(X_pending)),
+            cells=self._cells,
+        )
+        taken = self._are_pending(search.points, X_pending)
+        scores = search.scores.masked_fill(taken, -math.inf)
+        best = int(scores.argmax())
+        if scores[best] == -math.inf:  # fewer cells than evaluations under way
+            return search.challenger, search.score
+        return search.points[best : best + 1], float(scores[best])
+
+    def _are_pending(self, points: Tensor, X_pending: Tensor) -> Tensor:
+        """Whether points (`N x d`) are the same thing as one under evaluation, `N`."""
+        if self._cells is not None:
+            same = [self._cells.are_same(points, x.unsqueeze(0)) for x in X_pending]
+            none = torch.zeros(len(points), dtype=torch.bool)
+            return torch.stack([none, *same]).any(0)
+        width = self._bounds[1] - self._bounds[0]
+        scale = width * relative_lengthscales(self._model, len(width))
+        near = torch.cdist(points / scale, X_pending / scale) < _SAME_DISTANCE
+        return near.any(-1)
 
     def _instantiate_acquisition(self) -> None:
         """Hand over the tolerance in objective units, and what cannot be proposed."""

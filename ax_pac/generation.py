@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 import math
-import time
 from typing import Any
 
 import numpy as np
-import pandas as pd
-from ax.adapter.base import Adapter
 from ax.adapter.registry import Cont_X_trans, Generators, MBM_X_trans
 from ax.core.experiment import Experiment
-from ax.core.observation import ObservationFeatures
 from ax.generation_strategy.generation_node import GenerationNode
 from ax.generation_strategy.generation_strategy import GenerationStrategy
 from ax.generation_strategy.generator_spec import GeneratorSpec
@@ -25,6 +21,7 @@ from botorch.models.transforms.outcome import Standardize
 from ax_pac.acquisition import PACAcquisition
 from ax_pac.ax_acquisition import CertifyingAcquisition
 from ax_pac.ax_cells import CanonicalPoints
+from ax_pac.ax_certificate import certify_at, remember_search
 from ax_pac.ax_noise import SmoothedNoise
 from ax_pac.ax_unevaluated import UnevaluatedPoints
 from ax_pac.cells import CellEdges, frozen_edges
@@ -38,15 +35,15 @@ from ax_pac.noise import DEFAULT_NUM_SAMPLES
 from ax_pac.records import (
     DEFAULT_NOISE,
     CertificateSettings,
-    data_key,
-    find_record,
-    keep_record,
     observed_data,
 )
 from ax_pac.verdict import DEFAULT_LEVEL, PACCertificate
 
 PAC_NODE = "PAC"
 SOBOL_NODE = "Sobol"
+
+# Up to so many cells the initial design may repeat one.
+_FEW_CELLS = 100
 
 
 class BoundedMaternKernel(ScaleMaternKernel):
@@ -131,6 +128,9 @@ def _sobol_kwargs(settings: CertificateSettings) -> dict[str, Any]:
     if settings.cells:
         kwargs["transforms"] = [CanonicalPoints, *Cont_X_trans]
         kwargs["transform_configs"] = _cells_config(settings)
+        # Ax gives up when it finds no new point, and there may be fewer than trials.
+        number = math.prod(len(edges) - 1 for _, edges in settings.cells)
+        kwargs["deduplicate"] = number > _FEW_CELLS
     return kwargs
 
 
@@ -222,7 +222,13 @@ def pac_generation_strategy(
         generator_specs=[
             GeneratorSpec(Generators.SOBOL, generator_kwargs=_sobol_kwargs(settings))
         ],
-        transition_criteria=[InitialTrialsCompleted(PAC_NODE, num_initial_trials)],
+        # Ax proposes from a node before it asks whether that node is at its end: the
+        # first certificate is asked for here, or it would cost an evaluation.
+        transition_criteria=[
+            InitialTrialsCompleted(SOBOL_NODE, num_initial_trials),
+            CertificateHolds(SOBOL_NODE),
+            InitialTrialsCompleted(PAC_NODE, num_initial_trials),
+        ],
         # In place of a repetition Ax would put a point that is nobody's centre.
         should_deduplicate=not settings.cells,
     )
@@ -247,7 +253,8 @@ class InitialTrialsCompleted(TransitionCriterion):
     come, so that a missing standard error is reported at once.
 
     Args:
-        transition_to: Name of the node that takes over.
+        transition_to: Name of the node that takes over, or of the node itself, for the
+            certificate to be asked there first.
         num_initial_trials: Number of observations; None for `max(6, d + 2)`.
         continue_trial_generation: As in Ax.
     """
@@ -263,10 +270,15 @@ class InitialTrialsCompleted(TransitionCriterion):
 
     def is_met(self, experiment: Experiment, curr_node: GenerationNode) -> bool:
         """Return whether the experiment has the observations."""
-        threshold = self.num_initial_trials
-        if threshold is None:
-            threshold = max(6, len(experiment.search_space.tunable_parameters) + 2)
-        return len(observed_data(experiment)) >= threshold
+        remember_search(experiment, _pac_node(curr_node))
+        return has_initial_trials(experiment, self.num_initial_trials)
+
+
+def has_initial_trials(experiment: Experiment, number: int | None) -> bool:
+    """Return whether there are so many observations; None for `max(6, d + 2)`."""
+    if number is None:
+        number = max(6, len(experiment.search_space.tunable_parameters) + 2)
+    return len(observed_data(experiment)) >= number
 
 
 class CertificateHolds(TransitionCriterion):
@@ -277,90 +289,20 @@ class CertificateHolds(TransitionCriterion):
     Pending trials are left aside, so the rule also works while trials run.
 
     Args:
-        transition_to: Name of the node itself.
+        transition_to: Name of the node that has the criterion.
         continue_trial_generation: As in Ax.
     """
 
     def is_met(self, experiment: Experiment, curr_node: GenerationNode) -> bool:
         """Return whether the search is finished, computing each certificate once."""
+        node = _pac_node(curr_node)
+        remember_search(experiment, node)
         data = observed_data(experiment)
         if data.empty:
             return False
-        options = curr_node.generator_spec.generator_kwargs["acquisition_options"]
-        settings = CertificateSettings(**options)
-        record = find_record(experiment, data_key(data), settings)
-        if record is None:
-            start = time.perf_counter()
-            curr_node._fit(experiment=experiment)
-            seconds = time.perf_counter() - start
-            adapter = curr_node.generator_spec.fitted_adapter
-            record = certify_adapter(
-                experiment, data, adapter, settings, fit_seconds=seconds
-            )
-        return PACCertificate.from_dict(record).holds
+        return PACCertificate.from_dict(certify_at(node, experiment, data)).holds
 
 
-def certify_adapter(
-    experiment: Experiment,
-    data: pd.DataFrame,
-    adapter: Adapter,
-    settings: CertificateSettings,
-    *,
-    fit_seconds: float,
-) -> dict[str, Any]:
-    """Compute a certificate with a fitted Ax adapter and keep its record.
-
-    Args:
-        experiment: The experiment that the adapter was fitted to.
-        data: What `observed_data` returned for it.
-        adapter: An adapter made with `generator_kwargs(settings)`.
-        settings: What is asked of the certificate.
-        fit_seconds: What the fit took, for the record.
-
-    Returns:
-        The record.
-    """
-    start = time.perf_counter()
-    # No pending observations on purpose: a certificate speaks of completed data.
-    adapter.gen(n=1)
-    certificate = adapter.generator._acquisition.certificate
-    return keep_record(
-        experiment,
-        certificate,
-        key=data_key(data),
-        num_trials=int(data["trial_index"].nunique()),
-        settings=settings,
-        incumbent_arm=_arm_at(experiment, adapter, certificate.incumbent),
-        seconds={"fit": fit_seconds, "propose": time.perf_counter() - start},
-    )
-
-
-def _arm_at(
-    experiment: Experiment, adapter: Adapter, point: tuple[float, ...]
-) -> str | None:
-    """Return the name of the arm at a point of the model's input space."""
-    features = ObservationFeatures(
-        parameters=dict(zip(adapter.parameters, point, strict=True))
-    )
-    for transform in reversed(list(adapter.transforms.values())):
-        features = transform.untransform_observation_features([features])[0]
-    canonical = adapter.transforms.get(CanonicalPoints.__name__)
-    for name, arm in experiment.arms_by_name.items():
-        parameters = arm.parameters
-        if canonical is not None:
-            parameters = canonical.canonical_parameters(parameters)
-        if _same_parameters(parameters, features.parameters):
-            return str(name)
-    return None
-
-
-def _same_parameters(first: dict[str, Any], second: dict[str, Any]) -> bool:
-    """Whether two parameterizations agree, floats to rounding error."""
-    for name, value in first.items():
-        other = second.get(name, value)
-        if isinstance(value, float) and isinstance(other, float):
-            if not math.isclose(value, other, rel_tol=1e-9, abs_tol=1e-12):
-                return False
-        elif value != other:
-            return False
-    return True
+def _pac_node(node: GenerationNode) -> GenerationNode:
+    """Return the PAC node of a node's strategy."""
+    return node.generation_strategy.nodes_by_name[PAC_NODE]

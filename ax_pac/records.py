@@ -289,7 +289,9 @@ def certificate_records(experiment: Experiment) -> list[dict[str, Any]]:
 
     Each record holds the fields of `PACCertificate`, and `data` (digest of the
     observations), `num_trials`, `settings`, `incumbent_arm`, `seconds` (`fit` and
-    `propose`), `unevaluated` (names of arms that were tried and gave no observation).
+    `propose`), `incumbent_mean` and `incumbent_sd` (posterior of the objective there,
+    in its units) and `before_trial` (index of the next trial),
+    `unevaluated` (names of arms that were tried and gave no observation).
 
     Args:
         experiment: An Ax experiment.
@@ -331,6 +333,8 @@ def keep_record(
     settings: CertificateSettings,
     incumbent_arm: str | None,
     seconds: dict[str, float],
+    incumbent_mean: float,
+    incumbent_sd: float,
 ) -> dict[str, Any]:
     """Store a certificate with its experiment and return the record."""
     record = {
@@ -340,6 +344,9 @@ def keep_record(
         "settings": settings.to_record(),
         "incumbent_arm": incumbent_arm,
         "seconds": seconds,
+        "incumbent_mean": incumbent_mean,
+        "incumbent_sd": incumbent_sd,
+        "before_trial": max(experiment.trials, default=-1) + 1,
         "unevaluated": [],
     }
     _with_unevaluated(record, experiment)

@@ -29,7 +29,7 @@ from ax_pac.generation import (
     CertificateHolds,
     InitialTrialsCompleted,
 )
-from ax_pac.stopping import PACStoppingStrategy
+from ax_pac.stopping import ExperimentCertified, PACStoppingStrategy
 
 # Stored names, never renamed. They begin with the package's name so that Ax's message
 # about an unknown name tells the reader what to import.
@@ -42,7 +42,7 @@ _CLASSES: tuple[tuple[type[Any], type[Any]], ...] = (
     (Acquisition, CertifyingAcquisition),
     (Kernel, BoundedMaternKernel),
 )
-_CRITERIA = (InitialTrialsCompleted, CertificateHolds)
+_CRITERIA = (InitialTrialsCompleted, CertificateHolds, ExperimentCertified)
 
 
 def register_with_ax() -> None:

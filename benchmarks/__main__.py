@@ -18,6 +18,7 @@ from benchmarks import (
     kill,
     networks,
     noise_calibration,
+    overhead,
     sem_coverage,
     storage_cost,
 )
@@ -35,6 +36,7 @@ BENCHMARKS = {
         check_cost,
         sem_coverage,
         noise_calibration,
+        overhead,
         kill,
         storage_cost,
         networks,

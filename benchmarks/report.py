@@ -17,6 +17,7 @@ from benchmarks.report_fitted import (
 )
 from benchmarks.report_networks import render_networks
 from benchmarks.report_noise import render_noise
+from benchmarks.report_overhead import render_overhead
 from benchmarks.report_storage import render_kill, render_storage_cost
 from benchmarks.traces import FOLDER, Trace, read_traces
 
@@ -32,6 +33,7 @@ def write_reports(folder: Path = FOLDER) -> list[Path]:
         ("fitted", render_fitted),
         ("inner_maximum", render_inner_maximum),
         ("check_cost", render_check_cost),
+        ("overhead", render_overhead),
         ("kill", render_kill),
         ("storage_cost", render_storage_cost),
         ("networks", render_networks),

@@ -6,11 +6,25 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Final
 
+import pandas as pd
 import plotly.graph_objects as go
 import torch
 
 from ax_pac import certificate_records, incumbent_arm
-from ax_pac.analysis import history_table, plot_certificate_history
+from ax_pac.analysis import (
+    history_table,
+    plot_certificate_history,
+    plot_challenger_gap,
+    plot_incumbent_history,
+    plot_times,
+    time_table,
+)
+from ax_pac.cards import (
+    CertificateHistory,
+    ChallengerGap,
+    IncumbentHistory,
+    TimeSpent,
+)
 from compression_adapters import checkpoint
 from compression_adapters.network import (
     compression_ratio,
@@ -99,6 +113,7 @@ def _summary(
         "incumbent_trial": incumbent,
         "certificate": result.certificate.to_dict(),
         "certificates": certificate_records(experiment),
+        "times": time_table(experiment).to_dict("records"),
         "layers": result.layers.to_dict("records"),
         "loss_fresh": {"mean": result.loss.mean, "sem": result.loss.sem},
         "costs": _costs(result),
@@ -180,17 +195,22 @@ def _reload(source: Source, result: CompressionResult, folder: Path) -> bool:
 
 
 def certificate_figures(summary: dict[str, Any]) -> list[tuple[str, go.Figure]]:
-    """Draw the certificate's history for the report.
+    """Draw how the search came to its certificate: the figures of Ax's analysis cards.
 
     Args:
         summary: As `read_run` reads it.
 
     Returns:
-        A caption and a picture.
+        Captions and pictures. Those that an older run kept no data for are left out.
     """
-    figure = plot_certificate_history(history_table(summary["certificates"]))
-    caption = (
-        "What may still be wrong with the incumbent, after each evaluation, at the "
-        "level that is named."
-    )
-    return [(caption, figure)]
+    history = history_table(summary["certificates"])
+    drawn = [
+        (CertificateHistory.subtitle, plot_certificate_history(history)),
+        (ChallengerGap.subtitle, plot_challenger_gap(history)),
+    ]
+    if history["incumbent_mean"].notna().any():
+        drawn.append((IncumbentHistory.subtitle, plot_incumbent_history(history)))
+    if summary.get("times"):
+        times = pd.DataFrame(summary["times"])
+        drawn.append((TimeSpent.subtitle, plot_times(times)))
+    return drawn

@@ -83,7 +83,7 @@ ALLOWED: tuple[tuple[str, set[str]], ...] = (
     ),
     (
         "compression_adapters/pipeline.py",
-        {"torch", "plotly", "ax_pac", "compression_adapters"},
+        {"torch", "pandas", "plotly", "ax_pac", "compression_adapters"},
     ),
     (
         "compression_adapters/presets.py",

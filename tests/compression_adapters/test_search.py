@@ -173,11 +173,11 @@ def test_three_failures_in_a_row_end_the_search_with_what_was_completed():
 
 def test_a_finished_search_is_continued_with_a_tighter_delta():
     first = compress(small_network(), pool(), **SETTINGS)
-    tighter = {**SETTINGS, "delta": 0.08}
+    tighter = {**SETTINGS, "delta": 0.03}
     second = compress(small_network(), pool(), client=first.client, **tighter)
     assert len(second.trials) > len(first.trials)
     assert second.trials.iloc[: len(first.trials)].equals(first.trials)
-    assert second.certificate.delta == 0.08
+    assert second.certificate.delta == 0.03
 
 
 def test_the_client_of_another_search_is_refused():

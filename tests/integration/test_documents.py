@@ -40,7 +40,8 @@ GIVEN = {
         "inputs": pool(),
         "client": client_with_one_objective(),
         "evaluate": evaluate,
-    }
+    },
+    "docs/how_to/ax_loops.md": lambda: {"evaluate": evaluate},
 }
 
 
@@ -51,8 +52,10 @@ def code_blocks(page: str) -> list[str]:
 
 @pytest.mark.parametrize("page", [page for page in PAGES if code_blocks(page)])
 @pytest.mark.filterwarnings("ignore:Very small noise values")
+@pytest.mark.filterwarnings("ignore:.*AxClient.*:DeprecationWarning")
 # Ax's default acquisition, on a page that shows the certificate for it.
 @pytest.mark.filterwarnings("ignore:Optimization failed")
+@pytest.mark.filterwarnings("ignore:A not p.d.")
 def test_code_of_the_page_runs(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     names = GIVEN.get(page, dict)()
@@ -62,6 +65,11 @@ def test_code_of_the_page_runs(page, tmp_path, monkeypatch):
             compile("\n".join(code_blocks(page)), page, "exec", dont_inherit=True),
             {**names, "__name__": page},
         )
+
+
+def test_examples_of_ax_loops_are_short():
+    for block in code_blocks("docs/how_to/ax_loops.md"):
+        assert len([line for line in block.splitlines() if line.strip()]) <= 15
 
 
 @pytest.mark.parametrize("page", [*PAGES, "CONTRIBUTING.md"])
