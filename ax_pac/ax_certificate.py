@@ -125,7 +125,8 @@ def certify_adapter(
         incumbent_arm=_arm_at(experiment, adapter, certificate.incumbent),
         seconds=seconds,
         incumbent_mean=float(posterior.mean),
-        incumbent_sd=float(posterior.variance.sqrt()),
+        # Not `posterior.variance`, which GPyTorch raises to 1e-10 in the user's unit.
+        incumbent_sd=float(posterior.distribution.covariance_matrix.sqrt()),
     )
 
 

@@ -339,7 +339,9 @@ def absolute_delta(
     incumbent = select_incumbent(model, X_observed, posterior_transform)
     with torch.no_grad():
         posterior = model.posterior(incumbent, posterior_transform=posterior_transform)
-    variance = posterior.variance.item() + _pooled_variance(model)
+    # Not `posterior.variance`, which GPyTorch raises to 1e-10 in the user's unit.
+    covariance = posterior.distribution.covariance_matrix
+    variance = covariance.detach().item() + _pooled_variance(model)
     mean, sd = abs(posterior.mean.item()), variance**0.5
     if not mean > _SIGNIFICANT_DEVIATIONS * sd:
         raise ValueError(

@@ -260,7 +260,7 @@ def _check_arguments(
         raise ValueError(
             "the marginal level needs one exact GP with a scaled Matern-5/2 kernel, a "
             "constant mean and known noise, as fit_model returns; got "
-            f"{type(model).__name__}"
+            f"{type(model).__name__}. Ask for level 'joint' instead."
         )
     dim = model.train_inputs[0].shape[-1]
     check_points(candidates)

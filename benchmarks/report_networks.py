@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from ax_pac import DEFAULT_LEVEL
 from benchmarks import networks
 from benchmarks.intervals import clopper_pearson
 from benchmarks.traces import Trace
@@ -51,7 +52,7 @@ def _network_section(network: str, traces: Sequence[Trace]) -> list[str]:
         "| gamma | method | ratio % | L | top-1 % | J | best J | images |",
         "|---|---|---|---|---|---|---|---|",
     ]
-    default = [t for t in searches if t.settings["level"] == "joint"]
+    default = [t for t in searches if t.settings["level"] == DEFAULT_LEVEL]
     for gamma in sorted({t.settings["gamma"] for t in default}):
         results = [t.result for t in default if t.settings["gamma"] == gamma]
         lines.append(_search_row(gamma, results))

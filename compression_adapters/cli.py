@@ -158,14 +158,14 @@ def _ratio(
 @click.option(
     "--epsilon",
     type=click.FloatRange(0, 1, min_open=True, max_open=True),
-    default=0.005,
+    default=0.05,
     show_default=True,
     help="Allowed probability that the result is not within delta of the best.",
 )
 @click.option(
     "--level",
     type=click.Choice(["pairwise", "joint", "marginal"]),
-    default="joint",
+    default="marginal",
     show_default=True,
     help="What the certificate accounts for; pairwise is the paper's rule.",
 )

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ax_pac import LogPACExpectedImprovement, PACAcquisition, certify, fit_model
 from ax_pac.acquisition import VARIANCE_FLOOR
+from ax_pac.certificate import absolute_delta
 from ax_pac.hyperparameters import SMALLEST_SPREAD
 
 # GPyTorch raises a noise variance below 1e-6 of the data's to that, and says so.
@@ -274,3 +275,11 @@ def test_scores_near_the_incumbent_are_those_of_exact_arithmetic(lengthscale, no
                 # gap, 1e-9 of the signal at this conditioning.
                 allowed = 1e-4 * abs(expected) + 1e-9 / float(deviation)
                 assert abs(score(x).item() - expected) <= allowed
+
+
+@pytest.mark.parametrize("scale", SCALES)
+def test_a_relative_delta_is_a_share_in_any_unit(scale):
+    X, Y = data()
+    model = fit_model(X, scale * Y, torch.full_like(Y, (scale * 0.01) ** 2))
+    best = model.posterior(X).mean.max().item()
+    assert absolute_delta(model, X, 0.1) == pytest.approx(0.1 * best, rel=1e-6)

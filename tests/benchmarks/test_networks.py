@@ -22,7 +22,7 @@ def test_a_missing_file_says_what_to_set(monkeypatch, tmp_path):
 def test_a_rule_is_one_run_and_a_setting_that_is_listed_twice_is_run_once():
     rules = networks.plan(7, network="resnet18", method="greedy")
     assert [seed for _, seed in rules] == [0]
-    searches = networks.plan(None, network="resnet18", gamma=0.02, level="joint")
+    searches = networks.plan(None, network="resnet18", gamma=0.02, level="marginal")
     assert [seed for _, seed in searches] == list(range(10))
     assert all(networks.minutes(job) > 0 for job in networks.plan(None))
 
@@ -44,7 +44,7 @@ def test_the_page_puts_a_rule_at_the_ratio_of_the_search():
     traces = [
         Trace("networks", settings, 0, result, [], {"revision": "abc"})
         for settings, result in (
-            (networks.search("resnet18", 0.1, "joint", 0.005), found),
+            (networks.search("resnet18", 0.1, "marginal", 0.05), found),
             (networks.rule("resnet18", "energy"), {"images": 0, "points": points}),
         )
     ]
