@@ -21,6 +21,7 @@ from ax_pac.challenger import (
     more_informative,
     relative_lengthscales,
 )
+from ax_pac.hyperparameters import fewest_distinct_points
 from ax_pac.records import CertificateSettings
 from ax_pac.verdict import PACCertificate
 
@@ -148,22 +149,27 @@ class CertifyingAcquisition(Acquisition):
     def _propose(self, n: int) -> tuple[Tensor, Tensor]:
         """Find `n` points one after the other, each pending for the next.
 
-        A point is not proposed while it is pending, the incumbent included.
+        A point is not proposed while it is pending, the incumbent included. Nor is one
+        that is known already, while too few are for a certificate at all: repetitions
+        would never make it possible.
         """
         pending = [] if self.X_pending is None else [self.X_pending]
         points, scores = [], []
         for _ in range(n):
             X_pending = torch.cat([self._observed[:0], *pending])
-            if len(X_pending) == 0:
+            X_taken = X_pending
+            if self._needs_new_points(len(X_pending)):
+                X_taken = torch.cat([self._observed, *pending])
+            if len(X_taken) == 0:
                 challenger = torch.tensor(
                     [self.certificate.challenger], dtype=torch.float64
                 )
                 score = self.certificate.score
             else:
-                challenger, score = self._challenger_beside(X_pending)
+                challenger, score = self._challenger_beside(X_pending, X_taken)
             point = challenger
             if self.settings.sampling == "leader_challenger" and not bool(
-                self._are_pending(self.acqf.incumbent, X_pending).any()
+                self._are_among(self.acqf.incumbent, X_taken).any()
             ):
                 point = more_informative(self.acqf, challenger)
             pending.append(point)
@@ -171,9 +177,23 @@ class CertifyingAcquisition(Acquisition):
             scores.append(score)
         return torch.cat(points), torch.tensor(scores, dtype=torch.float64)
 
-    def _challenger_beside(self, X_pending: Tensor) -> tuple[Tensor, float]:
-        """Find the challenger, given what is under evaluation, that is not."""
-        self.acqf.set_X_pending(X_pending)
+    def _needs_new_points(self, num_pending: int) -> bool:
+        """Whether too few different points are known for the level that is asked."""
+        if (
+            self.settings.level == "pairwise"
+            or self.settings.sampling != "leader_challenger"
+        ):
+            return False
+        num_cells = math.inf if self._cells is None else self._cells.number
+        num_distinct, dim = self._observed.shape
+        return num_distinct + num_pending < fewest_distinct_points(dim, num_cells)
+
+    def _challenger_beside(
+        self, X_pending: Tensor, X_taken: Tensor
+    ) -> tuple[Tensor, float]:
+        """Find the challenger, given what is under evaluation, that is not taken."""
+        if len(X_pending):
+            self.acqf.set_X_pending(X_pending)
         search = find_challenger(
             self.acqf,
             self._observed,
@@ -181,22 +201,22 @@ class CertifyingAcquisition(Acquisition):
             seed=self._seed(len(X_pending)),
             cells=self._cells,
         )
-        taken = self._are_pending(search.points, X_pending)
+        taken = self._are_among(search.points, X_taken)
         scores = search.scores.masked_fill(taken, -math.inf)
         best = int(scores.argmax())
         if scores[best] == -math.inf:  # fewer cells than evaluations under way
             return search.challenger, search.score
         return search.points[best : best + 1], float(scores[best])
 
-    def _are_pending(self, points: Tensor, X_pending: Tensor) -> Tensor:
-        """Whether points (`N x d`) are the same thing as one under evaluation, `N`."""
+    def _are_among(self, points: Tensor, others: Tensor) -> Tensor:
+        """Whether points (`N x d`) are the same thing as one of the others, `N`."""
         if self._cells is not None:
-            same = [self._cells.are_same(points, x.unsqueeze(0)) for x in X_pending]
+            same = [self._cells.are_same(points, x.unsqueeze(0)) for x in others]
             none = torch.zeros(len(points), dtype=torch.bool)
             return torch.stack([none, *same]).any(0)
         width = self._bounds[1] - self._bounds[0]
         scale = width * relative_lengthscales(self._model, len(width))
-        near = torch.cdist(points / scale, X_pending / scale) < _SAME_DISTANCE
+        near = torch.cdist(points / scale, others / scale) < _SAME_DISTANCE
         return near.any(-1)
 
     def _instantiate_acquisition(self) -> None:

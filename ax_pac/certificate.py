@@ -151,7 +151,9 @@ def certify(
         second_search_gap=gap,
     )
     if level != "pairwise" and certificate.holds:
-        too_few = too_few_observations(_inputs(model, X_observed))
+        too_few = too_few_observations(
+            _inputs(model, X_observed), math.inf if cells is None else cells.number
+        )
         if too_few is None:
             certificate = _at_level_joint(
                 certificate, acquisition, search, seeds[2], cells
@@ -228,6 +230,7 @@ def _at_level_marginal(
         alpha=alpha_of_check,
         weight=math.copysign(1.0, weight),
         seed=seed,
+        num_cells=math.inf if cells is None else cells.number,
     )
     challenger = certificate.challenger
     if result.challenger is not None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from botorch.fit import fit_gpytorch_mll
 from botorch.models import SingleTaskGP
@@ -44,7 +46,17 @@ def fewest_observations(dim: int) -> int:
     return max(2 * dim + 3, 10)
 
 
-def too_few_observations(X: Tensor) -> str | None:
+def fewest_distinct_points(dim: int, num_cells: float = math.inf) -> int:
+    """Return at how many different points they have to be, of so many that there are.
+
+    Example:
+        >>> fewest_distinct_points(2), fewest_distinct_points(2, num_cells=5)
+        (8, 5)
+    """
+    return int(min(max(dim + 3, 8), num_cells))
+
+
+def too_few_observations(X: Tensor, num_cells: float = math.inf) -> str | None:
     """Say why observations cannot tell the hyperparameters, None if they may.
 
     A fit to fewer can be certain and wrong: nothing in it says that a function which
@@ -52,10 +64,12 @@ def too_few_observations(X: Tensor) -> str | None:
 
     Args:
         X: Where they were made, repetitions included. Shape `n x d`.
+        num_cells: How many different points there are.
     """
     num_observations, dim = X.shape
     num_distinct = len(X.unique(dim=0))
-    fewest, fewest_distinct = fewest_observations(dim), max(dim + 3, 8)
+    fewest = fewest_observations(dim)
+    fewest_distinct = fewest_distinct_points(dim, num_cells)
     if num_observations >= fewest and num_distinct >= fewest_distinct:
         return None
     return (

@@ -79,6 +79,7 @@ def marginal_failure(
     alpha: float,
     weight: float = 1.0,
     seed: int,
+    num_cells: float = math.inf,
 ) -> MarginalFailure:
     """Bound the probability that the incumbent is not good enough, marginally.
 
@@ -106,6 +107,7 @@ def marginal_failure(
         alpha: Allowed probability that sampling error alone certifies, in (0, 1).
         weight: 1 to maximise, -1 to minimise.
         seed: Seed of every random number.
+        num_cells: How many different points there are, where they are finitely many.
 
     Returns:
         Counts, bound and status.
@@ -132,7 +134,7 @@ def marginal_failure(
     problem = DifferenceProblem(
         model, incumbent, candidates, check_delta(delta), weight
     )
-    status = _refusal(model, problem)
+    status = _refusal(model, problem, num_cells)
     if status is not None:
         return MarginalFailure(1.0, 0, 0.0, 1.0, 0, None, status)
     generator = torch.Generator().manual_seed(seed)
@@ -212,9 +214,11 @@ def _diagnosis(sample: HyperparameterSample, fewest: float) -> str:
     return "ok"
 
 
-def _refusal(model: SingleTaskGP, problem: DifferenceProblem) -> str | None:
+def _refusal(
+    model: SingleTaskGP, problem: DifferenceProblem, num_cells: float
+) -> str | None:
     """Say why these data support no claim, None if they may."""
-    too_few = too_few_observations(problem.Z)
+    too_few = too_few_observations(problem.Z, num_cells)
     if too_few is not None:
         return too_few
     outputscale = float(model.covar_module.outputscale.detach())

@@ -11,6 +11,7 @@ from scipy.stats import norm
 from torch.quasirandom import SobolEngine
 
 from ax_pac import PACAcquisition, PACCertificate, certify, find_challenger, fit_model
+from ax_pac.cells import Cells
 from tests.conftest import bowl, noisy_model
 
 
@@ -88,8 +89,12 @@ def test_same_seed_gives_the_same_certificate(model_and_points, unit_box):
 def test_any_botorch_model_is_certified(unit_box):
     X = torch.rand(12, 2, generator=torch.Generator().manual_seed(0)).double()
     inferred_noise = SingleTaskGP(X, bowl(X)).eval()
-    certificate = certify(inferred_noise, X, unit_box, delta=3.0, epsilon=0.05, seed=0)
+    certificate = certify(
+        inferred_noise, X, unit_box, delta=3.0, epsilon=0.05, level="joint", seed=0
+    )
     assert certificate.holds
+    with pytest.raises(ValueError, match="Ask for level 'joint'"):
+        certify(inferred_noise, X, unit_box, delta=3.0, epsilon=0.05, seed=0)
 
 
 def test_record_survives_json(model_and_points, unit_box):
@@ -167,3 +172,23 @@ def test_no_claim_above_pairwise_on_too_few_observations(d, fewest):
     assert f"at least {fewest}" in few.reason
     assert enough.holds
     assert enough.hyperparameter_status is None
+
+
+def test_a_space_of_few_cells_can_be_certified():
+    cells = Cells(((0.0, 0.3, 0.6, 1.0),))
+    points = cells.all_points()
+    X = points.repeat(4, 1)
+    model = fit_model(X, bowl(X), torch.full((12, 1), 1e-6).double())
+    box = torch.tensor([[0.0], [1.0]], dtype=torch.float64)
+    for level in ("joint", "marginal"):
+        certificate = certify(
+            model,
+            points,
+            box,
+            delta=0.1,
+            epsilon=0.05,
+            level=level,
+            seed=0,
+            cells=cells,
+        )
+        assert certificate.holds, certificate.reason

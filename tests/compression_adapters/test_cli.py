@@ -39,7 +39,7 @@ def test_compress_writes_everything_and_report_writes_it_again(tmp_path):
     out = tmp_path / "run"
     result = invoke("compress", "fc3", "--out", str(out), *ARGUMENTS)
     assert result.exit_code == 0, result.output
-    assert "certified (level joint)" in result.output
+    assert "certified (level marginal)" in result.output
 
     summary = json.loads((out / "summary.json").read_text())
     assert summary["accuracy_original"] == 1.0
@@ -47,7 +47,7 @@ def test_compress_writes_everything_and_report_writes_it_again(tmp_path):
     assert 0 < summary["compression_ratio"] <= 1.0
     assert summary["whole_network_ratio"] == summary["compression_ratio"]
     assert summary["certificate"]["holds"]
-    assert summary["certificate"]["level"] == "joint"
+    assert summary["certificate"]["level"] == "marginal"
     assert summary["reloaded_is_equal"]
     assert summary["settings"]["gamma"] == 0.5
     assert {"torch", "ax-platform", "ax-pac"} <= set(summary["versions"])

@@ -144,6 +144,8 @@ def test_a_search_compares_the_layer_that_is_named():
         **{"gamma": 0.1, "delta": 0.3, "epsilon": 0.1},
     )
     assert result.certificate.holds
+    # One coordinate of a dozen cells: enough of them are visited to say anything.
+    assert len(result.trials) <= 40
     assert result.problem.loss == loss
     assert not hooks(result.network)
 

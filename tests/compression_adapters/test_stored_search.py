@@ -104,7 +104,7 @@ def test_a_search_that_gave_up_can_be_tried_again(tmp_path):
         ({"gamma": 0.6}, r"gamma = 0.5, now gamma = 0.6. To continue it, give gamma"),
         ({"delta": 0.1}, "delta = 0.2, now delta = 0.1"),
         ({"epsilon": 0.01}, "epsilon = 0.05, now epsilon = 0.01"),
-        ({"level": "pairwise"}, "level = 'joint', now level = 'pairwise'"),
+        ({"level": "pairwise"}, "level = 'marginal', now level = 'pairwise'"),
         ({"seed": 1}, "seed = 0, now seed = 1"),
         ({"num_samples": 60}, "num_samples = 50, now num_samples = 60"),
         ({"encoding": "linear"}, "made with encoding of the ranks"),
