@@ -196,7 +196,7 @@ def noisy(parameters, index):
 
 
 def test_an_incumbent_is_evaluated_again_and_never_reads_as_a_certificate():
-    client = new_client(delta=0.05)
+    client = new_client(delta=0.05, level="pairwise")
     proposals = run(client, evaluate=noisy, sem=0.1, max_trials=16)
     points = [tuple(p.values()) for p in proposals]
     assert len(set(points)) < len(points)

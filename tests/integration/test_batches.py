@@ -124,7 +124,7 @@ def test_a_batch_says_more_than_repetitions_and_than_random_points():
     """The score to come down after the batch, the measure of how close one is."""
     better_than_repeated = better_than_random = 0
     for seed in range(4):
-        client = new_client(delta=0.02, seed=seed)
+        client = new_client(delta=0.02, seed=seed, level="pairwise")
         run(client, max_trials=9, sem=0.05, evaluate=noisy(seed, 0.05))
         batch = batch_of(client, 4)
         rng = torch.Generator().manual_seed(seed)
