@@ -251,6 +251,13 @@ def _ratio(
     help="The same as --db OUT/search.db.",
 )
 @click.option(
+    "--workers",
+    type=click.IntRange(min=1),
+    default=None,
+    help="Evaluations at the same time, on Ray; not with --db and --resume.  "
+    "[default: one after the other, without Ray]",
+)
+@click.option(
     "--progress/--no-progress",
     default=None,
     help="Show a progress bar.  [default: on a terminal only]",
