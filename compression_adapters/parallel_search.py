@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from ax.api.client import Client
-from ax.exceptions.core import FailureRateExceededError
+from ax.orchestration.orchestrator import FailureRateExceededError
 
-from ax_pac.ray_workers import import_ray, ray_orchestrator, require_workers
+from ax_pac.ray_runner import import_ray, require_workers
+from ax_pac.ray_workers import ray_orchestrator
 from compression_adapters.loop import (
     EvaluationError,
     SearchLoop,
@@ -58,8 +59,8 @@ def check_workers(problem: CompressionProblem, workers: int | None, db: Any) -> 
     device = next(problem.network.parameters()).device
     if device.type != "cpu":
         raise ValueError(
-            f"Workers evaluate on the CPU, and the network is on {device}: move it with "
-            "network.cpu() (--device cpu), or leave workers out."
+            f"Workers evaluate on the CPU, and the network is on {device}: move it "
+            "with network.cpu() (--device cpu), or leave workers out."
         )
     import_ray()
 

@@ -228,7 +228,7 @@ def compress(
 
     Raises:
         ValueError: When an argument cannot be used; the message says which and why.
-        ImportError: When `db` is given without the extra `sql`, `workers` without `ray`.
+        ImportError: When an extra is missing: `sql` for `db`, `ray` for `workers`.
         EvaluationError: When three evaluations in a row fail.
 
     Source: Ma et al. 2019. Deviations: the log encoding, "left dense" as the last bin,

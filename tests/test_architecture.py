@@ -48,7 +48,7 @@ ALLOWED: tuple[tuple[str, set[str]], ...] = (
         },
     ),
     ("ax_pac/database.py", {"ax", "pandas", "sqlalchemy"}),
-    ("ax_pac/ray_workers.py", {"ax", "pandas", "torch", "ray"}),
+    ("ax_pac/ray_runner.py", {"ax", "pandas", "torch", "ray"}),
     ("ax_pac/", NUMERICS | {"ax", "pandas", "plotly", "ax_pac"}),
     (
         "compression_adapters/ax_space.py",
