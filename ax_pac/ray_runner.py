@@ -43,6 +43,7 @@ class RayRunner(IRunner):
     Args:
         evaluate: `(parameters, trial_index) -> {metric name: (mean, standard error)}`.
             Packages that it needs are installed on every machine.
+        metrics: Names that an outcome must have.
         workers: Evaluations at the same time, at least 1.
         told: Called when a trial is begun; `evaluate` gets what it returns as further
             arguments.
@@ -57,6 +58,7 @@ class RayRunner(IRunner):
     def __init__(
         self,
         evaluate: Evaluate,
+        metrics: Iterable[str],
         *,
         workers: int,
         told: Callable[[], tuple[Any, ...]] = tuple,
@@ -69,6 +71,7 @@ class RayRunner(IRunner):
         self.reasons: dict[int, str] = {}
         self.failures_in_a_row = 0
         self.ended: list[int] = []
+        self._metrics = tuple(metrics)
         self._told = told
         self._tasks: dict[int, Any] = {}
         try:
@@ -175,7 +178,9 @@ class RayRunner(IRunner):
             if self._tasks[index] not in ready:
                 continue
             try:
-                self.outcomes[index] = _checked(ray.get(self._tasks[index]))
+                self.outcomes[index] = _checked(
+                    ray.get(self._tasks[index]), self._metrics
+                )
                 self.failures_in_a_row = 0
             except Exception as error:
                 self.reasons[index] = _reason(error)
@@ -239,6 +244,7 @@ def ray_session(workers: int) -> Iterator[None]:
             num_cpus=workers,
             log_to_driver=False,
             include_dashboard=False,
+            logging_level="WARNING",
         )
     try:
         yield
@@ -286,21 +292,19 @@ def _evaluate_on_worker(
     return _LOADED[key](parameters, trial_index, *told)
 
 
-def _checked(outcome: Any) -> Outcome:
-    """Return an outcome as plain finite numbers."""
+def _checked(outcome: Any, metrics: tuple[str, ...]) -> Outcome:
+    """Return the metrics of an outcome as plain finite numbers."""
     try:
-        plain = {
-            str(name): (float(mean), float(sem))
-            for name, (mean, sem) in dict(outcome).items()
-        }
-    except (TypeError, ValueError):
-        plain = {}
-    if not plain or not all(map(math.isfinite, sum(plain.values(), ()))):
+        plain = {name: tuple(map(float, outcome[name])) for name in metrics}
+        fits = all(len(p) == 2 and all(map(math.isfinite, p)) for p in plain.values())
+    except (KeyError, TypeError, ValueError):
+        fits = False
+    if not fits:
         raise ValueError(
-            "an evaluation must return {metric name: (mean, standard error)} of finite "
-            f"numbers; got {outcome!r}"
+            "expected {metric name: (mean, standard error)} of finite numbers for "
+            f"{', '.join(map(repr, metrics))}; got {outcome!r}"
         )
-    return plain
+    return {name: (mean, sem) for name, (mean, sem) in plain.items()}
 
 
 def _reason(error: BaseException) -> str:

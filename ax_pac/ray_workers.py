@@ -188,7 +188,13 @@ def ray_orchestrator(
         logging_level=30,
     )
     with ray_session(workers):
-        runner = RayRunner(evaluate, workers=workers, told=told, resources=resources)
+        runner = RayRunner(
+            evaluate,
+            experiment.metrics,
+            workers=workers,
+            told=told,
+            resources=resources,
+        )
         with _evaluated_by(runner, experiment):
             orchestrator = RayOrchestrator(
                 experiment,
