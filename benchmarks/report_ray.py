@@ -17,7 +17,7 @@ def render_ray(traces: Sequence[Trace]) -> str:
         "# Evaluations on several workers",
         "",
         "Searches of a noisy bowl through `ax_pac.ray_orchestrator` on one machine of "
-        f"{traces[-1].provenance['cpus']} CPUs, Ray {traces[-1].provenance['ray']}, "
+        f"{traces[-1].provenance['cores']} CPUs, Ray {traces[-1].provenance['ray']}, "
         "workers started before.",
         "",
     ]

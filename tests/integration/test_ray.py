@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 import time
 from pathlib import Path
@@ -52,6 +53,7 @@ def search(client: Client, evaluate, *, max_trials: int = 30, **options) -> None
         orchestrator.run_n_trials(max_trials)
 
 
+@pytest.mark.slow
 def test_compress_starts_its_own_workers_and_draws_the_samples_of_one_process():
     alone = compress(small_network(), pool(), **COMPRESS)
     result = compress(small_network(), pool(), workers=2, **COMPRESS)
@@ -202,6 +204,15 @@ class TestOnOneCluster:
         client.get_next_trials(max_trials=2)
         search(client, bowl(), max_trials=3)
         assert statuses(client) == ["COMPLETED"] * 5
+
+    def test_examples_of_the_page_run_and_are_short(self):
+        page = Path(__file__).parents[2] / "docs/how_to/many_machines.md"
+        blocks = re.findall(r"^```python\n(.*?)^```", page.read_text(), re.S | re.M)
+        assert len(blocks) == 2
+        names = {"network": small_network(), "inputs": pool()}
+        for block in blocks:
+            assert len([line for line in block.splitlines() if line.strip()]) <= 15
+            exec(compile(block, page.name, "exec", dont_inherit=True), names)
 
     def test_what_cannot_be_sent_is_refused(self):
         import threading
