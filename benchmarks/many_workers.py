@@ -27,7 +27,8 @@ _SEM = 0.05
 _TIMED_TRIALS = 20
 # Small enough that no search ends while it is timed.
 _TIMED_DELTA = 0.001
-_SEEDS = {"speed": 3, "certificate": 8}
+_SEEDS = {"speed": 3, "certificate": 8, "pending": 1}
+_TIMED_PROPOSALS = 5
 
 
 def plan(seeds: int | None, **changes: Any) -> list[tuple[dict[str, Any], int]]:
@@ -37,6 +38,7 @@ def plan(seeds: int | None, **changes: Any) -> list[tuple[dict[str, Any], int]]:
         {"part": "speed", "d": 3, "wait": 2.0, "workers": 2},
         {"part": "certificate", "d": 2, "wait": 1.0, "delta": 0.05, "level": "joint"},
         {"part": "certificate", "d": 3, "wait": 1.0, "delta": 0.1, "level": "joint"},
+        *({"part": "pending", "d": 9, "n": 50, "p": p} for p in (0, 1, 10, 100, 1000)),
     ]
     return [
         (row, seed)
@@ -48,6 +50,8 @@ def plan(seeds: int | None, **changes: Any) -> list[tuple[dict[str, Any], int]]:
 def minutes(job: tuple[dict[str, Any], int]) -> float:
     """Minutes of one run, measured."""
     settings, _ = job
+    if settings["part"] == "pending":
+        return 0.3
     if settings["part"] == "speed":
         return 0.9 / settings["workers"]
     return 0.6
@@ -58,9 +62,10 @@ def run(seed: int, settings: dict[str, Any]) -> Trace:
     for name in ("ax.api.client", "ax.orchestration.orchestrator"):
         logging.getLogger(name).setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", message="Very small noise values")
-    _warm_up()
-    part = _speed if settings["part"] == "speed" else _certificate
-    result, trials = part(seed, settings)
+    if settings["part"] != "pending":
+        _warm_up()
+    parts = {"speed": _speed, "certificate": _certificate, "pending": _pending}
+    result, trials = parts[settings["part"]](seed, settings)
     return Trace(
         benchmark=NAME,
         settings=settings,
@@ -115,6 +120,40 @@ def _certificate(
     with ray_orchestrator(client, evaluate, workers=2) as orchestrator:
         orchestrator.run_n_trials(200)
     return {"alone": alone, "workers": _count(client)}, []
+
+
+def _pending(
+    seed: int, settings: dict[str, Any]
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """Time proposals while `p` trials run, one ending before each; without Ray."""
+    rng = np.random.default_rng(seed)
+    client = _client(seed, settings["d"], delta=_TIMED_DELTA, level="pairwise")
+    evaluate = _evaluation(seed, 0.0)
+
+    def begin() -> int:
+        point = {f"x{i}": float(rng.random()) for i in range(settings["d"])}
+        return client.attach_trial(point)
+
+    def end(index: int) -> None:
+        parameters = client._experiment.trials[index].arm.parameters
+        client.complete_trial(index, evaluate(parameters, index))
+
+    for _ in range(settings["n"]):
+        end(begin())
+    running = [begin() for _ in range(settings["p"])]
+    trials = []
+    for _ in range(_TIMED_PROPOSALS):
+        end(running.pop(0) if running else begin())
+        wall, cpu = time.perf_counter(), time.process_time()
+        running += list(client.get_next_trials(max_trials=1))
+        trials.append(
+            {"wall": time.perf_counter() - wall, "cpu": time.process_time() - cpu}
+        )
+        if settings["p"] == 0:
+            end(running.pop())
+    return {kind: float(np.median([t[kind] for t in trials])) for kind in trials[0]}, (
+        trials
+    )
 
 
 def _count(client: Client) -> dict[str, Any]:

@@ -21,7 +21,10 @@ def render_ray(traces: Sequence[Trace]) -> str:
         "workers started before.",
         "",
     ]
-    return "\n".join(lines + _speed(speed) + _certificate(certificate))
+    pending = [t for t in traces if t.settings["part"] == "pending"]
+    return "\n".join(
+        lines + _speed(speed) + _certificate(certificate) + _pending(pending)
+    )
 
 
 def _speed(traces: Sequence[Trace]) -> list[str]:
@@ -80,6 +83,29 @@ def _certificate(traces: Sequence[Trace]) -> list[str]:
         lines.append(_row([*map(str, key)], group))
     if len(groups) > 1:
         lines.append(_row(["all", "", ""], list(traces)))
+    return [*lines, ""]
+
+
+def _pending(traces: Sequence[Trace]) -> list[str]:
+    if not traces:
+        return []
+    lines = [
+        "## Seconds of a proposal while trials run",
+        "",
+        "CPU seconds of `get_next_trials` in the process of the search, one thread, with "
+        "n completed trials and p under evaluation, the pairwise check included; one "
+        "trial ends before each proposal. Medians of "
+        f"{len(traces[0].trials)}. *Busy workers*: how many evaluations of 10 minutes "
+        "such a process can keep under way. Without Ray: no cluster was measured.",
+        "",
+        "| d | n | p | seconds | proposals a second | busy workers |",
+        "|---|---|---|---|---|---|",
+    ]
+    for t in sorted(traces, key=lambda t: t.settings["p"]):
+        cells = [str(t.settings[name]) for name in ("d", "n", "p")]
+        cpu = t.result["cpu"]
+        cells += [f"{cpu:.2f}", f"{1.0 / cpu:.1f}", f"{600.0 / cpu:.0f}"]
+        lines.append(f"| {' | '.join(cells)} |")
     return [*lines, ""]
 
 
