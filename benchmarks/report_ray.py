@@ -92,9 +92,9 @@ def _pending(traces: Sequence[Trace]) -> list[str]:
     lines = [
         "## Seconds of a proposal while trials run",
         "",
-        "CPU seconds of `get_next_trials` in the process of the search, one thread, with "
-        "n completed trials and p under evaluation, the pairwise check included; one "
-        "trial ends before each proposal. Medians of "
+        "CPU seconds of `get_next_trials` in the process of the search, one thread, "
+        "with n completed trials and p under evaluation, the pairwise check included; "
+        "one trial ends before each proposal. Medians of "
         f"{len(traces[0].trials)}. *Busy workers*: how many evaluations of 10 minutes "
         "such a process can keep under way. Without Ray: no cluster was measured.",
         "",

@@ -283,6 +283,10 @@ def compress(
             raise click.UsageError("expected one of --db and --resume; got both")
         out.mkdir(parents=True, exist_ok=True)
         options["db"] = str(out / "search.db")
+    if options["workers"] is not None and options["db"] is not None:
+        raise click.UsageError(
+            "expected --workers or a database (--db, --resume); got both"
+        )
     _fill_in_gamma(options, PRESETS[network].gamma if network in PRESETS else None)
     if not any(options[name] is not None for name in _TARGETS):
         raise click.UsageError(

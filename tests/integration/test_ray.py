@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
 import os
 import re
 import sys
@@ -12,12 +14,13 @@ import pytest
 from ax.api.client import Client
 from ax.exceptions.core import OptimizationComplete
 from ax.orchestration.orchestrator import FailureRateExceededError
+from click.testing import CliRunner
 
 from ax_pac import StoredClient, latest_certificate, ray_orchestrator
-from compression_adapters import squared_l2
+from compression_adapters import cli, presets, squared_l2
 from compression_adapters.search import EvaluationError, compress
 from tests.ax_loops import experiment_of, new_client
-from tests.networks import pool, small_network
+from tests.networks import labels, pool, small_network
 
 ray = pytest.importorskip("ray", reason="the extra ray is not installed")
 
@@ -204,6 +207,28 @@ class TestOnOneCluster:
         client.get_next_trials(max_trials=2)
         search(client, bowl(), max_trials=3)
         assert statuses(client) == ["COMPLETED"] * 5
+
+    def test_command_line_reports_a_search_on_workers(self, tmp_path, monkeypatch):
+        preset = dataclasses.replace(
+            presets.PRESETS["fc3"],
+            build=small_network,
+            trained=lambda progress=None: small_network(),
+            train_data=lambda: (pool(), labels()),
+            test_data=lambda: (pool(), labels()),
+        )
+        monkeypatch.setitem(presets.PRESETS, "fc3", preset)
+        out = tmp_path / "run"
+        arguments = ["compress", "fc3", "--out", str(out), "--device", "cpu"]
+        arguments += ["--gamma", "0.5", "--delta", "0.3", "--epsilon", "0.05"]
+        arguments += ["--level", "pairwise", "--workers", "2"]
+        result = CliRunner().invoke(cli.main, arguments)
+        assert result.exit_code == 0, result.output
+        summary = json.loads((out / "summary.json").read_text())
+        assert summary["certificate"]["holds"]
+        assert summary["settings"]["workers"] == 2
+        assert (out / "report.html").exists()
+        result = CliRunner().invoke(cli.main, [*arguments, "--resume"])
+        assert "expected --workers or a database" in result.output
 
     def test_examples_of_the_page_run_and_are_short(self):
         page = Path(__file__).parents[2] / "docs/how_to/many_machines.md"
