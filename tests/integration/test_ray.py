@@ -6,6 +6,7 @@ import dataclasses
 import json
 import os
 import re
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -238,6 +239,25 @@ class TestOnOneCluster:
         for block in blocks:
             assert len([line for line in block.splitlines() if line.strip()]) <= 15
             exec(compile(block, page.name, "exec", dont_inherit=True), names)
+
+    @pytest.mark.slow
+    def test_the_cluster_that_ray_address_names_is_used_and_left_running(self):
+        code = (
+            "import ray; from ax_pac.ray_runner import ray_session\n"
+            "with ray_session(7):\n"
+            "    print('cpus', ray.cluster_resources()['CPU'])\n"
+            "print('after', ray.is_initialized())"
+        )
+        address = ray.get_runtime_context().gcs_address
+        done = subprocess.run(
+            [sys.executable, "-W", "ignore", "-c", code],
+            env={**os.environ, "RAY_ADDRESS": address},
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        assert "cpus 2.0\nafter False" in done.stdout
+        assert ray.cluster_resources()["CPU"] == 2.0
 
     def test_what_cannot_be_sent_is_refused(self):
         import threading
