@@ -28,6 +28,7 @@ from ax_pac.expected_improvement import (
 from ax_pac.generation import pac_generation_strategy
 from ax_pac.hyperparameters import fit_model
 from ax_pac.noise import smoothed_sems
+from ax_pac.ray_workers import ray_orchestrator
 from ax_pac.records import certificate_records
 from ax_pac.stopping import (
     PACStoppingStrategy,
@@ -69,6 +70,7 @@ __all__ = [
     "plot_challenger_gap",
     "plot_incumbent_history",
     "plot_times",
+    "ray_orchestrator",
     "register_with_ax",
     "select_incumbent",
     "smoothed_sems",

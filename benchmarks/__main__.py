@@ -16,6 +16,7 @@ from benchmarks import (
     fitted,
     inner_maximum,
     kill,
+    many_workers,
     networks,
     noise_calibration,
     overhead,
@@ -40,6 +41,7 @@ BENCHMARKS = {
         kill,
         storage_cost,
         networks,
+        many_workers,
     )
 }
 

@@ -18,6 +18,7 @@ from benchmarks.report_fitted import (
 from benchmarks.report_networks import render_networks
 from benchmarks.report_noise import render_noise
 from benchmarks.report_overhead import render_overhead
+from benchmarks.report_ray import render_ray
 from benchmarks.report_storage import render_kill, render_storage_cost
 from benchmarks.traces import FOLDER, Trace, read_traces
 
@@ -37,6 +38,7 @@ def write_reports(folder: Path = FOLDER) -> list[Path]:
         ("kill", render_kill),
         ("storage_cost", render_storage_cost),
         ("networks", render_networks),
+        ("ray", render_ray),
     ):
         traces = read_traces(name, folder)
         if traces:

@@ -251,6 +251,13 @@ def _ratio(
     help="The same as --db OUT/search.db.",
 )
 @click.option(
+    "--workers",
+    type=click.IntRange(min=1),
+    default=None,
+    help="Evaluations at the same time, on Ray; not with --db and --resume.  "
+    "[default: one after the other, without Ray]",
+)
+@click.option(
     "--progress/--no-progress",
     default=None,
     help="Show a progress bar.  [default: on a terminal only]",
@@ -276,6 +283,10 @@ def compress(
             raise click.UsageError("expected one of --db and --resume; got both")
         out.mkdir(parents=True, exist_ok=True)
         options["db"] = str(out / "search.db")
+    if options["workers"] is not None and options["db"] is not None:
+        raise click.UsageError(
+            "expected --workers or a database (--db, --resume); got both"
+        )
     _fill_in_gamma(options, PRESETS[network].gamma if network in PRESETS else None)
     if not any(options[name] is not None for name in _TARGETS):
         raise click.UsageError(

@@ -91,12 +91,18 @@ def balanced_sample_size(
     return max(FEWEST_SAMPLES, int(balanced))
 
 
-def check_repeatable(num_samples: Any, db: Any) -> None:
+def check_repeatable(num_samples: Any, db: Any, workers: Any = None) -> None:
     """Refuse to keep a search in a database whose settings depend on wall times.
 
     Raises:
-        ValueError: when both `num_samples="auto"` and a database are given.
+        ValueError: when `num_samples="auto"` is given with a database or with workers,
+            whose times are not those of one process.
     """
+    if workers is not None and num_samples == AUTO:
+        raise ValueError(
+            "num_samples='auto' weighs an evaluation against a proposal, one after the "
+            "other in one process; give a number with workers."
+        )
     if db is not None and num_samples == AUTO:
         raise ValueError(
             "num_samples='auto' depends on wall times, so that a search continued from "

@@ -24,7 +24,6 @@ from compression_adapters.checkpoint import save_compressed
 from compression_adapters.choices import Choose, Selectors, choose_low_rank
 from compression_adapters.loop import (
     EvaluationError,
-    SearchLoop,
     StopReason,
     check_same_space,
     fresh_seed,
@@ -39,6 +38,7 @@ from compression_adapters.measurements import (
     measure_cost,
 )
 from compression_adapters.network import layer_table
+from compression_adapters.parallel_search import check_workers, search_loop
 from compression_adapters.problem import (
     CompressionProblem,
     Objective,
@@ -167,6 +167,7 @@ def compress(
     client: Client | None = None,
     db: str | Path | None = None,
     name: str = DEFAULT_NAME,
+    workers: int | None = None,
 ) -> CompressionResult:
     """Compress a network: search its layers' ranks until a certificate holds.
 
@@ -218,6 +219,8 @@ def compress(
             one that it holds is continued; `max_trials` counts all its trials, all
             other settings must be as they were, see `docs/how_to/storage.md`.
         name: Of the search in the database.
+        workers: Evaluations at the same time, on Ray; not with `db`. None makes one
+            after the other in this process. See `docs/how_to/many_machines.md`.
 
     Returns:
         The compressed network, its certificate, and what led to it. Interrupting
@@ -225,7 +228,7 @@ def compress(
 
     Raises:
         ValueError: When an argument cannot be used; the message says which and why.
-        ImportError: When `db` is given without the extra `sql`.
+        ImportError: When an extra is missing: `sql` for `db`, `ray` for `workers`.
         EvaluationError: When three evaluations in a row fail.
 
     Source: Ma et al. 2019. Deviations: the log encoding, "left dense" as the last bin,
@@ -272,10 +275,11 @@ def compress(
         "progress": progress,
         "db": db,
         "name": name,
+        "workers": workers,
     }
     if db is not None and client is not None:
         raise ValueError("Expected a client or a database to continue from; got both.")
-    check_repeatable(num_samples, db)
+    check_repeatable(num_samples, db, workers)
     if gamma is None:
         # That module builds on this one.
         from compression_adapters.targets import compress_to
@@ -318,6 +322,7 @@ def search_problem(
     client: Client | None = None,
     db: str | Path | None = None,
     name: str = DEFAULT_NAME,
+    workers: int | None = None,
 ) -> CompressionResult:
     """Search a problem that was set up before: `compress` without its first half.
 
@@ -337,6 +342,7 @@ def search_problem(
             trials are what a search that begins there starts from.
         db: See `compress`.
         name: Of the search in the database.
+        workers: Evaluations at the same time, on Ray.
 
     Returns:
         The result.
@@ -346,16 +352,19 @@ def search_problem(
         EvaluationError: when three evaluations in a row fail.
     """
     start = time.perf_counter()
+    check_workers(problem, workers, db)
+    asked: dict[str, Any] = {
+        "delta": delta,
+        "epsilon": epsilon,
+        "level": level,
+        "relative": relative,
+        "num_initial_trials": num_initial_trials,
+        "sampling": sampling,
+        "seed": seed,
+    }
+    cells = bin_edges(problem.parameters)
     strategy = pac_generation_strategy(
-        delta=delta,
-        epsilon=epsilon,
-        level=level,
-        relative=relative,
-        num_initial_trials=num_initial_trials,
-        sampling=sampling,
-        num_samples=problem.num_samples,
-        seed=seed,
-        cells=bin_edges(problem.parameters),
+        **asked, num_samples=problem.num_samples, cells=cells
     )
     if max_trials < 2:
         raise ValueError(f"max_trials must be at least 2, got {max_trials}")
@@ -363,15 +372,6 @@ def search_problem(
     if client is not None:
         check_same_space(client, problem)
     if db is not None:
-        asked = {
-            "delta": delta,
-            "epsilon": epsilon,
-            "level": level,
-            "relative": relative,
-            "num_initial_trials": num_initial_trials,
-            "sampling": sampling,
-            "seed": seed,
-        }
         client, known = open_search(
             problem, strategy, asked, db=db, name=name, start=client
         )
@@ -380,7 +380,8 @@ def search_problem(
     with quiet_ax():
         if db is None:
             client.set_generation_strategy(strategy)
-        search = SearchLoop(problem, client, seed=seed, progress=progress, known=known)
+        how: dict[str, Any] = {"seed": seed, "progress": progress, "known": known}
+        search = search_loop(problem, client, workers, **how)
         stop_reason = search.run(max_trials)
         certificate = search.certify(delta, epsilon, level, relative)
     if stop_reason == "max_trials" and certificate.holds:

@@ -24,7 +24,7 @@ from compression_adapters.stored_search import DEFAULT_NAME
 
 _SEARCH_OPTIONS = (
     *("delta", "epsilon", "level", "relative", "num_initial_trials", "sampling"),
-    *("max_trials", "progress", "db"),
+    *("max_trials", "progress", "db", "workers"),
 )
 _FIRST_STEP = 8.0
 """Factor between two gammas until the target lies between them."""
@@ -113,7 +113,7 @@ def compress_to(
             "gamma is what is searched and cannot be given, and max_gammas must be at "
             f"least 1; got gamma={options.get('gamma')}, max_gammas={max_gammas}."
         )
-    check_repeatable(options.get("num_samples"), options.get("db"))
+    check_repeatable(*map(options.get, ("num_samples", "db", "workers")))
     search = {k: options.pop(k) for k in _SEARCH_OPTIONS if k in options}
     start = time.perf_counter()
     auto = options.get("num_samples") == AUTO

@@ -48,6 +48,7 @@ ALLOWED: tuple[tuple[str, set[str]], ...] = (
         },
     ),
     ("ax_pac/database.py", {"ax", "pandas", "sqlalchemy"}),
+    ("ax_pac/ray_runner.py", {"ax", "pandas", "torch", "ray"}),
     ("ax_pac/", NUMERICS | {"ax", "pandas", "plotly", "ax_pac"}),
     (
         "compression_adapters/ax_space.py",
@@ -64,6 +65,10 @@ ALLOWED: tuple[tuple[str, set[str]], ...] = (
     (
         "compression_adapters/stored_search.py",
         {"torch", "ax", "ax_pac", "compression_adapters"},
+    ),
+    (
+        "compression_adapters/parallel_search.py",
+        {"ax", "ax_pac", "compression_adapters"},
     ),
     (
         "compression_adapters/sample_size.py",
@@ -106,7 +111,7 @@ ALLOWED: tuple[tuple[str, set[str]], ...] = (
 )
 FRONT_DOOR = {
     *("search", "loop", "stored_search", "sample_size", "stages", "targets"),
-    *("pipeline", "cli"),
+    *("pipeline", "cli", "parallel_search"),
 }
 
 FILES = sorted(

@@ -45,12 +45,18 @@ GIVEN = {
 }
 
 
+# On the cluster of `test_ray.py`.
+NEEDS_RAY = "docs/how_to/many_machines.md"
+
+
 def code_blocks(page: str) -> list[str]:
     text = (ROOT / page).read_text(encoding="utf-8")
     return re.findall(r"^```python\n(.*?)^```", text, flags=re.DOTALL | re.MULTILINE)
 
 
-@pytest.mark.parametrize("page", [page for page in PAGES if code_blocks(page)])
+@pytest.mark.parametrize(
+    "page", [page for page in PAGES if code_blocks(page) and page != NEEDS_RAY]
+)
 @pytest.mark.filterwarnings("ignore:Very small noise values")
 @pytest.mark.filterwarnings("ignore:.*AxClient.*:DeprecationWarning")
 # Ax's default acquisition, on a page that shows the certificate for it.
