@@ -12,7 +12,7 @@ TEST_ENV := OMP_NUM_THREADS=1
 
 help:
 	@echo "make demo          compress FC3 on MNIST, from training to report (runs/fc3)"
-	@echo "make test          the default tests, under four minutes"
+	@echo "make test          the default tests, about eight minutes on two cores"
 	@echo "make slow          the statistics that take longer"
 	@echo "make check         what CI runs: test, lint, types, architecture"
 

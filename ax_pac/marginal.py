@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
+from collections.abc import Iterator
 
 import torch
 from botorch.models import SingleTaskGP
@@ -139,17 +141,29 @@ def marginal_failure(
         return MarginalFailure(1.0, 0, 0.0, 1.0, 0, None, status)
     generator = torch.Generator().manual_seed(seed)
     kernel = model.covar_module
-    chains = HyperparameterChains(
-        problem.Z,
-        problem.Y,
-        problem.noise,
-        generator=generator,
-        initial=(
-            kernel.base_kernel.lengthscale.detach().reshape(-1),
-            float(kernel.outputscale.detach()),
-        ),
-    )
-    return _draw_until_decided(chains, problem, epsilon, alpha, generator)
+    with _one_thread():
+        chains = HyperparameterChains(
+            problem.Z,
+            problem.Y,
+            problem.noise,
+            generator=generator,
+            initial=(
+                kernel.base_kernel.lengthscale.detach().reshape(-1),
+                float(kernel.outputscale.detach()),
+            ),
+        )
+        return _draw_until_decided(chains, problem, epsilon, alpha, generator)
+
+
+@contextlib.contextmanager
+def _one_thread() -> Iterator[None]:
+    """Work on one core: thousands of small matrices cost more to share than to do."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def _draw_until_decided(

@@ -65,7 +65,7 @@ def _search_row(gamma: float, results: Sequence[dict[str, Any]]) -> str:
     objectives = [gamma * r["loss"] + r["ratio"] for r in results]
     images = int(np.median([r["images"] for r in results]))
     return (
-        f"| {gamma} | search, {len(results)} seeds "
+        f"| {gamma} | search, runs: {len(results)} "
         f"| {_spread([100 * r['ratio'] for r in results], 1)} "
         f"| {_spread([r['loss'] for r in results], 2)} "
         f"| {_spread([100 * r['top1'] for r in results], 2)} "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from types import SimpleNamespace
 
@@ -302,3 +303,15 @@ def test_a_model_of_another_kind_is_refused():
     other = SingleTaskGP(candidates, surface(candidates))
     with pytest.raises(ValueError, match="known noise"):
         marginal_failure(other, incumbent, candidates, delta=0.1, **SETTINGS)
+
+
+@pytest.mark.parametrize("delta", [0.4, -1.0])
+def test_the_number_of_threads_is_given_back(delta):
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(threads + 1)
+        with contextlib.suppress(ValueError):
+            marginal_failure(*fitted(), delta=delta, **SETTINGS)
+        assert torch.get_num_threads() == threads + 1
+    finally:
+        torch.set_num_threads(threads)

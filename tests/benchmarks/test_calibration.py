@@ -66,7 +66,7 @@ def test_list_prints_every_benchmark_with_its_cost():
 
 def test_plans_can_be_narrowed_and_refuse_unknown_settings():
     assert {job[0]["d"] for job in calibration.plan(2, d=4)} == {4}
-    assert len(fc3.plan(3)) == 9
+    assert len(fc3.plan(3)) == 15
     assert all(job[0]["gamma"] == 0.01 for job in fc3.plan(1, gamma=0.01))
     for benchmark in (calibration, fc3):
         with pytest.raises(ValueError, match="unknown settings"):

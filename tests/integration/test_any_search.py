@@ -18,6 +18,9 @@ from ax_pac import (
 )
 from tests.ax_loops import SEM, experiment_of, new_client
 
+# Ax's default acquisition says when it optimises again from other points.
+pytestmark = pytest.mark.filterwarnings("ignore:Optimization failed")
+
 QUESTION = {"delta": 0.15, "epsilon": 0.05}
 
 
