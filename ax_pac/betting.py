@@ -34,9 +34,8 @@ def log_wealth(values: Tensor, mean: float, worth: float = 1.0) -> float:
         >>> log_wealth(torch.zeros(100), 0.05) > log_wealth(torch.zeros(50), 0.05) > 0
         True
     """
-    return float(_wealth_of_stakes(values, mean, worth).logsumexp(0)) - math.log(
-        len(_STAKES)
-    )
+    wealth = worth * _growth(values, mean).sum(-1)
+    return float(wealth.logsumexp(0)) - math.log(len(_STAKES))
 
 
 def betting_upper(values: Tensor, alpha: float, worth: float = 1.0) -> float:
@@ -80,15 +79,13 @@ def is_hopeless(
         worth: As in `log_wealth`.
         num_values: How many values there may be.
     """
-    growth = torch.stack(
-        [torch.log1p(stake * (mean - values.double())) for stake in _STAKES]
-    )
+    growth = _growth(values, mean)
     error = growth.std(-1) / math.sqrt(worth * len(values))
     reached = worth * num_values * (growth.mean(-1) + error)
     return bool(reached.max() < math.log(len(_STAKES) / alpha))
 
 
-def _wealth_of_stakes(values: Tensor, mean: float, worth: float) -> Tensor:
-    """Log wealth of each stake."""
+def _growth(values: Tensor, mean: float) -> Tensor:
+    """What each value adds to the log wealth of each stake, `G x N`."""
     stakes = torch.tensor(_STAKES, dtype=torch.float64).unsqueeze(-1)
-    return worth * torch.log1p(stakes * (mean - values.double())).sum(-1)
+    return torch.log1p(stakes * (mean - values.double()))

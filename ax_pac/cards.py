@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pandas as pd
 import plotly.graph_objects as go
 from ax.adapter.base import Adapter
@@ -38,13 +40,8 @@ class _CertificateAnalysis(Analysis):
     title: str
     subtitle: str
 
-    def table(self, experiment: Experiment) -> pd.DataFrame:
-        """Return the card's data."""
-        return certificate_history(experiment)
-
-    def figure(self, table: pd.DataFrame) -> go.Figure:
-        """Draw the card's data."""
-        raise NotImplementedError
+    read: Callable[[Experiment], pd.DataFrame] = staticmethod(certificate_history)
+    draw: Callable[[pd.DataFrame], go.Figure]
 
     def validate_applicable_state(
         self,
@@ -90,13 +87,13 @@ class _CertificateAnalysis(Analysis):
         message = self.validate_applicable_state(experiment)
         if message is not None or experiment is None:
             raise ValueError(message)
-        table = self.table(experiment)
+        table = self.read(experiment)
         return create_plotly_analysis_card(
             name=type(self).__name__,
             title=self.title,
             subtitle=self.subtitle,
             df=table,
-            fig=self.figure(table).update_layout(title=None, **_LAYOUT),
+            fig=self.draw(table).update_layout(title=None, **_LAYOUT),
         )
 
 
@@ -108,10 +105,7 @@ class CertificateHistory(_CertificateAnalysis):
         "What may still be wrong with the incumbent after each evaluation, at the "
         "level that was asked for; the search ends below the dashed line."
     )
-
-    def figure(self, table: pd.DataFrame) -> go.Figure:
-        """As in `plot_certificate_history`."""
-        return plot_certificate_history(table)
+    draw = staticmethod(plot_certificate_history)
 
 
 class ChallengerGap(_CertificateAnalysis):
@@ -123,10 +117,7 @@ class ChallengerGap(_CertificateAnalysis):
         "standard deviations of their difference. Below the dashed line no single "
         "challenger stands in the way of a certificate."
     )
-
-    def figure(self, table: pd.DataFrame) -> go.Figure:
-        """As in `plot_challenger_gap`."""
-        return plot_challenger_gap(table)
+    draw = staticmethod(plot_challenger_gap)
 
 
 class IncumbentHistory(_CertificateAnalysis):
@@ -156,9 +147,7 @@ class IncumbentHistory(_CertificateAnalysis):
             )
         return None
 
-    def figure(self, table: pd.DataFrame) -> go.Figure:
-        """As in `plot_incumbent_history`."""
-        return plot_incumbent_history(table)
+    draw = staticmethod(plot_incumbent_history)
 
 
 class TimeSpent(_CertificateAnalysis):
@@ -166,14 +155,8 @@ class TimeSpent(_CertificateAnalysis):
 
     title = "Where the time went"
     subtitle = "Wall seconds of each trial: fits, certificate, proposal, evaluation."
-
-    def table(self, experiment: Experiment) -> pd.DataFrame:
-        """As in `time_table`."""
-        return time_table(experiment)
-
-    def figure(self, table: pd.DataFrame) -> go.Figure:
-        """As in `plot_times`."""
-        return plot_times(table)
+    read = staticmethod(time_table)
+    draw = staticmethod(plot_times)
 
 
 def certificate_analyses() -> list[Analysis]:

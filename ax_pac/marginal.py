@@ -35,11 +35,11 @@ from ax_pac.hyperparameters import OUTPUTSCALE_BOUNDS, too_few_observations
 # Draws at most, in multiples of the fewest independent ones that could certify if none
 # had any probability of failing.
 _MOST_DRAWS = 9.0
-# What fails with this share of epsilon is not looked into further: it is counted as
-# failing by chance, in proportion to a bound on its probability.
+# What fails with this share of epsilon is not looked into further: a bound on its
+# probability is added.
 NEGLIGIBLE_SHARE = 0.04
 MAX_R_HAT = 1.2
-# Draws between two looks at the number of failures.
+# Draws between two looks at the bound.
 _BATCH = 64
 
 

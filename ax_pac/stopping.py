@@ -82,6 +82,13 @@ def certify_experiment(
         num_samples=num_samples,
         cells=frozen_edges(cells),
     )
+    return _certificate(experiment, settings)
+
+
+def _certificate(
+    experiment: Experiment, settings: CertificateSettings
+) -> PACCertificate:
+    """Return the certificate of an experiment's data, kept or computed."""
     data = observed_data(experiment)
     if data.empty:
         raise ValueError(
@@ -166,8 +173,7 @@ class ExperimentCertified(TransitionCriterion):
         if not has_initial_trials(experiment, self.min_trials):
             return False
         settings = CertificateSettings(**self.settings)
-        question = {**settings.question, "seed": settings.seed}
-        return certify_experiment(experiment, **question).holds
+        return _certificate(experiment, settings).holds
 
 
 def certified_generation_strategy(
@@ -300,9 +306,7 @@ class PACStoppingStrategy(BaseGlobalStoppingStrategy):
         search = searching_node(experiment, self.settings)
         if search is not None and is_space_filling(search, experiment):
             return False, "the initial design is not complete"
-        certificate = certify_experiment(
-            experiment, **self.settings.question, seed=self.settings.seed
-        )
+        certificate = _certificate(experiment, self.settings)
         return certificate.holds, certificate.reason
 
     def to_dict(self) -> dict[str, Any]:
