@@ -21,7 +21,7 @@ from ax_pac import PACAcquisition
 from ax_pac.challenger import more_informative
 from ax_pac.joint import joint_failure
 from benchmarks.known import joint_holds, known_model, unit_kernel
-from benchmarks.plans import matching
+from benchmarks.plans import minutes_of, planned
 from benchmarks.traces import Trace, provenance
 
 NAME = "calibration"
@@ -63,18 +63,12 @@ _PLAN: tuple[tuple[dict[str, Any], int, float], ...] = (
 
 def plan(seeds: int | None, **changes: Any) -> list[tuple[dict[str, Any], int]]:
     """Every setting that agrees with `changes`, its runs in order of the seed."""
-    wanted = matching((row for row, _, _ in _PLAN), changes)
-    return [
-        (row, seed)
-        for row, runs, _ in _PLAN
-        if row in wanted
-        for seed in range(seeds or runs)
-    ]
+    return planned(_PLAN, seeds, changes)
 
 
 def minutes(job: tuple[dict[str, Any], int]) -> float:
     """Core-minutes of one run, measured."""
-    return next(cost for row, _, cost in _PLAN if row == job[0])
+    return minutes_of(_PLAN, job)
 
 
 def run(seed: int, settings: dict[str, Any]) -> Trace:

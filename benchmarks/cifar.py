@@ -18,6 +18,7 @@ from compression_adapters.torchvision_networks import torchvision_network
 
 _MEAN = torch.tensor([0.4914, 0.4822, 0.4465]).view(3, 1, 1)
 _STD = torch.tensor([0.2470, 0.2435, 0.2616]).view(3, 1, 1)
+_BATCH = 1_000
 
 
 def shared_file(name: str) -> Path:
@@ -64,3 +65,9 @@ def cifar10(train: bool, num_images: int = 10_000) -> tuple[Tensor, Tensor]:
     images = torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 255
     images = (images - _MEAN) / _STD
     return images, labels
+
+
+def outputs_of(network: nn.Module, images: Tensor) -> Tensor:
+    """What a network says of images, `n x classes`, a batch at a time."""
+    with torch.inference_mode():
+        return torch.cat([network(batch) for batch in images.split(_BATCH)])

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.cifar import cifar10, resnet
-from benchmarks.plans import matching
+from benchmarks.cifar import cifar10, outputs_of, resnet
+from benchmarks.plans import matching, minutes_of
 from benchmarks.rank_rules import (
     GREEDY_IMAGES,
     Ranks,
@@ -45,7 +45,6 @@ GAMMAS = {
     "resnet18": (0.02, 0.05, 0.15, 0.5, 1.0),
     "resnet50": (0.02, 0.05, 0.15, 0.5, 1.0),
 }
-_BATCH = 500
 
 
 def search(network: str, gamma: float, level: str, epsilon: float) -> dict[str, Any]:
@@ -91,7 +90,7 @@ def plan(seeds: int | None, **changes: Any) -> list[tuple[dict[str, Any], int]]:
 
 def minutes(job: tuple[dict[str, Any], int]) -> float:
     """Core-minutes of one run, measured."""
-    return next(cost for row, _, cost in _PLAN if row == job[0])
+    return minutes_of(_PLAN, job)
 
 
 def run(seed: int, settings: dict[str, Any]) -> Trace:
@@ -171,7 +170,7 @@ def _measured(problem: CompressionProblem, ranks: Ranks, name: str) -> dict[str,
     images, labels = cifar10(train=False)
     reference = _reference_outputs(name)
     with truncated(problem.network, problem.factors, problem.layers, ranks) as network:
-        outputs = _outputs(network, images)
+        outputs = outputs_of(network, images)
     loss = (outputs - reference).square().sum(1)
     return {
         "ranks": ranks,
@@ -185,9 +184,4 @@ def _measured(problem: CompressionProblem, ranks: Ranks, name: str) -> dict[str,
 
 @cache
 def _reference_outputs(name: str) -> Tensor:
-    return _outputs(resnet(name), cifar10(train=False)[0])
-
-
-def _outputs(network: torch.nn.Module, images: Tensor) -> Tensor:
-    with torch.inference_mode():
-        return torch.cat([network(batch) for batch in images.split(_BATCH)])
+    return outputs_of(resnet(name), cifar10(train=False)[0])

@@ -1,8 +1,8 @@
-"""Which rows of a benchmark's plan were asked for."""
+"""Which rows of a benchmark's plan were asked for, and what they cost."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 
@@ -22,3 +22,25 @@ def matching(
         for row in rows
         if all(row[name] == value for name, value in changes.items())
     ]
+
+
+Plan = Sequence[tuple[dict[str, Any], int, float]]
+"""Settings, each with its number of runs and the core-minutes of one, measured."""
+
+
+def planned(
+    rows: Plan, seeds: int | None, changes: dict[str, Any]
+) -> list[tuple[dict[str, Any], int]]:
+    """Every setting that agrees with `changes`, its runs in order of the seed."""
+    wanted = matching((row for row, _, _ in rows), changes)
+    return [
+        (row, seed)
+        for row, runs, _ in rows
+        if row in wanted
+        for seed in range(seeds or runs)
+    ]
+
+
+def minutes_of(rows: Plan, job: tuple[dict[str, Any], int]) -> float:
+    """Core-minutes of one run."""
+    return next(cost for row, _, cost in rows if row == job[0])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -10,7 +9,7 @@ import numpy as np
 
 from benchmarks import check_cost, fitted, inner_maximum
 from benchmarks.intervals import clopper_pearson
-from benchmarks.traces import Trace
+from benchmarks.traces import Trace, by_settings
 
 _LEVELS = ("pairwise", "joint", "marginal")
 # A certificate among so many first checks is the kind that a bad fit issues.
@@ -44,15 +43,11 @@ def render_fitted(traces: Sequence[Trace]) -> str:
 
 def _groups(traces: Iterable[Trace]) -> list[tuple[dict[str, Any], list[Trace]]]:
     """Traces of the same settings together, in order of dimension and name."""
-    groups: dict[str, list[Trace]] = {}
-    for trace in traces:
-        groups.setdefault(json.dumps(trace.settings, sort_keys=True), []).append(trace)
-    settings = {key: json.loads(key) for key in groups}
-
-    def order(key: str) -> tuple[int, str]:
-        return settings[key]["d"], str(settings[key].get("function"))
-
-    return [(settings[key], groups[key]) for key in sorted(groups, key=order)]
+    groups = [
+        (dict(sorted(group[0].settings.items())), group)
+        for group in by_settings(traces)
+    ]
+    return sorted(groups, key=lambda g: (g[0]["d"], str(g[0].get("function"))))
 
 
 def _fitted_section(settings: dict[str, Any], traces: Sequence[Trace]) -> list[str]:

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.quasirandom import SobolEngine
 
 from ax_pac.noise import smoothed_sems
-from benchmarks.cifar import cifar10, resnet
+from benchmarks.cifar import cifar10, outputs_of, resnet
 from benchmarks.plans import matching
 from benchmarks.traces import Trace, provenance
 from compression_adapters import compression_problem, compression_ratio
@@ -43,7 +43,6 @@ REPLICATIONS = 200
 _NUM_NETWORKS = 24
 _HIGH_RANKS = 0.6
 _GAMMA_RESNET18 = 0.02
-_BATCH = 1_000
 
 
 def plan(seeds: int | None, **changes: Any) -> list[tuple[dict[str, Any], int]]:
@@ -160,11 +159,11 @@ def _pools(network: str) -> tuple[np.ndarray, dict[str, Tensor]]:
         digest.update(parameter.detach().numpy().tobytes())
     path = cache_folder() / f"{NAME}-{network}-{digest.hexdigest()[:12]}.pt"
     if not path.is_file():
-        reference_outputs = _outputs(reference, images)
+        reference_outputs = outputs_of(reference, images)
         rows: dict[str, list[Tensor]] = {loss: [] for loss in LOSSES}
         for u in points:
             network_u, ratio = compressed(u)
-            outputs = _outputs(network_u, images)
+            outputs = outputs_of(network_u, images)
             gap = (outputs - reference_outputs).square().sum(1)
             rows["squared_l2"].append(gap)
             rows["objective"].append(gamma * gap + ratio)
@@ -235,8 +234,3 @@ def _resnet18_networks() -> _Built:
         return copy.eval(), kept / total
 
     return len(layers), network, images, labels, _GAMMA_RESNET18, compressed
-
-
-def _outputs(network: nn.Module, images: Tensor) -> Tensor:
-    with torch.inference_mode():
-        return torch.cat([network(batch) for batch in images.split(_BATCH)])

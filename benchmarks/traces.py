@@ -6,7 +6,7 @@ import json
 import os
 import platform
 import subprocess
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cache
 from importlib.metadata import version
@@ -74,6 +74,14 @@ def append_trace(trace: Trace, folder: Path = FOLDER) -> None:
             os.truncate(path, whole)
     with path.open("a", encoding="utf-8") as file:
         file.write(json.dumps(asdict(trace), allow_nan=False) + "\n")
+
+
+def by_settings(traces: Iterable[Trace]) -> list[list[Trace]]:
+    """Traces of the same settings together, in order of the first of each."""
+    groups: dict[str, list[Trace]] = {}
+    for trace in traces:
+        groups.setdefault(json.dumps(trace.settings, sort_keys=True), []).append(trace)
+    return list(groups.values())
 
 
 def missing(keys: Sequence[str], benchmark: str, folder: Path = FOLDER) -> set[str]:
