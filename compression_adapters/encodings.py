@@ -221,16 +221,7 @@ def rank_scale(
         >>> [scale.rank_from_unit(u / 4) for u in range(5)]
         [1, 1, 3, 7, 'dense']
     """
-    if encoding not in ENCODINGS:
-        raise ValueError(
-            f"encoding must be one of {', '.join(ENCODINGS)}; got {encoding!r}."
-        )
-    if at_max not in ("dense", "factor"):
-        raise ValueError(f"at_max must be 'dense' or 'factor'; got {at_max!r}.")
-    if min_rank < 1:
-        raise ValueError(f"min_rank must be at least 1; got {min_rank}.")
-    if round_to < 1:
-        raise ValueError(f"round_to must be at least 1; got {round_to}.")
+    check_scale_options(layer, encoding, at_max, min_rank, round_to)
     low = min(min_rank, layer.max_rank)
     try:
         edges = ENCODINGS[encoding](
@@ -238,6 +229,50 @@ def rank_scale(
         )
     except ValueError as error:
         raise ValueError(f"Layer {layer.name!r}: {error}") from error
+    return scale_of_edges(edges, low, layer, at_max, round_to)
+
+
+def check_scale_options(
+    layer: LayerSpec, encoding: str, at_max: str, min_rank: int, round_to: int
+) -> None:
+    """Refuse options that no scale can have.
+
+    Raises:
+        ValueError: as `rank_scale` does; the message names the layer.
+    """
+    where = f"Layer {layer.name!r}: "
+    if encoding not in ENCODINGS:
+        raise ValueError(
+            f"{where}encoding must be one of {', '.join(ENCODINGS)}; got {encoding!r}."
+        )
+    if at_max not in ("dense", "factor"):
+        raise ValueError(f"{where}at_max must be 'dense' or 'factor'; got {at_max!r}.")
+    if min_rank < 1:
+        raise ValueError(f"{where}min_rank must be at least 1; got {min_rank}.")
+    if round_to < 1:
+        raise ValueError(f"{where}round_to must be at least 1; got {round_to}.")
+
+
+def scale_of_edges(
+    edges: NDArray[np.float64],
+    low: int,
+    layer: LayerSpec,
+    at_max: AtMax,
+    round_to: int,
+) -> RankScale:
+    """Make a scale of the edges of all ranks, keeping those of the allowed ones.
+
+    Args:
+        edges: Of the ranks from `low` to the layer's maximal one, and of dense where
+            `at_max` says so; from 0 to any positive number.
+        low: Smallest rank.
+        layer: The layer.
+        at_max: See `rank_scale`.
+        round_to: See `rank_scale`.
+
+    Returns:
+        The scale.
+    """
     edges = edges / edges[-1]
     if round_to > 1:
         # The upper edge of a rank's bin is at its distance from the lowest rank.

@@ -26,6 +26,7 @@ from compression_adapters.ranks import (
     AtMax,
     Rank,
     RankParameter,
+    Tie,
     layer_ranks,
     rank_parameters,
 )
@@ -273,7 +274,7 @@ def compression_problem(
     choose: Choose = choose_low_rank,
     include: Selectors | None = None,
     exclude: Selectors = (),
-    tie: Callable[[str], str] | None = None,
+    tie: Tie | None = None,
     encoding: str = "log",
     at_max: AtMax = "dense",
     min_rank: int = 1,
@@ -300,7 +301,8 @@ def compression_problem(
         choose: Which layers to compress, and how; see `find_layers`.
         include: Only layers that match this; see `find_layers`.
         exclude: No layers that match this; see `find_layers`.
-        tie: Layer name to group, to drive several layers by one parameter.
+        tie: Layer name to group, to drive several layers by one parameter; or
+            `"threshold"`, one threshold on the weights of all pruned layers.
         encoding: `"log"`, `"energy"` or `"linear"`; see `rank_scale`.
         at_max: What the last bin means; see `rank_scale`.
         min_rank: Smallest rank; see `rank_scale`.

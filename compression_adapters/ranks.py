@@ -5,6 +5,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Any, Literal
 
 from torch import Tensor
 
@@ -17,6 +18,7 @@ from compression_adapters.encodings import (
     rank_scale,
 )
 from compression_adapters.layers import LayerSpec
+from compression_adapters.thresholds import THRESHOLD, threshold_scales
 
 __all__ = [
     "DENSE",
@@ -25,6 +27,7 @@ __all__ = [
     "Rank",
     "RankParameter",
     "RankScale",
+    "Tie",
     "bin_edges",
     "layer_ranks",
     "parameterization_from_ranks",
@@ -32,6 +35,9 @@ __all__ = [
     "rank_scale",
 ]
 
+
+Tie = Callable[[str], str] | Literal["threshold"]
+"""Which layers share a coordinate: layer name to group, or one threshold for all."""
 
 # Edges of two scales that are closer than this are the same edge.
 _ROUNDING = 1e-12
@@ -55,7 +61,7 @@ class RankParameter:
 def rank_parameters(
     layers: Iterable[LayerSpec],
     *,
-    tie: Callable[[str], str] | None = None,
+    tie: Tie | None = None,
     encoding: str = "log",
     at_max: AtMax = "dense",
     min_rank: int = 1,
@@ -72,18 +78,22 @@ def rank_parameters(
     Args:
         layers: The layers, from `find_layers`.
         tie: Maps a layer name to a group; layers of one group share one coordinate,
-            each through its own scale. None gives each layer its own.
+            each through its own scale. None gives each layer its own. `"threshold"`
+            gives pruned layers one coordinate, and one threshold on the magnitude of
+            their weights, see `threshold_scales`.
         encoding: See `rank_scale`.
         at_max: See `rank_scale`.
         min_rank: See `rank_scale`.
         round_to: See `rank_scale`.
-        singular_values: By layer name; needed for the encoding `energy`.
+        singular_values: By layer name; needed for the encoding `energy` and for
+            `"threshold"`.
 
     Returns:
         One parameter a group, in the order in which the groups first appear.
 
     Raises:
-        ValueError: as `rank_scale` does.
+        ValueError: as `rank_scale` and `threshold_scales` do, or for a `tie` that is
+            neither a function nor `"threshold"`.
 
     Source: Ma et al. 2019, section 3.3.
 
@@ -94,18 +104,28 @@ def rank_parameters(
         >>> [p.layers for p in rank_parameters(layers, tie=lambda name: "block")]
         [('block.0', 'block.1')]
     """
-    groups: dict[str, list[tuple[str, RankScale]]] = {}
-    for layer in layers:
-        scale = rank_scale(
-            layer,
-            encoding=encoding,
-            at_max=at_max,
-            min_rank=min_rank,
-            round_to=round_to,
-            singular_values=(singular_values or {}).get(layer.name),
+    if isinstance(tie, str) and tie != THRESHOLD:
+        raise ValueError(
+            "tie must be a function of a layer's name, None, or 'threshold'; got "
+            f"{tie!r}."
         )
-        group = layer.name if tie is None else tie(layer.name)
-        groups.setdefault(group, []).append((layer.name, scale))
+    layers, spectra = tuple(layers), singular_values or {}
+    options: dict[str, Any] = {
+        "encoding": encoding,
+        "at_max": at_max,
+        "min_rank": min_rank,
+        "round_to": round_to,
+    }
+    groups: dict[str, list[tuple[str, RankScale]]] = {}
+    if isinstance(tie, str):
+        scales = threshold_scales(layers, singular_values=spectra, **options)
+        groups[tie] = list(scales.items())
+    else:
+        for layer in layers:
+            values = spectra.get(layer.name)
+            scale = rank_scale(layer, singular_values=values, **options)
+            group = layer.name if tie is None else tie(layer.name)
+            groups.setdefault(group, []).append((layer.name, scale))
     names = _identifiers(groups)
     return tuple(
         RankParameter(

@@ -44,7 +44,7 @@ from compression_adapters.problem import (
     Objective,
     compression_problem,
 )
-from compression_adapters.ranks import AtMax, Rank, bin_edges
+from compression_adapters.ranks import AtMax, Rank, Tie, bin_edges
 from compression_adapters.sample_size import (
     AUTO,
     FEWEST_SAMPLES,
@@ -152,7 +152,7 @@ def compress(
     choose: Choose = choose_low_rank,
     include: Selectors | None = None,
     exclude: Selectors = (),
-    tie: Callable[[str], str] | None = None,
+    tie: Tie | None = None,
     encoding: str = "log",
     at_max: AtMax = "dense",
     min_rank: int = 1,
@@ -200,7 +200,7 @@ def compress(
             convolutions. See `find_layers`, and `profile` to look at them first.
         include: Globs for layer names, types, or predicates; only layers that match.
         exclude: The same; layers to leave alone.
-        tie: Layer name to group, to drive several layers by one coordinate.
+        tie: Layer name to group, for a common coordinate; or `"threshold"`.
         encoding: `"log"`, `"energy"` or `"linear"`, see `docs/rank_space.md`.
         at_max: What the last bin of a coordinate means, see `rank_scale`.
         min_rank: Smallest rank.
