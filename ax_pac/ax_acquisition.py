@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 import weakref
 from typing import Any
 
@@ -129,17 +130,21 @@ class CertifyingAcquisition(Acquisition):
             or fixed_features
             or candidate_set is not None
         ):
-            result: tuple[Tensor, Tensor, Tensor] = super().optimize(
-                n=n,
-                search_space_digest=search_space_digest,
-                inequality_constraints=inequality_constraints,
-                equality_constraints=equality_constraints,
-                fixed_features=fixed_features,
-                rounding_func=rounding_func,
-                optimizer_options=optimizer_options,
-                candidate_set=candidate_set,
-                sampling_strategy=sampling_strategy,
-            )
+            with warnings.catch_warnings():
+                # A line search that ends early, as at the cliff around the incumbent,
+                # has climbed all the same, and BoTorch starts it again elsewhere.
+                warnings.filterwarnings("ignore", message="Optimization failed")
+                result: tuple[Tensor, Tensor, Tensor] = super().optimize(
+                    n=n,
+                    search_space_digest=search_space_digest,
+                    inequality_constraints=inequality_constraints,
+                    equality_constraints=equality_constraints,
+                    fixed_features=fixed_features,
+                    rounding_func=rounding_func,
+                    optimizer_options=optimizer_options,
+                    candidate_set=candidate_set,
+                    sampling_strategy=sampling_strategy,
+                )
             return result
         points, scores = self._propose(n)
         if rounding_func is not None:

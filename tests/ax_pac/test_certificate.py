@@ -67,6 +67,8 @@ def test_verdict_follows_epsilon_and_delta(model_and_points, unit_box):
     assert not narrow.holds
     assert "above epsilon" in narrow.reason
     threshold = narrow.failure_probability
+    # The second search, made where a certificate may be issued, rounds differently.
+    threshold *= 1.0 + 1e-9
     again = certify(model, X, unit_box, delta=1e-3, epsilon=threshold, **question)
     assert again.holds
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections import deque
 from typing import Any
 
+import botorch.optim.optimize_mixed
 import numpy as np
 import pandas as pd
 import pytest
@@ -23,6 +25,7 @@ from ax.orchestration.orchestrator import (
 )
 from ax.runners.synthetic import SyntheticRunner
 from ax.utils.common.result import Ok
+from botorch.exceptions.warnings import OptimizationWarning
 
 from ax_pac import (
     PACAcquisition,
@@ -104,6 +107,19 @@ def test_batches_in_spaces_of_integers_hold_different_points():
     )
     run(client, max_trials=6, evaluate=lambda p, i: (p["x0"] / 20 - 0.4) ** 2 + p["x1"])
     assert len(batch_of(client, 4).unique(dim=0)) == 4
+
+
+def test_a_line_search_that_ends_early_in_such_a_space_says_nothing(monkeypatch):
+    climb = botorch.optim.optimize_mixed.gen_candidates_scipy
+
+    def ends_early(*args, **kwargs):
+        warnings.warn("status 2, ABNORMAL", OptimizationWarning, stacklevel=1)
+        return climb(*args, **kwargs)
+
+    monkeypatch.setattr(
+        botorch.optim.optimize_mixed, "gen_candidates_scipy", ends_early
+    )
+    test_batches_in_spaces_of_integers_hold_different_points()
 
 
 def largest_score(client: Any, evaluated: torch.Tensor) -> float:
