@@ -69,10 +69,12 @@ def certify(
 
     bounded by exact joint draws of the posterior, see `joint_failure`. Level `marginal`
     averages it over the posterior of the hyperparameters, see `marginal_failure`. The
-    weaker levels come first, as filters. Of epsilon a tenth pays for the error of
-    simulation: a check on n observations spends `0.1 epsilon / (n (n + 1))`, which sums
-    to `0.1 epsilon` over all n and is spent again by no resumed search. Both levels
-    make no claim on fewer than `fewest_observations(d)` observations.
+    weaker levels come first, as filters; in front of `marginal` level `joint` ends with
+    its first stage, where a share of failures above epsilon is a no. Of epsilon a tenth
+    pays for the error of simulation: a check on n observations spends
+    `0.1 epsilon / (n (n + 1))`, which sums to `0.1 epsilon` over all n and is spent
+    again by no resumed search. Both levels make no claim on fewer than
+    `fewest_observations(d)` observations.
 
     It works on any BoTorch model, whichever acquisition function chose the points. A
     maximum that is missed makes a certificate false, so before one is issued a second,
@@ -150,19 +152,20 @@ def certify(
         pairwise_probability=_tail(search.score),
         second_search_gap=gap,
     )
+    may_hold = False
     if level != "pairwise" and certificate.holds:
         too_few = too_few_observations(
             _inputs(model, X_observed), math.inf if cells is None else cells.number
         )
         if too_few is None:
-            certificate = _at_level_joint(
+            certificate, may_hold = _at_level_joint(
                 certificate, acquisition, search, seeds[2], cells
             )
         else:
             certificate = dataclasses.replace(
                 certificate, certifiable=False, hyperparameter_status=too_few
             )
-    if level == "marginal" and certificate.holds:
+    if level == "marginal" and may_hold:
         certificate = _at_level_marginal(
             certificate, acquisition, search, seeds[3], cells
         )
@@ -175,8 +178,14 @@ def _at_level_joint(
     search: ChallengerSearch,
     seed: int,
     cells: Cells | None,
-) -> PACCertificate:
-    """Replace the pairwise probability by the bound on that of any point."""
+) -> tuple[PACCertificate, bool]:
+    """Replace the pairwise probability by the bound on that of any point.
+
+    Returns:
+        The certificate, and whether a stronger level may hold. Where one is asked for,
+        this one is its filter, and the draws of a first stage are enough.
+    """
+    is_filter = certificate.level != "joint"
     alpha, alpha_of_check = spending(certificate.epsilon, certificate.num_observations)
     points, scores = search.points, search.scores
     if cells is not None:
@@ -190,14 +199,16 @@ def _at_level_joint(
         alpha=alpha_of_check,
         seed=seed,
         fill_in=cells is None,
+        num_stages=1 if is_filter else 3,
     )
-    return dataclasses.replace(
+    certificate = dataclasses.replace(
         certificate,
         failure_probability=min(1.0, result.upper_bound + alpha),
         alpha=alpha,
         num_draws=result.num_draws,
         active_set_size=result.active_set_size,
     )
+    return certificate, is_filter and result.share <= certificate.epsilon
 
 
 def _at_level_marginal(

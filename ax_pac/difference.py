@@ -93,6 +93,10 @@ class JointDifference(Protocol):
     mean: Tensor
     variance: Tensor
 
+    def among(self, chosen: Tensor) -> Tensor:
+        """Covariances of some points, `m` indices to `m x m`."""
+        ...
+
     def with_columns(self, columns: Tensor) -> Tensor:
         """Covariances of all points with some of them, `m` indices to `N x m`."""
         ...
@@ -126,11 +130,20 @@ class GaussianDifference:
         prior = self._covar(self._Z, diag=True) - 2.0 * self._to_incumbent
         self.variance = self._square * (prior - self._explained.square().sum(-1))
 
+    def among(self, chosen: Tensor) -> Tensor:
+        """As in `JointDifference`."""
+        return self._between(chosen, chosen)
+
     def with_columns(self, columns: Tensor) -> Tensor:
         """As in `JointDifference`."""
-        prior = self._covar(self._Z, self._Z[columns]).to_dense()
-        prior = prior - self._to_incumbent.unsqueeze(-1) - self._to_incumbent[columns]
-        return self._square * (prior - self._explained @ self._explained[columns].mT)
+        return self._between(slice(None), columns)
+
+    def _between(self, rows: Tensor | slice, columns: Tensor) -> Tensor:
+        prior = self._covar(self._Z[rows], self._Z[columns]).to_dense()
+        to_incumbent = self._to_incumbent[rows].unsqueeze(-1)
+        prior = prior - to_incumbent - self._to_incumbent[columns]
+        explained = self._explained[rows] @ self._explained[columns].mT
+        return self._square * (prior - explained)
 
     def with_pivots(self, pool: Tensor, pivot: Tensor) -> Tensor:
         """As in `JointDifference`."""
@@ -152,6 +165,10 @@ class DenseDifference:
     def __init__(self, mean: Tensor, covariance: Tensor) -> None:
         self.mean, self._covariance = mean, covariance
         self.variance = covariance.diagonal()
+
+    def among(self, chosen: Tensor) -> Tensor:
+        """As in `JointDifference`."""
+        return self._covariance[chosen][:, chosen]
 
     def with_columns(self, columns: Tensor) -> Tensor:
         """As in `JointDifference`."""

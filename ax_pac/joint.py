@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import cached_property
 from typing import NamedTuple
 
 import torch
@@ -29,6 +30,8 @@ _CHUNK = 64
 _SMALLEST_VARIANCE = 1e-4
 # Draws of each stage, as multiples of the fewest that could certify.
 _STAGES = (1, 4, 16)
+# Draws of the active set alone, before anything else is computed.
+_FIRST_LOOK = 128
 
 
 class JointFailure(NamedTuple):
@@ -46,6 +49,11 @@ class JointFailure(NamedTuple):
     num_draws: int
     upper_bound: float
     active_set_size: int
+
+    @property
+    def share(self) -> float:
+        """Draws that failed, as a share of all."""
+        return self.num_failures / max(self.num_draws, 1)
 
 
 def clopper_pearson_upper(num_failures: int, num_draws: int, alpha: float) -> float:
@@ -95,14 +103,16 @@ def joint_failure(
     seed: int,
     fill_in: bool = True,
     num_draws: int | None = None,
+    num_stages: int = 3,
 ) -> JointFailure:
     """Bound P(max_x f(x) - f(incumbent) > delta) by exact draws of the posterior.
 
     The maximum is over candidates: the points whose pairwise probabilities of beating
     the incumbent are not negligible against epsilon, and points around them. Each draw
     is an exact joint draw of the differences to the incumbent, see `DifferenceDraws`.
-    The number of draws grows in three stages; a stage that is clearly above epsilon
-    ends the test.
+    The number of draws grows in stages; one that is clearly above epsilon ends the
+    test, and so does a first look at the candidates that every draw knows, which costs
+    next to nothing and is all that most failing checks need.
 
     Args:
         acquisition: The score, with model, incumbent and delta.
@@ -115,6 +125,8 @@ def joint_failure(
             all there are.
         num_draws: Draws to make in one stage, for an estimate rather than a verdict;
             None for as many as the verdict needs.
+        num_stages: Stages at most, 1 to 3. One stage is a filter: it certifies only
+            what hardly ever fails, but its share of failures says what to expect.
 
     Returns:
         Counts and upper bound; certified if `upper_bound <= epsilon`.
@@ -132,28 +144,36 @@ def joint_failure(
         return JointFailure(0, 0, pruned, 0)
     draws = DifferenceDraws(acquisition, points[keep], scores[keep], epsilon, rng)
     target = epsilon - pruned
-    if num_draws is None:
-        smallest = draws_needed(target, alpha / len(_STAGES))
-        stages = [stage * smallest for stage in _STAGES]
-    else:
-        stages = [num_draws]
-    hopeless = certifiable_share(stages[-1], target, alpha / len(stages))
-    failures, drawn, upper = 0, 0, 1.0
+    if num_draws is not None:
+        failures = int(draws.fail(num_draws).sum())
+        upper = clopper_pearson_upper(failures, num_draws, alpha)
+        return JointFailure(failures, num_draws, upper + pruned, len(keep))
+    alpha /= num_stages
+    smallest = draws_needed(target, alpha)
+    stages = [stage * smallest for stage in _STAGES[:num_stages]]
+    hopeless = certifiable_share(stages[-1], target, alpha)
+    # Giving up is free: it can only withhold a certificate. What is drawn for the first
+    # look is not used again.
+    failures, drawn = int(draws.fail_among_known(_FIRST_LOOK).sum()), _FIRST_LOOK
+    given_up = _is_clearly_above(failures, drawn, hopeless)
+    if not given_up:
+        failures, drawn = 0, 0
     for stage in stages:
-        while drawn < stage:
+        while drawn < stage and not given_up:
             # Small batches first: most checks that fail are far above epsilon.
             batch = min(1024, stage - drawn, max(128, drawn))
             failures += int(draws.fail(batch).sum())
             drawn += batch
-            # Giving up early is free: it can only withhold a certificate.
-            excess = failures - hopeless * drawn
-            given_up = num_draws is None and excess > max(2.0, math.sqrt(failures))
-            if given_up:
-                break
-        upper = clopper_pearson_upper(failures, drawn, alpha / len(stages))
+            given_up = _is_clearly_above(failures, drawn, hopeless)
+        upper = clopper_pearson_upper(failures, drawn, alpha)
         if upper <= target or given_up:
             break
     return JointFailure(failures, drawn, upper + pruned, len(keep))
+
+
+def _is_clearly_above(num_failures: int, num_draws: int, share: float) -> bool:
+    """Whether failures are more often than a share, by more than they scatter."""
+    return num_failures - share * num_draws > max(2.0, math.sqrt(num_failures))
 
 
 class DifferenceDraws:
@@ -184,36 +204,58 @@ class DifferenceDraws:
         epsilon: float,
         rng: torch.Generator,
     ) -> None:
-        self._difference = difference = acquisition.difference(points)
+        self._difference = acquisition.difference(points)
         # In units of delta, so that single precision does for the draws: it is twice as
         # fast, and an error of 1e-5 delta in a maximum decides nothing.
         self._square = acquisition.delta**2
         lengthscales = relative_lengthscales(acquisition.model, points.shape[-1])
         width = (points.amax(0) - points.amin(0)).clamp_min(1e-300)
-        active = covering(points / (lengthscales * width), scores, _MAX_ACTIVE)
-        with torch.no_grad():
-            covariance = difference.with_columns(active) / self._square
-        root = _root(covariance[active])
-        explained = torch.linalg.solve_triangular(root, covariance.mT, upper=False)
-        variance = difference.variance / self._square - explained.square().sum(0)
+        self._active = covering(points / (lengthscales * width), scores, _MAX_ACTIVE)
         self._rng = rng
         self._tolerance = _UNDECIDED_SHARE * epsilon
-        self._mean = (difference.mean / acquisition.delta).float().unsqueeze(-1)
-        self._active = active
-        self._root = root.float()
-        self._explained = explained.mT.float()
-        self._deviation = variance.clamp_min(_SMALLEST_VARIANCE).sqrt().float()
+        mean = self._difference.mean / acquisition.delta
+        self._mean = mean.float().unsqueeze(-1)
+        with torch.no_grad():
+            among = self._difference.among(self._active) / self._square
+        self._root = _root(among)
+
+    @cached_property
+    def _unknown(self) -> tuple[Tensor, Tensor]:
+        """What the known values explain of all, `N x m`, and the deviations left, `N`.
+
+        In single precision.
+        """
+        with torch.no_grad():
+            covariance = self._difference.with_columns(self._active) / self._square
+        explained = torch.linalg.solve_triangular(
+            self._root, covariance.mT, upper=False
+        )
+        variance = self._difference.variance / self._square
+        variance = variance - explained.square().sum(0)
+        deviation = variance.clamp_min(_SMALLEST_VARIANCE).sqrt()
+        return explained.mT.float(), deviation.float()
+
+    def _known(self, num_draws: int) -> tuple[Tensor, Tensor]:
+        """Draw the values at the active set, and what they are made of, `m x draws`."""
+        normal = torch.randn(len(self._active), num_draws, generator=self._rng)
+        known = self._mean[self._active].addmm(self._root.float(), normal)
+        return known, normal
+
+    def fail_among_known(self, num_draws: int) -> Tensor:
+        """Make draws of the active set alone; whether each exceeds delta there."""
+        known, _ = self._known(num_draws)
+        return (known > 1.0).any(0)
 
     def fail(self, num_draws: int) -> Tensor:
         """Make draws; whether each exceeds delta somewhere, `num_draws` booleans."""
-        normal = torch.randn(len(self._active), num_draws, generator=self._rng)
-        known = self._mean[self._active].addmm(self._root, normal)
+        known, normal = self._known(num_draws)
         failed = (known > 1.0).any(0)
         going_on = (~failed).nonzero().squeeze(-1)
         if len(self._mean) == len(self._active) or len(going_on) == 0:
             return failed
-        mean = self._mean.addmm(self._explained, normal[:, going_on])
-        scores = (mean - 1.0) / self._deviation.unsqueeze(-1)
+        explained, deviation = self._unknown
+        mean = self._mean.addmm(explained, normal[:, going_on])
+        scores = (mean - 1.0) / deviation.unsqueeze(-1)
         scores[self._active] = -math.inf
         probability = torch.special.ndtr(scores)
         left = probability.sum(0)
@@ -242,8 +284,8 @@ class DifferenceDraws:
             the pool can do, both of shape `S`.
         """
         row = torch.arange(len(pool))
-        explained = self._explained[pool]
-        variance = self._deviation[pool].square()
+        explained, deviation = (of_all[pool] for of_all in self._unknown)
+        variance = deviation.square()
         updates: list[Tensor] = []
         failed = torch.zeros(len(pool), dtype=torch.bool)
         known = torch.zeros_like(pool, dtype=torch.bool)

@@ -88,7 +88,7 @@ def run(seed: int, settings: dict[str, Any]) -> Trace:
     refusals = 0
     while "marginal" not in stops and search.num_evaluations < search.budget:
         certificate = search.check()
-        for level in _levels_that_hold(certificate):
+        for level in _levels_that_hold(search, certificate, stops):
             stops.setdefault(level, search.verdict(certificate))
         refusals += certificate.hyperparameter_status not in (None, "ok")
         if "marginal" not in stops:
@@ -107,15 +107,18 @@ def run(seed: int, settings: dict[str, Any]) -> Trace:
     )
 
 
-def _levels_that_hold(certificate: PACCertificate) -> list[str]:
-    """Which levels are met at this check; the weaker ones are filters of the rest."""
+def _levels_that_hold(
+    search: _Search, certificate: PACCertificate, stopped: dict[str, Any]
+) -> list[str]:
+    """Which levels are met at this check."""
     levels = []
     if certificate.pairwise_probability <= EPSILON:
         levels.append("pairwise")
-    # Level marginal is asked only where level joint is met, and neither speaks (alpha
-    # is not spent) on too few observations.
-    if certificate.hyperparameter_status is not None and certificate.alpha > 0.0:
-        levels.append("joint")
+    # Where alpha is not spent, there are too few observations for level joint. A check
+    # at level marginal uses it as a filter only, so it is asked on its own.
+    if certificate.alpha > 0.0 and "joint" not in stopped:
+        if search.certify("joint").holds:
+            levels.append("joint")
     if certificate.holds:
         levels.append("marginal")
     return levels
@@ -169,13 +172,17 @@ class _Search:
         """Fit the surrogate and ask whether the search is finished."""
         Yvar = torch.full_like(self.Y, self.noise**2)
         self.model = fit_model(self.X, self.Y, Yvar)
+        return self.certify("marginal")
+
+    def certify(self, level: str) -> PACCertificate:
+        """Ask the surrogate that was fitted last."""
         return certify(
             self.model,
             self.X,
             self.bounds,
             delta=DELTA,
             epsilon=EPSILON,
-            level="marginal",
+            level=level,
             seed=10_000 * self.seed + self.num_evaluations,
         )
 
