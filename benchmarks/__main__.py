@@ -12,6 +12,7 @@ from tqdm import tqdm
 from benchmarks import (
     calibration,
     check_cost,
+    comparison,
     fc3,
     fitted,
     inner_maximum,
@@ -22,6 +23,7 @@ from benchmarks import (
     overhead,
     sem_coverage,
     storage_cost,
+    vgg16_stages,
 )
 from benchmarks.report import write_reports
 from benchmarks.traces import Trace, append_trace, missing
@@ -41,7 +43,9 @@ BENCHMARKS = {
         kill,
         storage_cost,
         networks,
+        vgg16_stages,
         many_workers,
+        comparison,
     )
 }
 
@@ -87,14 +91,31 @@ def list_benchmarks() -> None:
     show_default=True,
     help="Processes; independent runs want one thread each.",
 )
+@click.option(
+    "--methods",
+    default=None,
+    help="Only these methods, separated by commas (benchmarks that compare methods).",
+)
+@click.option(
+    "--resume",
+    is_flag=True,
+    help="Do what is missing. Said or not: a completed run is never repeated.",
+)
 @click.option("--threads", type=click.IntRange(min=1), default=2, show_default=True)
 def run(
-    name: str, seeds: int | None, changes: tuple[str, ...], workers: int, threads: int
+    name: str,
+    seeds: int | None,
+    changes: tuple[str, ...],
+    methods: str | None,
+    resume: bool,
+    workers: int,
+    threads: int,
 ) -> None:
     """Run one benchmark; completed runs are not repeated."""
     benchmark = BENCHMARKS[name]
+    wanted = dict(map(_parse, changes)) | ({"methods": methods} if methods else {})
     try:
-        plan = benchmark.plan(seeds, **dict(map(_parse, changes)))
+        plan = benchmark.plan(seeds, **wanted)
     except ValueError as error:
         raise click.UsageError(str(error)) from error
     keys = [Trace(name, settings, seed, {}, []).key for settings, seed in plan]

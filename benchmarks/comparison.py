@@ -1,0 +1,207 @@
+"""All methods on the same evaluations and the same clocks."""
+
+from __future__ import annotations
+
+from functools import cache
+from importlib.metadata import version
+from typing import Any
+
+import torch
+
+from benchmarks.comparison_run import Budget, search_with
+from benchmarks.methods import METHODS, PAC_METHODS, PEERS, RULES, build_method
+from benchmarks.methods_base import Task
+from benchmarks.plans import minutes_of, planned
+from benchmarks.problems import Problem, build_problem
+from benchmarks.streams import streams
+from benchmarks.traces import Trace, provenance
+
+NAME = "comparison"
+DESCRIPTION = "all methods on functions and networks: quality, images and time"
+MINUTES_ONCE = 2.0
+
+NETWORK_GAMMAS: dict[str, tuple[float, ...]] = {
+    "fc3": (0.001, 0.01),
+    "resnet18": (0.02, 0.05, 0.15, 0.5, 1.0),
+    "resnet18_16": (0.02,),
+    "resnet50": (0.02,),
+    "vgg16": (1.0,),
+}
+FUNCTIONS = ("draw2", "draw4", "hartmann3", "hartmann6")
+# What the claims of the comparison are about, on ten seeds.
+MAIN = ("random", "logei", "ax_default", "optuna_tpe", "smac", "fabolas_lean")
+
+
+def settings(problem: str, method: str, **changes: Any) -> dict[str, Any]:
+    """Settings of one run."""
+    row = {
+        "problem": problem,
+        "gamma": NETWORK_GAMMAS.get(problem, (1.0,))[0],
+        "num_samples": 50,
+        "encoding": "published" if method == "pac_published" else "log",
+        "method": method,
+        "evaluations": _evaluations(method),
+    }
+    return row | changes
+
+
+def _evaluations(method: str) -> int:
+    """The long, fixed budget. Methods without a model could have five times as many."""
+    if method in ("random", "sobol"):
+        return 300
+    if method in RULES:
+        return 60
+    if method in PAC_METHODS:
+        return 200
+    return {"fabolas_faithful": 60}.get(method, 100)
+
+
+def _row(
+    problem: str, method: str, runs: int, minutes: float, **changes: Any
+) -> tuple[dict[str, Any], int, float]:
+    return settings(problem, method, **changes), runs, minutes
+
+
+# Core-minutes of a run on ResNet18, measured.
+_MINUTES = {
+    "random": 2.0,
+    "sobol": 2.0,
+    "logei": 4.0,
+    "pi": 2.5,
+    "pac_published": 1.0,
+    "pac_pairwise": 1.0,
+    "pac_joint": 2.0,
+    "pac": 3.0,
+    "ax_default": 2.5,
+    "optuna_tpe": 1.0,
+    "optuna_gp": 3.0,
+    "smac": 8.0,
+    "fabolas_lean": 8.0,
+    "fabolas_lean_sem": 8.0,
+    "fabolas_faithful": 25.0,
+    "rule_fraction": 0.5,
+    "rule_energy": 0.5,
+    "rule_evbmf": 0.5,
+    "rule_greedy": 1.5,
+}
+# Faithful Fabolas costs minutes an iteration: one gamma, three seeds.
+_ONE_GAMMA = (
+    "fabolas_faithful",
+    "fabolas_lean_sem",
+    "pi",
+    "sobol",
+    "optuna_gp",
+    *RULES,
+)
+
+_PLAN = (
+    *(
+        _row("resnet18", method, 3, minutes)
+        for method, minutes in _MINUTES.items()
+        if method in _ONE_GAMMA
+    ),
+    *(
+        _row("resnet18", method, 10 if gamma == 0.02 else 2, minutes, gamma=gamma)
+        for gamma in NETWORK_GAMMAS["resnet18"]
+        for method, minutes in _MINUTES.items()
+        if method not in _ONE_GAMMA
+    ),
+    *(
+        _row("resnet18", method, 2, _MINUTES[method], num_samples=number)
+        for number in (10, 200)
+        for method in ("random", "logei", "pac")
+    ),
+    *(
+        _row(problem, method, 1, 2.0 * _MINUTES[method], gamma=gamma)
+        for problem in ("fc3", "resnet18_16", "resnet50", "vgg16")
+        for gamma in NETWORK_GAMMAS[problem]
+        for method in ("random", "logei", "pac", "ax_default")
+    ),
+    *(
+        _row(problem, method, 3, 0.2 * _MINUTES[method])
+        for problem in FUNCTIONS
+        for method in METHODS
+        if method not in (*RULES, "fabolas_faithful", "pac_published")
+    ),
+    *(
+        _row("learning_curve", method, 5, minutes, evaluations=45)
+        for method, minutes in (
+            ("random", 0.5),
+            ("fabolas_lean", 1.0),
+            ("fabolas_faithful", 8.0),
+        )
+    ),
+)
+
+
+def plan(seeds: int | None, **changes: Any) -> list[tuple[dict[str, Any], int]]:
+    """Every setting that agrees with `changes`, its runs in order of the seed.
+
+    `methods` may be a list, separated by commas.
+    """
+    methods = changes.pop("methods", None)
+    jobs = planned(_PLAN, seeds, changes)
+    if methods is None:
+        return jobs
+    wanted = methods.split(",")
+    unknown = sorted(set(wanted) - set(METHODS))
+    if unknown:
+        raise ValueError(f"unknown methods {unknown}, known: {', '.join(METHODS)}")
+    return [job for job in jobs if job[0]["method"] in wanted]
+
+
+def minutes(job: tuple[dict[str, Any], int]) -> float:
+    """Core-minutes of one run, measured."""
+    return minutes_of(_PLAN, job)
+
+
+def run(seed: int, settings: dict[str, Any]) -> Trace:
+    """Search once with one method; note everything that the tables need."""
+    problem = _problem(
+        settings["problem"],
+        settings["gamma"],
+        settings["encoding"],
+        streams(settings["problem"], seed).problem,
+    )
+    method = build_method(settings["method"], task_of(problem, seed, settings))
+    result, trials = search_with(
+        problem,
+        method,
+        Budget(settings["evaluations"]),
+        streams(settings["problem"], seed).evaluation,
+        certify_own=settings["method"] == "logei",
+    )
+    return Trace(
+        benchmark=NAME,
+        settings=settings,
+        seed=seed,
+        result=result,
+        trials=trials,
+        provenance=provenance(torch.get_num_threads())
+        | _peer_version(settings["method"]),
+    )
+
+
+def _peer_version(method: str) -> dict[str, str]:
+    """Which release of somebody else's package it was."""
+    return {"peer": version(PEERS[method])} if method in PEERS else {}
+
+
+def task_of(problem: Problem, seed: int, settings: dict[str, Any]) -> Task:
+    """What a method is told of a problem."""
+    return Task(
+        dim=problem.dim,
+        num_samples=settings["num_samples"],
+        max_samples=problem.max_samples,
+        min_samples=problem.min_samples,
+        delta=problem.delta,
+        seed=streams(settings["problem"], seed).method,
+        cells=problem.cells,
+        compression=problem.compression,
+    )
+
+
+@cache
+def _problem(name: str, gamma: float, encoding: str, seed: int) -> Problem:
+    """Once a process: a network's truth is remembered with it."""
+    return build_problem(name, seed=seed, gamma=gamma, encoding=encoding)
