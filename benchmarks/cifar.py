@@ -51,6 +51,12 @@ def resnet(name: str) -> nn.Module:
 @cache
 def cifar10(train: bool, num_images: int = 10_000) -> tuple[Tensor, Tensor]:
     """The first images, normalised, and their labels: `n x 3 x 32 x 32` and `n`."""
+    pixels, labels = cifar10_pixels(train, num_images)
+    return (pixels.float() / 255 - _MEAN) / _STD, labels
+
+
+def cifar10_pixels(train: bool, num_images: int = 10_000) -> tuple[Tensor, Tensor]:
+    """The first images as bytes, `n x 3 x 32 x 32`, and their labels, `n`."""
     part = "train" if train else "test"
     with np.load(shared_file("data/cifar10_jpeg.npz"), allow_pickle=False) as data:
         files = data[f"{part}_jpeg"]
@@ -62,9 +68,7 @@ def cifar10(train: bool, num_images: int = 10_000) -> tuple[Tensor, Tensor]:
             for start, stop in itertools.pairwise(offsets)
         ]
     )
-    images = torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 255
-    images = (images - _MEAN) / _STD
-    return images, labels
+    return torch.from_numpy(pixels).permute(0, 3, 1, 2), labels
 
 
 def outputs_of(network: nn.Module, images: Tensor) -> Tensor:
