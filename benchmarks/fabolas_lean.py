@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 from botorch.acquisition.cost_aware import InverseCostWeightedUtility
 from botorch.acquisition.max_value_entropy_search import qMultiFidelityMaxValueEntropy
@@ -21,6 +25,7 @@ from gpytorch.kernels import (
 )
 from gpytorch.mlls import ExactMarginalLogLikelihood
 from gpytorch.priors import GammaPrior
+from linear_operator.utils.warnings import NumericalWarning
 from torch import Tensor
 from torch.quasirandom import SobolEngine
 
@@ -83,7 +88,7 @@ class LeanSearch:
         expected_cost = GenericDeterministicModel(
             lambda X: self.cost.posterior(X).mean.exp()
         )
-        with torch.random.fork_rng(devices=[]):
+        with torch.random.fork_rng(devices=[]), _quiet():
             # The entropy is computed by draws, the restarts are drawn as well.
             torch.manual_seed(seed)
             acquisition = qMultiFidelityMaxValueEntropy(
@@ -138,7 +143,15 @@ def fitted(X: Tensor, Y: Tensor, Yvar: Tensor | None, kernel: Kernel) -> SingleT
     model = SingleTaskGP(
         X, Y, Yvar, covar_module=kernel.double(), outcome_transform=Standardize(m=1)
     )
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]), _quiet():
         torch.manual_seed(0)
         fit_gpytorch_mll(ExactMarginalLogLikelihood(model.likelihood, model))
     return model.eval()
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Add jitter to what is nearly singular without a word, as everybody does."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", NumericalWarning)
+        yield

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import shutil
 import tempfile
 import warnings
+import weakref
 from pathlib import Path
 
 from benchmarks.methods_base import (
@@ -42,13 +44,14 @@ class SmacSearch:
         space = ConfigurationSpace(seed=task.seed)
         space.add(Float(name, (0.0, 1.0)) for name in task.names)
         # It writes its history at every step and has no way to be kept from it.
-        self.folder = tempfile.TemporaryDirectory()
+        folder = tempfile.mkdtemp()
+        weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
         scenario = Scenario(
             space,
             deterministic=True,
             n_trials=_MOST_TRIALS,
             seed=task.seed,
-            output_directory=Path(self.folder.name),
+            output_directory=Path(folder),
         )
         self.facade = BlackBoxFacade(
             scenario,

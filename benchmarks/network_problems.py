@@ -55,7 +55,7 @@ class NetworkData:
 
 
 # Images whose forward pass takes as long as what an evaluation does besides: to cut
-# the factors and to swap the layers. Measured on one core, `benchmarks/overhead.py`.
+# the factors and to swap the layers: ResNet18 on one core, 50 images against 500.
 SETUP_IMAGES = 20.0
 
 
