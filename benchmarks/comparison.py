@@ -8,13 +8,16 @@ from typing import Any
 
 import torch
 
-from benchmarks.comparison_run import Budget, search_with
+from benchmarks.comparison_run import LEVELS, Budget, search_with
 from benchmarks.methods import METHODS, PAC_METHODS, PEERS, RULES, build_method
 from benchmarks.methods_base import Task
+from benchmarks.network_problems import TRUE_IMAGES
 from benchmarks.plans import minutes_of, planned
 from benchmarks.problems import Problem, build_problem
 from benchmarks.streams import streams
 from benchmarks.traces import Trace, provenance
+
+__all__ = ["LEVELS", "NAME", "TRUE_IMAGES", "minutes", "plan", "run", "settings"]
 
 NAME = "comparison"
 DESCRIPTION = "all methods on functions and networks: quality, images and time"

@@ -9,6 +9,7 @@ import numpy as np
 
 from benchmarks import calibration, fc3, noise_calibration, sem_coverage
 from benchmarks.intervals import clopper_pearson
+from benchmarks.report_comparison import render_comparison
 from benchmarks.report_fitted import (
     render_check_cost,
     render_fitted,
@@ -46,6 +47,12 @@ def write_reports(folder: Path = FOLDER) -> list[Path]:
             path = folder / f"{name}.md"
             path.write_text(_HEADER + render(traces), encoding="utf-8")
             written.append(path)
+    compared = read_traces("comparison", folder)
+    if compared:
+        path = folder / "comparison.md"
+        page = render_comparison(compared, folder)
+        path.write_text(_HEADER + page, encoding="utf-8")
+        written.append(path)
     coverage, stops = (
         read_traces(benchmark.NAME, folder)
         for benchmark in (sem_coverage, noise_calibration)

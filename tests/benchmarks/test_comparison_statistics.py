@@ -1,0 +1,127 @@
+"""Statistics of the comparison against closed forms, and its page from made-up runs."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from scipy.stats import binom
+
+from benchmarks.comparison import settings
+from benchmarks.comparison_statistics import (
+    Run,
+    fewest_pairs,
+    holm,
+    hypervolume,
+    median_interval,
+    paired,
+    signed_rank,
+)
+from benchmarks.report_comparison import render_comparison
+from benchmarks.traces import Trace
+
+
+def made_up(
+    method: str, seed: int, objectives: list[float], seconds: float = 1.0
+) -> Trace:
+    """A run on ResNet18 whose clocks and objectives are given."""
+    trials = [
+        {
+            **{"cost": 70.0, "samples": 50, "own": value, "common": value},
+            "evaluate": [0.5 * seconds, seconds],
+            "fit": [0.25 * seconds, seconds],
+            "propose": [0.25 * seconds, seconds],
+        }
+        for value in objectives
+    ]
+    final = {"objective": objectives[-1], "ratio": 0.2, "top1": 0.7}
+    result = {
+        "stopped": method.startswith("pac"),
+        "evaluations": len(trials),
+        "samples": 50 * len(trials),
+        "setup_samples": 0,
+        "last_ask": [0.0, 0.0],
+        "own": final,
+        "common": final,
+        "stops": {},
+    }
+    return Trace(
+        "comparison",
+        settings("resnet18", method),
+        seed,
+        result,
+        trials,
+        {"revision": "abc"},
+    )
+
+
+def test_holm_is_the_step_down_of_its_source():
+    # Three tests: .01 x 3, .03 x 2 and .04 x 1, never falling.
+    corrected = holm({"a": 0.04, "b": 0.01, "c": 0.03, "d": math.nan})
+    assert corrected["b"] == pytest.approx(0.03)
+    assert corrected["c"] == pytest.approx(0.06)
+    assert corrected["a"] == pytest.approx(0.06)
+    assert math.isnan(corrected["d"])
+
+
+def test_the_signed_rank_test_is_exact_for_five_pairs():
+    # All of one sign: 1 of 32 sign patterns, twice for two sides.
+    assert signed_rank([1.0, 2.0, 3.0, 4.0, 5.0]) == pytest.approx(2 / 32)
+    assert signed_rank([1.0, 2.0, 3.0, 4.0, 5.0], "greater") == pytest.approx(1 / 32)
+    assert fewest_pairs(0.05) == 5
+    assert fewest_pairs(0.025) == 6
+    assert math.isnan(signed_rank([0.0, 0.0]))
+
+
+def test_hypervolume_is_the_area_of_a_staircase():
+    # Rectangles (60 - 30) x (70 - 50) and (30 - 20) x (60 - 50); one is dominated.
+    points = [(30.0, 70.0), (20.0, 60.0), (40.0, 55.0)]
+    assert hypervolume(points) == pytest.approx(30 * 20 + 10 * 10)
+    assert hypervolume([(70.0, 90.0)]) == 0.0
+    assert hypervolume([]) == 0.0
+
+
+def test_the_interval_of_a_median_covers_as_often_as_it_says():
+    """400 samples of 15; the share that cover is binomial, bound at three errors."""
+    rng = np.random.default_rng(1)
+    covered = 0
+    for _ in range(400):
+        low, _, high = median_interval(rng.exponential(size=15))
+        covered += low <= math.log(2.0) <= high
+    # Bootstrap intervals of a median are a little short at this size: 90 % at least.
+    assert covered >= binom.ppf(0.0015, 400, 0.90)
+
+
+def test_runs_are_paired_by_seed_and_by_nothing_else():
+    left = [Run(made_up("random", seed, [1.0])) for seed in (0, 1, 2)]
+    right = [Run(made_up("pac", seed, [1.0])) for seed in (2, 1, 7)]
+    pairs = [(a.trace.seed, b.trace.seed) for a, b in paired(left, right)]
+    assert pairs == [(1, 1), (2, 2)]
+
+
+def test_a_time_that_was_not_reached_is_censored():
+    run = Run(made_up("random", 0, [3.0, 2.0, 1.0]))
+    assert run.time_to(2.0, limit=10.0) == (2.0, True)
+    assert run.time_to(2.0, limit=1.5) == (1.5, False)
+    assert run.time_to(0.5, limit=10.0) == (3.0, False)
+    assert run.objective_at(run.seconds, 2.5) == 2.0
+    assert math.isnan(run.objective_at(run.seconds, 0.5))
+
+
+def test_the_page_says_who_wins_by_how_much(tmp_path):
+    traces = []
+    for seed in range(6):
+        end = 0.2 + 0.01 * seed
+        traces.append(made_up("pac", seed, [0.9, 0.5, end]))
+        traces.append(made_up("random", seed, [0.9, 0.8, 0.7, end, end]))
+    page = render_comparison(traces, tmp_path)
+    # At PAC's three evaluations random has .7; the exact p of six pairs is 2 / 64.
+    (row,) = (r for r in page.splitlines() if r.startswith("| random | 6 | 0.7 ("))
+    assert "| 0.475 (0.45" in row
+    assert row.rstrip().endswith("| 0.0312 |")
+    # It gets there after four seconds of PAC's three.
+    assert "| 6/6 | 1.33 (1.33 to 1.33) |" in page
+    assert "--set problem=resnet18 --set gamma=0.02 --set num_samples=50" in page
+    figure = (tmp_path / "figures" / "comparison_resnet18_0.02_50.svg").read_text()
+    assert figure.count("<polyline") == 2
