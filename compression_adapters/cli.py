@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import warnings
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
-if TYPE_CHECKING:
-    from compression_adapters.sources import Source
+from compression_adapters.cli_options import (
+    search_options,
+    show_epoch,
+    source_options,
+    to_device,
+)
+from compression_adapters.cli_stages import print_stages, stages
 
 # Ax, torch and torchvision take seconds to import: `--help` and a mistyped option
 # should not wait for them, so each command imports what it needs.
 
 _TARGETS = ("gamma", "ratio", "loss_at_most")
-_PRESETS = ("fc3", "vgg16", "resnet18", "resnet50")
 
 
 # "\\b" keeps click from filling the paragraph after it.
@@ -27,6 +31,7 @@ Start here:
   ax-pac report runs/fc3               write the report of a run again
   ax-pac compress torchvision:resnet18 --data IMAGES --gamma 0.001 --out runs/r18
   ax-pac compress my_module:my_network --data my_module:my_inputs ...
+  ax-pac stages vgg16 --data IMAGES --gamma 0.001 --epochs 3 --out runs/vgg16
 
 From Python: compression_adapters.compress(network, inputs, gamma=...).
 Your own objective: ax_pac.pac_generation_strategy in an Ax loop.
@@ -42,133 +47,9 @@ def main() -> None:
     warnings.filterwarnings("ignore", category=DeprecationWarning)
 
 
-def _known_network(
-    context: click.Context, parameter: click.Parameter, name: str
-) -> str:
-    """Refuse a mistyped name before anything is imported."""
-    if name not in _PRESETS and ":" not in name:
-        raise click.BadParameter(
-            f"{name!r} is not one of {', '.join(_PRESETS)}, and neither "
-            "torchvision:NAME nor module.path:factory"
-        )
-    return name
-
-
-def _samples(
-    context: click.Context, parameter: click.Parameter, value: Any
-) -> int | str:
-    """Read a number of samples, or "auto"."""
-    if value == "auto":
-        return "auto"
-    return int(click.IntRange(min=2).convert(value, parameter, context))
-
-
-def _ratio(
-    context: click.Context, parameter: click.Parameter, value: str | None
-) -> str | None:
-    """Refuse what is no ratio before a network is trained or read."""
-    if value is None:
-        return None
-    from compression_adapters.targets import read_ratio
-
-    try:
-        read_ratio(value)
-    except ValueError as error:
-        raise click.BadParameter(str(error)) from error
-    return value
-
-
 @main.command(short_help="Compress a network until a certificate holds.")
-@click.argument("network", metavar="NETWORK", callback=_known_network)
-@click.option(
-    "--weights",
-    default=None,
-    help="A .safetensors, .pt or .pth file, never unpickled; or the name of "
-    "torchvision's weights.  [default: IMAGENET1K_V1]",
-)
-@click.option(
-    "--data",
-    default=None,
-    help="Folder with a folder of images for each class, with or without train and val "
-    "above them; or module.path:function.",
-)
-@click.option(
-    "--layers",
-    default=None,
-    help="paper (a preset's), 3x3, linear or all.  [default: paper, else all]",
-)
-@click.option(
-    "--num-classes",
-    type=click.IntRange(min=1),
-    default=1000,
-    show_default=True,
-    help="Outputs of a network of torchvision's.",
-)
-@click.option(
-    "--image-size",
-    type=click.IntRange(min=1),
-    default=224,
-    show_default=True,
-    help="Pixels; for images from a folder.",
-)
-@click.option(
-    "--test-samples",
-    type=click.IntRange(min=1),
-    default=1000,
-    show_default=True,
-    help="Images from a folder that the accuracy is measured on.",
-)
-@click.option(
-    "--device",
-    default=None,
-    help="Where the network runs.  [default: cuda if there is one, else cpu]",
-)
-@click.option(
-    "--out",
-    type=click.Path(path_type=Path, file_okay=False),
-    required=True,
-    help="Folder for summary.json, trials.csv, report.html and the network.",
-)
-@click.option(
-    "--gamma",
-    type=click.FloatRange(min=0, min_open=True),
-    default=None,
-    help="Weight of the loss; larger keeps more weights.  [default: the preset's]",
-)
-@click.option(
-    "--ratio",
-    default=None,
-    metavar="SIZE",
-    callback=_ratio,
-    help="In place of --gamma: the best network of this size or less, such as 30%.",
-)
-@click.option(
-    "--loss-at-most",
-    type=click.FloatRange(min=0, min_open=True),
-    default=None,
-    help="In place of --gamma: the smallest network that loses no more than this.",
-)
-@click.option(
-    "--delta",
-    type=click.FloatRange(min=0, min_open=True),
-    default=0.05,
-    show_default=True,
-    help="Tolerance, in units of the objective gamma * loss + ratio.",
-)
-@click.option(
-    "--epsilon",
-    type=click.FloatRange(0, 1, min_open=True, max_open=True),
-    default=0.05,
-    show_default=True,
-    help="Allowed probability that the result is not within delta of the best.",
-)
-@click.option(
-    "--level",
-    type=click.Choice(["pairwise", "joint", "marginal"]),
-    default="marginal",
-    show_default=True,
-    help="What the certificate accounts for; pairwise is the paper's rule.",
-)
+@source_options
+@search_options
 @click.option(
     "--sampling",
     type=click.Choice(["leader_challenger", "challenger"]),
@@ -182,14 +63,6 @@ def _ratio(
     default="squared_l2",
     show_default=True,
     help="The first two need no labels.",
-)
-@click.option(
-    "--num-samples",
-    default="50",
-    show_default=True,
-    metavar="NUMBER|auto",
-    callback=_samples,
-    help="Fresh samples an evaluation; auto: as many as cost what the search costs.",
 )
 @click.option(
     "--encoding",
@@ -225,14 +98,6 @@ def _ratio(
     help="Leave out ranks that save no multiply-adds.",
 )
 @click.option(
-    "--max-trials",
-    type=click.IntRange(min=2),
-    default=200,
-    show_default=True,
-    help="Evaluations after which to stop without a certificate.",
-)
-@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
-@click.option(
     "--db",
     default=None,
     metavar="PATH|URL",
@@ -256,11 +121,6 @@ def _ratio(
     default=None,
     help="Evaluations at the same time, on Ray; not with --db and --resume.  "
     "[default: one after the other, without Ray]",
-)
-@click.option(
-    "--progress/--no-progress",
-    default=None,
-    help="Show a progress bar.  [default: on a terminal only]",
 )
 def compress(
     network: str, out: Path, progress: bool | None, resume: bool, **options: Any
@@ -298,8 +158,8 @@ def compress(
     of_source = ("weights", "data", "layers", "num_classes", "image_size")
     asked = {name: options.pop(name) for name in of_source}
     try:
-        source = open_source(network, progress=_show_epoch, **asked)
-        _to_device(source, device)
+        source = open_source(network, progress=show_epoch, **asked)
+        to_device(source, device)
         click.echo(f"{source.name}: {source.description}")
         summary = compress_source(source, out, progress, options, asked, test_samples)
     except (ValueError, RuntimeError, OSError, ImportError) as error:
@@ -309,17 +169,29 @@ def compress(
     _print_summary(summary, out)
 
 
+main.add_command(stages)
+
+
 @main.command(short_help="Write the report of a finished run again.")
 @click.argument("folder", type=click.Path(path_type=Path, file_okay=False))
 def report(folder: Path) -> None:
     """Write the report of a finished run again, and print its result.
 
-    FOLDER is what was given to `ax-pac compress --out`.
+    FOLDER is what was given to `ax-pac compress --out` or `ax-pac stages --out`.
     """
     from compression_adapters.pipeline import certificate_figures
     from compression_adapters.report import read_run, write_report
+    from compression_adapters.stage_report import (
+        STAGES_FILE,
+        read_stages,
+        write_stage_report,
+    )
 
     try:
+        if (folder / STAGES_FILE).is_file():
+            write_stage_report(folder)
+            print_stages(read_stages(folder), folder)
+            return
         summary, _ = read_run(folder)
         write_report(folder, certificate_figures(summary))
     except (ValueError, OSError) as error:
@@ -335,19 +207,6 @@ def _fill_in_gamma(options: dict[str, Any], default: float | None) -> None:
         raise click.UsageError(f"expected one of --gamma and the targets; got {flags}")
     if not given:
         options["gamma"] = default
-
-
-def _to_device(source: Source, device: str | None) -> None:
-    """Move the network to where it runs; the search's own model stays on the CPU."""
-    import torch
-
-    if device is None:
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    source.network.to(device)
-
-
-def _show_epoch(epoch: int, epochs: int) -> None:
-    click.echo(f"training, epoch {epoch} of {epochs}")
 
 
 def _print_summary(summary: dict[str, Any], folder: Path) -> None:

@@ -161,43 +161,91 @@ def _page(
     figures: Sequence[tuple[str, go.Figure]],
 ) -> str:
     """Assemble the page."""
-    title = html.escape(f"Compression of {summary['network']}")
+    certificate, reason = summary["certificate"], summary["stop_reason"]
     parts = [
-        "<!doctype html><html lang='en'><head><meta charset='utf-8'>",
-        f"<title>{title}</title><style>{_STYLE}</style></head><body>",
-        f"<h1>{title}</h1>",
-        _verdict(summary["certificate"], summary["stop_reason"]),
+        verdict_html(
+            certificate["holds"],
+            certificate["level"],
+            certificate["reason"],
+            certificate["num_observations"],
+            reason,
+        ),
         _results_table(summary),
         layers.to_html(index=False, border=0, float_format="{:.4f}".format),
     ]
     for number, (caption, figure) in enumerate(figures):
-        figure.update_layout(
-            template="plotly_white",
-            height=420,
-            margin={"t": 60},
-            legend={"orientation": "h", "y": -0.2},
-        )
         # The library is written once, into the page: it opens without a network.
-        picture = figure.to_html(full_html=False, include_plotlyjs=number == 0)
-        caption = html.escape(caption)
-        parts.append(f"<figure>{picture}<figcaption>{caption}</figcaption></figure>")
+        parts.append(figure_html(figure, caption, with_library=number == 0))
     number_format = "{:.4g}".format
     table = trials.to_html(index=False, border=0, na_rep="", float_format=number_format)
     parts.append(f"<h2>Trials</h2><div class='trials'>{table}</div>")
     versions = ", ".join(f"{k} {v}" for k, v in summary["versions"].items())
     parts.append(f"<p>Seed {summary['seed']}; {html.escape(versions)}.</p>")
-    return "\n".join([*parts, "</body></html>"])
+    return html_page(f"Compression of {summary['network']}", parts)
 
 
-def _verdict(certificate: dict[str, Any], stop_reason: str) -> str:
-    """Say in one paragraph whether the search is finished, and in what sense."""
-    holds = certificate["holds"]
-    head = "Certified" if holds else f"Not certified ({stop_reason})"
+def html_page(title: str, parts: Sequence[str]) -> str:
+    """Assemble a page.
+
+    Args:
+        title: Its heading, not yet escaped.
+        parts: Its content.
+
+    Returns:
+        The page.
+    """
+    title = html.escape(title)
+    head = [
+        "<!doctype html><html lang='en'><head><meta charset='utf-8'>",
+        f"<title>{title}</title><style>{_STYLE}</style></head><body>",
+        f"<h1>{title}</h1>",
+    ]
+    return "\n".join([*head, *parts, "</body></html>"])
+
+
+def figure_html(figure: go.Figure, caption: str, *, with_library: bool) -> str:
+    """Draw a picture with its caption.
+
+    Args:
+        figure: Its layout is changed to that of the page.
+        caption: Not yet escaped.
+        with_library: For the first picture of a page.
+
+    Returns:
+        Part of a page.
+    """
+    figure.update_layout(
+        template="plotly_white",
+        height=420,
+        margin={"t": 60},
+        legend={"orientation": "h", "y": -0.2},
+    )
+    picture = figure.to_html(full_html=False, include_plotlyjs=with_library)
+    caption = html.escape(caption)
+    return f"<figure>{picture}<figcaption>{caption}</figcaption></figure>"
+
+
+def verdict_html(
+    holds: bool, level: str, reason: str, evaluations: int, stop_reason: str = ""
+) -> str:
+    """Say in one paragraph whether a search is finished, and in what sense.
+
+    Args:
+        holds: Whether its certificate does.
+        level: Of the certificate.
+        reason: Of the certificate.
+        evaluations: How many there were.
+        stop_reason: Why the search ended without one, if known.
+
+    Returns:
+        Part of a page.
+    """
+    why = f" ({stop_reason})" if stop_reason else ""
+    head = "Certified" if holds else f"Not certified{why}"
     return (
         f"<p class='verdict {'holds' if holds else 'open'}'><strong>{head}</strong>, "
-        f"level {html.escape(certificate['level'])}: "
-        f"{html.escape(certificate['reason'])}. "
-        f"{certificate['num_observations']} evaluations.</p>"
+        f"level {html.escape(level)}: {html.escape(reason)}. "
+        f"{evaluations} evaluations.</p>"
     )
 
 

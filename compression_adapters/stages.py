@@ -19,6 +19,8 @@ from compression_adapters.search import compress
 from compression_adapters.stored_search import DEFAULT_NAME
 
 STAGE_FILE: Final = "stage.json"
+LAYERS_FILE: Final = "layers.csv"
+TRIALS_FILE: Final = "trials.csv"
 FORMAT_VERSION: Final = 1
 
 
@@ -31,6 +33,8 @@ class Stage:
         options: Of `compress`, such as `gamma`, `choose`, `include`.
         then: Applied to what the search returns, such as fine-tuning: takes a network
             and returns one of the same structure. None: nothing.
+        training: What `then` does, in plain values, such as `{"epochs": 3}`: it is
+            compared when a run is continued, which functions cannot be.
 
     Raises:
         ValueError: when the name cannot be that of a folder.
@@ -43,6 +47,7 @@ class Stage:
     name: str
     options: Mapping[str, Any] = field(default_factory=dict)
     then: Callable[[nn.Module], nn.Module] | None = None
+    training: Mapping[str, str | int | float | bool] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if not self.name.replace("-", "").replace("_", "").isalnum():
@@ -65,7 +70,8 @@ def compress_in_stages(
     As in the paper's section 4.3: convolutions, training, linear layers, training,
     pruning. Each search starts from the network of the stage before, which is also what
     its loss compares with. With a folder each finished stage is saved, and a call that
-    was interrupted goes on with the first one that is missing.
+    was interrupted goes on with the first one that is missing. Beside the network a
+    stage's folder holds `layers.csv` and `trials.csv`, the tables of its search.
 
     Args:
         network: The original network; not modified.
@@ -78,10 +84,10 @@ def compress_in_stages(
 
     Returns:
         The network after the last stage, in eval mode, and a table with one row a
-        stage: `stage`, `certified`, `level`, `trials`, `compression_ratio` over the
-        layers of this stage, `whole_network_ratio`, the weights that are not zero after
-        the stage over those of the original network, `loss` and `loss_sem` on fresh
-        samples before `then`, `seconds`, `resumed`.
+        stage: `stage`, `certified`, `level`, `reason`, `trials`,
+        `compression_ratio` over the layers of this stage, `whole_network_ratio`, the
+        weights that are not zero after the stage over those of the original network,
+        `loss` and `loss_sem` on fresh samples before `then`, `seconds`, `resumed`.
 
     Raises:
         ValueError: when there is no stage, two have one name, or the folder holds
@@ -114,14 +120,16 @@ def compress_in_stages(
             "give folder."
         )
     original = current = unwrap(network)
+    device = next((w.device for w in layer_weights(original)), None)
     whole = sum(weight.numel() for weight in layer_weights(original))
     rows: list[dict[str, Any]] = []
     for number, stage in enumerate(stages):
         settings = {**options, **stage.options}
         place = None if folder is None else Path(folder) / f"{number}-{stage.name}"
+        kept = _plain(settings) | {f"then {k}": v for k, v in stage.training.items()}
         if place is not None and (place / STAGE_FILE).is_file():
-            rows.append(_read(place, stage.name, settings) | {"resumed": True})
-            current = load_compressed(place, original).eval()
+            rows.append(_read(place, stage.name, kept) | {"resumed": True})
+            current = load_compressed(place, original).eval().to(device)
             continue
         if settings.get("db") is not None:
             settings["name"] = f"{settings.get('name', DEFAULT_NAME)}-{stage.name}"
@@ -135,6 +143,7 @@ def compress_in_stages(
             "stage": stage.name,
             "certified": result.certificate.holds,
             "level": result.certificate.level,
+            "reason": result.certificate.reason,
             "trials": len(result.trials),
             "compression_ratio": compression_ratio(layers, ranks),
             "whole_network_ratio": left / whole,
@@ -144,7 +153,9 @@ def compress_in_stages(
         }
         if place is not None:
             save_compressed(current, layers, ranks, place)
-            _write(place, row, settings)
+            result.layers.to_csv(place / LAYERS_FILE, index=False)
+            result.trials.to_csv(place / TRIALS_FILE, index=False)
+            _write(place, row, kept)
         rows.append(row | {"resumed": False})
     return current, pd.DataFrame(rows)
 
@@ -163,7 +174,7 @@ def _write(place: Path, row: dict[str, Any], settings: Mapping[str, Any]) -> Non
     """Write a stage's record last: its presence says that the stage is finished."""
     content = {
         "format_version": FORMAT_VERSION,
-        "settings": _plain(settings),
+        "settings": settings,
         "result": row,
     }
     if not all(math.isfinite(v) for v in row.values() if isinstance(v, float)):
@@ -187,9 +198,9 @@ def _read(place: Path, name: str, settings: Mapping[str, Any]) -> dict[str, Any]
             f"{path} has format {version!r}, this version reads {FORMAT_VERSION}: "
             "update ax-pac."
         )
-    if known != _plain(settings):
+    if known != settings:
         raise ValueError(
             f"Stage {name!r} in {place} was run with the settings {known}, now they "
-            f"are {_plain(settings)}. Use another folder, or remove this one."
+            f"are {settings}. Use another folder, or remove this one."
         )
     return row

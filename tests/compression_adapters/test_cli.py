@@ -11,7 +11,7 @@ import torch
 from click.testing import CliRunner
 
 from ax_pac import DEFAULT_LEVEL, LEVELS
-from compression_adapters import cli, load_compressed, presets
+from compression_adapters import cli, cli_options, load_compressed, presets
 from tests.networks import labels, pool, small_network
 
 ARGUMENTS = ["--gamma", "0.5", "--delta", "0.3", "--epsilon", "0.05"]
@@ -123,7 +123,7 @@ def test_help_tells_a_newcomer_where_to_start():
 
 
 def test_the_presets_of_the_command_are_those_of_the_package():
-    assert list(presets.PRESETS) == list(cli._PRESETS)
+    assert list(presets.PRESETS) == list(cli_options._PRESETS)
 
 
 MODULE = """
