@@ -15,6 +15,7 @@ from benchmarks import (
     comparison,
     fc3,
     fitted,
+    gammas,
     inner_maximum,
     kill,
     many_workers,
@@ -44,6 +45,7 @@ BENCHMARKS = {
         storage_cost,
         networks,
         vgg16_stages,
+        gammas,
         many_workers,
         comparison,
     )

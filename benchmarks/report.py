@@ -15,6 +15,7 @@ from benchmarks.report_fitted import (
     render_fitted,
     render_inner_maximum,
 )
+from benchmarks.report_gammas import render_gammas
 from benchmarks.report_networks import render_networks
 from benchmarks.report_noise import render_noise
 from benchmarks.report_overhead import render_overhead
@@ -40,6 +41,7 @@ def write_reports(folder: Path = FOLDER) -> list[Path]:
         ("storage_cost", render_storage_cost),
         ("networks", render_networks),
         ("vgg16_stages", render_vgg16_stages),
+        ("gammas", render_gammas),
         ("ray", render_ray),
     ):
         traces = read_traces(name, folder)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -143,8 +144,8 @@ def compress_to(
                 weighed, seed=seed, client=client, name=f"{name}/{number}", **search
             )
         client = result.client
-        for name in ("fit", "propose", "evaluate"):
-            spent[name] += result.timings[name]
+        for part in ("fit", "propose", "evaluate"):
+            spent[part] += result.timings[part]
         came, loss = _size(result), result.loss.mean
         meets = came <= target if target is not None else loss <= (loss_at_most or 0.0)
         rows.append(
@@ -177,6 +178,76 @@ def compress_to(
         )
     best[1].timings.update(spent, total=time.perf_counter() - start)
     return TargetResult(best[1], best[2], pd.DataFrame(rows))
+
+
+def compress_at(
+    network: nn.Module,
+    inputs: Any,
+    *,
+    gammas: Sequence[float],
+    seed: int = 0,
+    name: str = DEFAULT_NAME,
+    **options: Any,
+) -> tuple[CompressionResult, ...]:
+    """Search at several gammas, each evaluation serving all of them.
+
+    The trade-off between size and loss, for little more than one search: loss and ratio
+    are stored apart, so that another gamma weighs anew what the ones before have
+    measured, and evaluates only what its own certificate lacks. The smallest gamma is
+    searched first: its objective varies least, so that it needs the fewest evaluations,
+    and of the larger ones each needs a few more (docs/benchmarks/gammas.md).
+
+    Args:
+        network: See `compress`.
+        inputs: See `compress`.
+        gammas: Weights of the loss, positive and different.
+        seed: Determines samples and proposals.
+        name: With `db`, of the searches in the database: `name/1` for the smallest
+            gamma, and so on.
+        options: Of `compress`, except a gamma or a target; `num_samples` is a number.
+
+    Returns:
+        One result a gamma, in the order that was given. Their `trials` hold those of
+        the smaller gammas too; `timings` are of the gamma's own.
+
+    Raises:
+        ValueError: when gammas are missing or equal, or an option cannot be used.
+
+    Example:
+        >>> import torch
+        >>> network = nn.Sequential(nn.Linear(20, 30), nn.ReLU(), nn.Linear(30, 5))
+        >>> pool = torch.randn(200, 20, generator=torch.Generator().manual_seed(0))
+        >>> settings = {"delta": 0.5, "epsilon": 0.05}
+        >>> large, small = compress_at(network, pool, gammas=(2.0, 0.5), **settings)
+        >>> large.problem.gamma, len(large.trials) >= len(small.trials)
+        (2.0, True)
+    """
+    gammas = [float(gamma) for gamma in gammas]
+    if not gammas or len(set(gammas)) < len(gammas):
+        raise ValueError(
+            f"gammas must be at least one weight of the loss, all different; got "
+            f"{gammas}."
+        )
+    refused = [k for k in ("gamma", "ratio", "loss_at_most", "client") if k in options]
+    if refused or options.get("num_samples") == AUTO:
+        raise ValueError(
+            "With several gammas there is no gamma, target or client to give, and "
+            "num_samples is a number; got "
+            f"{', '.join(refused) or 'num_samples=' + repr(AUTO)}."
+        )
+    search = {k: options.pop(k) for k in _SEARCH_OPTIONS if k in options}
+    problem = compression_problem(network, inputs, gamma=min(gammas), **options)
+    results: dict[float, CompressionResult] = {}
+    client = None
+    for number, gamma in enumerate(sorted(gammas), 1):
+        weighed = replace(problem, gamma=gamma)
+        if client is not None:
+            client = reweighted_client(client, weighed)
+        results[gamma] = search_problem(
+            weighed, seed=seed, client=client, name=f"{name}/{number}", **search
+        )
+        client = results[gamma].client
+    return tuple(results[gamma] for gamma in gammas)
 
 
 def _size(result: CompressionResult) -> float:

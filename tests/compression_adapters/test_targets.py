@@ -4,13 +4,14 @@ import dataclasses
 
 import pytest
 
-from compression_adapters import compress, compression_problem
+from compression_adapters import compress, compression_problem, targets
 from compression_adapters.loop import reweighted_client
 from compression_adapters.search import search_problem
-from compression_adapters.targets import compress_to
+from compression_adapters.targets import compress_at, compress_to
 from tests.networks import pool, small_network
 
 SETTINGS = {"delta": 0.2, "epsilon": 0.1}
+FAST = SETTINGS | {"level": "pairwise"}
 
 pytestmark = pytest.mark.filterwarnings("ignore:Very small noise values")
 
@@ -124,3 +125,62 @@ def test_compress_takes_a_loss_in_place_of_gamma():
 def test_compress_wants_one_of_gamma_and_the_targets(options, message):
     with pytest.raises(ValueError, match=message):
         compress(small_network(), pool(), **options)
+
+
+def test_several_gammas_share_their_evaluations():
+    gammas = (1.0, 0.25, 0.5)
+    found = compress_at(small_network(), pool(), gammas=gammas, seed=3, **FAST)
+    assert tuple(result.problem.gamma for result in found) == gammas
+    assert all(result.certificate.holds for result in found)
+    # The smallest gamma is a search of its own.
+    alone = compress(small_network(), pool(), gamma=0.25, seed=3, **FAST)
+    assert found[1].ranks == alone.ranks
+    assert len(found[1].trials) == len(alone.trials)
+    # What it has measured is weighed anew by the others.
+    for result in found:
+        first = result.trials.iloc[: len(alone.trials)]
+        assert first["loss"].tolist() == alone.trials["loss"].tolist()
+        weighed = result.problem.gamma * first["loss"] + first["compression_ratio"]
+        assert first["objective"].tolist() == pytest.approx(weighed.tolist())
+    apart = sum(
+        len(compress(small_network(), pool(), gamma=g, seed=3, **FAST).trials)
+        for g in gammas
+    )
+    assert max(len(result.trials) for result in found) < apart
+
+
+def test_searches_for_a_target_are_named_by_their_number(monkeypatch):
+    names = []
+
+    def searched(problem, *, name, **options):
+        names.append(name)
+        del options["db"]
+        return search_problem(problem, **options)
+
+    monkeypatch.setattr(targets, "search_problem", searched)
+    with pytest.raises(ValueError, match="No gamma that was tried meets the target"):
+        compress_to(
+            small_network(),
+            pool(),
+            loss_at_most=1e-9,
+            max_gammas=3,
+            name="mine",
+            db="search.db",
+            **FAST,
+        )
+    assert names == ["mine/1", "mine/2", "mine/3"]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"gammas": ()}, r"at least one weight of the loss, all different; got \[\]"),
+        ({"gammas": (1, 1.0)}, "all different"),
+        ({"gammas": (1.0, -1.0)}, "gamma"),
+        ({"gammas": (1.0,), "ratio": 0.5}, "no gamma, target or client.*got ratio"),
+        ({"gammas": (1.0,), "num_samples": "auto"}, "got num_samples='auto'"),
+    ],
+)
+def test_gammas_that_cannot_be_searched_are_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        compress_at(small_network(), pool(), **options)
