@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import warnings
 from typing import Any
 
@@ -22,10 +23,15 @@ from benchmarks import (
     networks,
     noise_calibration,
     overhead,
+    paper_fc3,
+    paper_gamma,
+    paper_proxy,
+    paper_table2,
     sem_coverage,
     storage_cost,
     vgg16_stages,
 )
+from benchmarks.imagenet import DATA_VARIABLE, WEIGHTS_VARIABLE
 from benchmarks.report import write_reports
 from benchmarks.traces import Trace, append_trace, missing
 from benchmarks.workers import completed_runs
@@ -48,6 +54,10 @@ BENCHMARKS = {
         gammas,
         many_workers,
         comparison,
+        paper_table2,
+        paper_fc3,
+        paper_proxy,
+        paper_gamma,
     )
 }
 
@@ -103,6 +113,17 @@ def list_benchmarks() -> None:
     is_flag=True,
     help="Do what is missing. Said or not: a completed run is never repeated.",
 )
+@click.option(
+    "--data",
+    type=click.Path(),
+    default=None,
+    help="The paper's experiments on ILSVRC2012: a folder with `train` and `val`.",
+)
+@click.option(
+    "--weights",
+    default=None,
+    help="torchvision's weights for --data.  [default: IMAGENET1K_V1]",
+)
 @click.option("--threads", type=click.IntRange(min=1), default=2, show_default=True)
 def run(
     name: str,
@@ -110,12 +131,19 @@ def run(
     changes: tuple[str, ...],
     methods: str | None,
     resume: bool,
+    data: str | None,
+    weights: str | None,
     workers: int,
     threads: int,
 ) -> None:
     """Run one benchmark; completed runs are not repeated."""
     benchmark = BENCHMARKS[name]
     wanted = dict(map(_parse, changes)) | ({"methods": methods} if methods else {})
+    if data is not None:
+        wanted["source"] = "imagenet"
+        os.environ[DATA_VARIABLE] = data
+    if weights is not None:
+        os.environ[WEIGHTS_VARIABLE] = weights
     try:
         plan = benchmark.plan(seeds, **wanted)
     except ValueError as error:

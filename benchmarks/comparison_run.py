@@ -45,6 +45,7 @@ def search_with(
     evaluation_stream: int,
     *,
     certify_own: bool = False,
+    follow: bool = True,
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """Search; return what came out, and what happened trial by trial.
 
@@ -57,6 +58,7 @@ def search_with(
         budget: When to end.
         evaluation_stream: Seed of the samples.
         certify_own: Whether to certify the run from outside, at every level.
+        follow: Whether to look at the truth after every evaluation.
 
     Returns:
         Result and trials, as plain JSON values.
@@ -101,9 +103,11 @@ def search_with(
                 "evaluate": _plain(evaluation.seconds),
                 "fit": _plain(fit),
                 "propose": _plain(_gap(optimiser.seconds, fit_inside)),
-                "own": _rounded(problem.true(own)),
             }
         )
+        if not follow:
+            continue
+        trials[-1]["own"] = _rounded(problem.true(own))
         if _is_looked_at(len(observations), budget.evaluations):
             common = common_incumbent(problem, observations)
             trials[-1]["common"] = _rounded(problem.true(common or own))
@@ -115,7 +119,7 @@ def search_with(
                     "own": trials[-1]["own"],
                 }
     own = method.incumbent()
-    common = common_incumbent(problem, observations) or own
+    common = (common_incumbent(problem, observations) if follow else None) or own
     return {
         "stopped": stopped,
         "evaluations": len(observations),

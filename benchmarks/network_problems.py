@@ -12,10 +12,12 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.cifar import cifar10, outputs_of, resnet, shared_file
+from benchmarks.imagenet import Images, imagenet_network
 from benchmarks.methods_base import Point
 from compression_adapters import (
     Batch,
     CompressionProblem,
+    Loss,
     MeanSEM,
     compression_problem,
     compression_ratio,
@@ -31,6 +33,7 @@ from compression_adapters.u_statistics import apply_sem_floor
 # Images behind the truth at every step; what is returned is measured on all.
 TRUE_IMAGES = 2_000
 _CHUNK = 500
+_FEW = 64
 _PROBE_IMAGES = 5_000
 _PROBE_PENALTY = 10.0
 
@@ -48,9 +51,9 @@ class NetworkData:
 
     network: nn.Module
     choose: Choose
-    pool: Tensor
+    pool: Images
     pool_labels: Tensor
-    test: Tensor
+    test: Images
     test_labels: Tensor
 
 
@@ -66,7 +69,7 @@ class NetworkEvaluation:
         name: One of `NETWORKS`.
         gamma: Weight of the loss.
         encoding: One of `ENCODINGS`.
-        loss: Name of the loss.
+        loss: The loss, or its name.
 
     Raises:
         ValueError: When the encoding is not known.
@@ -74,15 +77,16 @@ class NetworkEvaluation:
     """
 
     def __init__(
-        self, name: str, gamma: float, encoding: str, loss: str = "squared_l2"
+        self, name: str, gamma: float, encoding: str, loss: str | Loss = "squared_l2"
     ) -> None:
         if encoding not in ENCODINGS:
             raise ValueError(f"unknown encoding {encoding!r}, known: {[*ENCODINGS]}")
         self.data = network_data(name)
         self.problem: CompressionProblem = compression_problem(
             self.data.network,
-            self.data.pool,
-            labels=self.data.pool_labels,
+            # Enough to try the network on. What an evaluation sees is drawn below.
+            self.data.pool[torch.arange(_FEW)],
+            labels=self.data.pool_labels[:_FEW],
             gamma=gamma,
             loss=loss,
             choose=self.data.choose,
@@ -151,13 +155,12 @@ class NetworkEvaluation:
     def measured(self, ranks: Mapping[str, Rank], num_images: int) -> dict[str, float]:
         """Measure a choice of ranks on so many test images."""
         problem = self.problem
-        images = self.data.test[:num_images]
         labels = self.data.test_labels[:num_images]
         reference = _reference_outputs(self.name)[:num_images]
         with truncated(
             problem.network, problem.factors, problem.layers, ranks
         ) as network:
-            outputs = outputs_of(network, images)
+            outputs = outputs_on(network, self.data.test, num_images)
         if problem.binary_loss:
             loss = float((outputs.argmax(1) != labels).double().mean())
         else:
@@ -178,9 +181,8 @@ def _possible(encoding: Mapping[str, Any], data: NetworkData) -> dict[str, Any]:
     """A smallest rank that no layer undercuts: FC3's last has a maximal rank of 9."""
     settings = dict(encoding)
     if "min_rank" in settings:
-        problem = compression_problem(
-            data.network, data.pool, gamma=1.0, choose=data.choose
-        )
+        few = data.pool[torch.arange(_FEW)]
+        problem = compression_problem(data.network, few, gamma=1.0, choose=data.choose)
         smallest = min(layer.max_rank for layer in problem.layers)
         settings["min_rank"] = min(settings["min_rank"], smallest)
     return settings
@@ -201,7 +203,13 @@ def network_data(name: str) -> NetworkData:
 @cache
 def _reference_outputs(name: str) -> Tensor:
     data = network_data(name)
-    return outputs_of(data.network, data.test)
+    return outputs_on(data.network, data.test, len(data.test))
+
+
+def outputs_on(network: nn.Module, images: Images, number: int) -> Tensor:
+    """What a network says of the first images, without holding all of them at once."""
+    chunks = torch.arange(min(number, len(images))).split(2 * _CHUNK)
+    return torch.cat([outputs_of(network, images[chunk]) for chunk in chunks])
 
 
 def _fc3() -> NetworkData:
@@ -255,6 +263,11 @@ def _vgg16() -> NetworkData:
     return NetworkData(whole.eval(), convolutions, *pool, *test)
 
 
+def _imagenet(name: str) -> NetworkData:
+    network, *images = imagenet_network(name)
+    return NetworkData(network, PRESETS[name].choose, *images)
+
+
 def _as_vgg_wants(data: tuple[Tensor, Tensor], mean: Tensor) -> tuple[Tensor, Tensor]:
     """Undo the normalisation of CIFAR-10, and apply the network's own."""
     from benchmarks.cifar import _MEAN, _STD
@@ -269,4 +282,7 @@ NETWORKS: Mapping[str, Callable[[], NetworkData]] = {
     "resnet18_16": lambda: _resnet("resnet18", choose_3x3),
     "resnet50": lambda: _resnet("resnet50", PRESETS["resnet50"].choose),
     "vgg16": _vgg16,
+    "imagenet_resnet18": lambda: _imagenet("resnet18"),
+    "imagenet_resnet50": lambda: _imagenet("resnet50"),
+    "imagenet_vgg16": lambda: _imagenet("vgg16"),
 }

@@ -142,8 +142,8 @@ def _curve(*, seed: int, gamma: float, encoding: str) -> Problem:
     )
 
 
-def _network(*, name: str, seed: int, gamma: float, encoding: str) -> Problem:
-    evaluation = NetworkEvaluation(name, gamma, encoding)
+def network_problem(evaluation: NetworkEvaluation) -> Problem:
+    """A network's objective as a problem."""
     return Problem(
         dim=len(evaluation.problem.parameters),
         max_samples=evaluation.pool_size,
@@ -156,6 +156,10 @@ def _network(*, name: str, seed: int, gamma: float, encoding: str) -> Problem:
         cells=evaluation.cells,
         compression=evaluation.problem,
     )
+
+
+def _network(*, name: str, seed: int, gamma: float, encoding: str) -> Problem:
+    return network_problem(NetworkEvaluation(name, gamma, encoding))
 
 
 PROBLEMS: Mapping[str, Callable[..., Problem]] = {
