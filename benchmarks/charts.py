@@ -37,7 +37,7 @@ class Axis:
                 digit * 10.0**power for power in powers for digit in (1.0, 2.0, 5.0)
             ]
             return [v for v in found if low - 1e-9 <= math.log10(v) <= high + 1e-9]
-        step = 10.0 ** math.floor(math.log10((high - low) or 1.0))
+        step = 10.0 ** math.floor(math.log10(high - low))
         while (high - low) / step < 4:
             step /= 2.0
         first = math.ceil(low / step)
@@ -78,8 +78,8 @@ def chart(series: Mapping[str, Series], x_axis: Axis, y_axis: Axis) -> str:
     ]
     if not xs or not ys:
         raise ValueError("nothing finite to draw")
-    x_low, x_high, y_low, y_high = min(xs), max(xs), min(ys), max(ys)
-    x_span, y_span = (x_high - x_low) or 1.0, (y_high - y_low) or 1.0
+    (x_low, x_high), (y_low, y_high) = _range(xs), _range(ys)
+    x_span, y_span = x_high - x_low, y_high - y_low
 
     def at(x: float, y: float) -> str:
         right = (x_axis.scaled(x) - x_low) / x_span * (_WIDTH - _LEFT - _RIGHT)
@@ -115,6 +115,12 @@ def chart(series: Mapping[str, Series], x_axis: Axis, y_axis: Axis) -> str:
     parts.append(_text(middle, _HEIGHT - 10, x_axis.label, "middle"))
     parts.append(_text(_LEFT, _TOP - 12, y_axis.label, "middle"))
     return "\n".join([*parts, "</svg>", ""])
+
+
+def _range(values: Sequence[float]) -> tuple[float, float]:
+    """Smallest and largest, apart even where they are the same."""
+    low, high = min(values), max(values)
+    return (low, high) if high > low else (low - 0.5, high + 0.5)
 
 
 def _drawn(s: Series, colour: str, at: object) -> list[str]:

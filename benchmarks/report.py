@@ -19,6 +19,7 @@ from benchmarks.report_gammas import render_gammas
 from benchmarks.report_networks import render_networks
 from benchmarks.report_noise import render_noise
 from benchmarks.report_overhead import render_overhead
+from benchmarks.report_paper import render_paper
 from benchmarks.report_ray import render_ray
 from benchmarks.report_storage import render_kill, render_storage_cost
 from benchmarks.report_vgg16 import render_vgg16_stages
@@ -54,6 +55,14 @@ def write_reports(folder: Path = FOLDER) -> list[Path]:
         path = folder / "comparison.md"
         page = render_comparison(compared, folder)
         path.write_text(_HEADER + page, encoding="utf-8")
+        written.append(path)
+    paper = {
+        name: read_traces(name, folder)
+        for name in ("paper_table2", "paper_fc3", "paper_proxy", "paper_gamma")
+    }
+    if any(paper.values()):
+        path = folder / "paper.md"
+        path.write_text(_HEADER + render_paper(paper, folder), encoding="utf-8")
         written.append(path)
     coverage, stops = (
         read_traces(benchmark.NAME, folder)
