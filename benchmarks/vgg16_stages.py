@@ -135,8 +135,10 @@ def run(seed: int, settings: dict[str, Any]) -> Trace:
     test = [
         part.to(device) for part in images_and_labels(False, settings["test_images"])
     ]
-    folder = _folder(seed, settings)
-    fixed, original, head_seconds = _originals(folder, images, labels, seed, settings)
+    trained = {k: v for k, v in settings.items() if not k.startswith("gamma")}
+    fixed, original, head_seconds = _originals(
+        _folder(seed, trained), images, labels, seed, settings
+    )
     rows = [
         _row("original", original, original, test),
         _row("original, convolutions as on ImageNet", fixed, original, test),
@@ -170,7 +172,7 @@ def run(seed: int, settings: dict[str, Any]) -> Trace:
             original,
             images,
             stages[:number],
-            folder=folder / "stages",
+            folder=_folder(seed, settings | SEARCH) / "stages",
             seed=seed,
             progress=False,
             **SEARCH,
@@ -197,7 +199,7 @@ def run(seed: int, settings: dict[str, Any]) -> Trace:
 
 def _folder(seed: int, settings: dict[str, Any]) -> Path:
     """Where a run keeps its stages, so that it goes on where it was interrupted."""
-    key = json.dumps([settings, seed, SEARCH, _LEARNING_RATE], sort_keys=True)
+    key = json.dumps([settings, seed, _LEARNING_RATE], sort_keys=True)
     return cache_folder() / NAME / hashlib.sha256(key.encode()).hexdigest()[:12]
 
 

@@ -166,6 +166,14 @@ _SEARCH: tuple[Callable[[Any], Any], ...] = (
         show_default=True,
         help="Evaluations after which to stop without a certificate.",
     ),
+    click.option(
+        "--start",
+        type=click.Choice(["auto", "line", "space-filling"]),
+        default="auto",
+        show_default=True,
+        help="What to evaluate first; line: four networks whose layers are all cut "
+        "alike, which auto does from four coordinates on.",
+    ),
     click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True),
     click.option(
         "--num-samples",

@@ -16,7 +16,7 @@ from compression_adapters.loop import SAMPLE_SIZE_PROPERTY, new_client
 from compression_adapters.problem import CompressionProblem
 
 if TYPE_CHECKING:
-    from compression_adapters.search import CompressionResult
+    from compression_adapters.result import CompressionResult
 
 AUTO: Final = "auto"
 FEWEST_SAMPLES: Final = 50

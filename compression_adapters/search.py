@@ -3,28 +3,26 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
-import pandas as pd
-import torch
 from ax.api.client import Client
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from ax_pac import (
     DEFAULT_LEVEL,
-    PACCertificate,
     incumbent_arm,
     pac_generation_strategy,
 )
-from compression_adapters.checkpoint import save_compressed
 from compression_adapters.choices import Choose, Selectors, choose_low_rank
 from compression_adapters.loop import (
     EvaluationError,
-    StopReason,
+    Start,
+    attach_line,
+    begins_on_line,
     check_same_space,
     fresh_seed,
     new_client,
@@ -32,11 +30,7 @@ from compression_adapters.loop import (
     trial_table,
 )
 from compression_adapters.losses import Loss
-from compression_adapters.measurements import (
-    compare_costs,
-    layer_losses,
-    measure_cost,
-)
+from compression_adapters.measurements import layer_losses
 from compression_adapters.network import layer_table
 from compression_adapters.parallel_search import check_workers, search_loop
 from compression_adapters.problem import (
@@ -44,95 +38,19 @@ from compression_adapters.problem import (
     Objective,
     compression_problem,
 )
-from compression_adapters.ranks import AtMax, Rank, Tie, bin_edges
+from compression_adapters.ranks import AtMax, Tie, bin_edges
+from compression_adapters.result import CompressionResult, warn_if_worse_than_dense
 from compression_adapters.sample_size import (
     AUTO,
     FEWEST_SAMPLES,
-    SampleSize,
     check_repeatable,
     most_samples,
     recorded_sample_size,
     search_auto,
 )
 from compression_adapters.stored_search import DEFAULT_NAME, open_search
-from compression_adapters.u_statistics import MeanSEM
 
 __all__ = ["CompressionResult", "EvaluationError", "compress", "search_problem"]
-
-
-@dataclass(frozen=True, eq=False)
-class CompressionResult:
-    """What a search found, and how.
-
-    Args:
-        network: The compressed network, a copy of its own in eval mode.
-        parameterization: Its point in the search space: parameter name to unit
-            coordinate.
-        ranks: Layer name to rank or `"dense"`.
-        certificate: The verdict on the last data. `certificate.holds` tells whether
-            the search was finished, at `certificate.level`.
-        layers: One row a layer: rank, weights, ratio (see `layer_table`), energy kept
-            and local error (see `layer_losses`).
-        loss: Of `network` itself, on fresh samples that no trial has seen.
-        trials: One row a trial: objective, loss and ratio with their SEMs, score of the
-            proposal, unit coordinates and ranks.
-        client: The Ax client, to look further or to continue.
-        problem: What was searched.
-        timings: Wall seconds: `factorize`, `fit`, `propose`, `evaluate`, `total`.
-        stop_reason: `certified`, `max_trials` or `interrupted`.
-        seed: The seed of the search.
-        sample_size: With `num_samples="auto"`, what was chosen and why.
-        gammas: With a target in place of gamma, one row a gamma that was tried, see
-            `TargetResult`.
-    """
-
-    network: nn.Module = field(repr=False)
-    parameterization: dict[str, float]
-    ranks: dict[str, Rank]
-    certificate: PACCertificate
-    layers: pd.DataFrame = field(repr=False)
-    loss: MeanSEM
-    trials: pd.DataFrame = field(repr=False)
-    client: Client = field(repr=False)
-    problem: CompressionProblem = field(repr=False)
-    timings: dict[str, float]
-    stop_reason: StopReason
-    seed: int
-    sample_size: SampleSize | None = None
-    gammas: pd.DataFrame | None = field(default=None, repr=False)
-
-    def measure(
-        self, batch_sizes: Sequence[int] = (1, 32), repeats: int = 9
-    ) -> pd.DataFrame:
-        """Measure weights, multiply-adds, bytes and latency, before and after.
-
-        Warns where the compressed network is not faster.
-
-        Args:
-            batch_sizes: Of the forward passes that are timed.
-            repeats: Timed passes for each, of which the median is taken.
-
-        Returns:
-            One row a quantity, see `compare_costs`.
-        """
-        rng = torch.Generator().manual_seed(self.seed)
-        example = self.problem.sampler(2, rng).inputs
-        names = self.layers["layer"][self.layers["kind"] == "pruning"].tolist()
-        before, after = (
-            measure_cost(
-                network,
-                example,
-                batch_sizes=batch_sizes,
-                repeats=repeats,
-                pruned=pruned,
-            )
-            for network, pruned in ((self.problem.network, []), (self.network, names))
-        )
-        return compare_costs(before, after)
-
-    def save(self, folder: str | Path) -> None:
-        """Save the compressed network, see `load_compressed`."""
-        save_compressed(self.network, self.problem.layers, self.ranks, folder)
 
 
 def compress(
@@ -161,6 +79,7 @@ def compress(
     objective: Objective = "ratio",
     num_initial_trials: int | None = None,
     sampling: str = "leader_challenger",
+    start: Start = "auto",
     max_trials: int = 200,
     seed: int = 0,
     progress: bool | None = None,
@@ -210,6 +129,10 @@ def compress(
         objective: `"ratio"` (Eq. 3, minimised) or `"rate"` (Eq. 2, maximised).
         num_initial_trials: Space-filling evaluations first; default `max(6, d + 2)`.
         sampling: What to evaluate next, see `pac_generation_strategy`.
+        start: `"line"` begins with four networks whose layers are all cut alike, the
+            dense one among them: in a deep network a random point has some layer cut to
+            almost nothing. `"space-filling"` does not; `"auto"` does from four
+            coordinates on, and not with `workers`.
         max_trials: Evaluations after which to stop without a certificate.
         seed: Determines samples and proposals.
         progress: Whether to show a progress bar; None: on a terminal only.
@@ -270,6 +193,7 @@ def compress(
         "relative": relative,
         "num_initial_trials": num_initial_trials,
         "sampling": sampling,
+        "start": start,
         "max_trials": max_trials,
         "seed": seed,
         "progress": progress,
@@ -293,17 +217,17 @@ def compress(
         settings = what | how | targets
         found = compress_to(network, inputs, num_samples=num_samples, **settings)
         return replace(found.result, gammas=found.gammas)
-    start = time.perf_counter()
+    began = time.perf_counter()
     m = FEWEST_SAMPLES if num_samples == AUTO else num_samples
     problem = compression_problem(network, inputs, gamma=gamma, num_samples=m, **what)
-    factorize_seconds = time.perf_counter() - start
+    factorize_seconds = time.perf_counter() - began
     if num_samples == AUTO:
         most = most_samples(inputs, problem)
         result = search_auto(problem, most=most, client=client, **how)
     else:
         result = search_problem(problem, client=client, **how)
     result.timings["factorize"] = factorize_seconds
-    result.timings["total"] = time.perf_counter() - start
+    result.timings["total"] = time.perf_counter() - began
     return result
 
 
@@ -316,6 +240,7 @@ def search_problem(
     relative: bool = False,
     num_initial_trials: int | None = None,
     sampling: str = "leader_challenger",
+    start: Start = "auto",
     max_trials: int = 200,
     seed: int = 0,
     progress: bool | None = None,
@@ -334,6 +259,7 @@ def search_problem(
         relative: Whether delta is a share.
         num_initial_trials: Space-filling evaluations first.
         sampling: What to evaluate next.
+        start: What to evaluate first.
         max_trials: Evaluations, not counting those the client already has; in a
             database, those of earlier runs count.
         seed: Determines samples and proposals.
@@ -351,8 +277,9 @@ def search_problem(
         ValueError: as `compress` does.
         EvaluationError: when three evaluations in a row fail.
     """
-    start = time.perf_counter()
+    began = time.perf_counter()
     check_workers(problem, workers, db)
+    begins_on_line(start, problem, workers)  # refuses what is none before any work
     asked: dict[str, Any] = {
         "delta": delta,
         "epsilon": epsilon,
@@ -380,6 +307,9 @@ def search_problem(
     with quiet_ax():
         if db is None:
             client.set_generation_strategy(strategy)
+        if begins_on_line(start, problem, workers) and not client._experiment.trials:
+            attach_line(client, problem, most=max_trials)
+            known = 0  # they count as trials of this search
         how: dict[str, Any] = {"seed": seed, "progress": progress, "known": known}
         search = search_loop(problem, client, workers, **how)
         stop_reason = search.run(max_trials)
@@ -399,7 +329,7 @@ def search_problem(
     lost = layer_losses(
         problem.network, compressed, problem.layers, problem.factors, ranks
     )
-    return CompressionResult(
+    result = CompressionResult(
         network=compressed,
         parameterization=parameterization,
         ranks=ranks,
@@ -412,9 +342,11 @@ def search_problem(
         timings={
             "factorize": 0.0,
             **timings,
-            "total": time.perf_counter() - start,
+            "total": time.perf_counter() - began,
         },
         stop_reason=stop_reason,
         seed=seed,
         sample_size=chosen,
     )
+    warn_if_worse_than_dense(result)
+    return result

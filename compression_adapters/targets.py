@@ -25,7 +25,7 @@ from compression_adapters.stored_search import DEFAULT_NAME
 
 _SEARCH_OPTIONS = (
     *("delta", "epsilon", "level", "relative", "num_initial_trials", "sampling"),
-    *("max_trials", "progress", "db", "workers"),
+    *("start", "max_trials", "progress", "db", "workers"),
 )
 _FIRST_STEP = 8.0
 """Factor between two gammas until the target lies between them."""

@@ -59,6 +59,10 @@ ALLOWED: tuple[tuple[str, set[str]], ...] = (
         {"numpy", "pandas", "tqdm", "ax", "ax_pac", "compression_adapters"},
     ),
     (
+        "compression_adapters/result.py",
+        {"torch", "pandas", "ax", "ax_pac", "compression_adapters"},
+    ),
+    (
         "compression_adapters/search.py",
         {"torch", "pandas", "ax", "ax_pac", "compression_adapters"},
     ),
@@ -112,7 +116,7 @@ ALLOWED: tuple[tuple[str, set[str]], ...] = (
 FRONT_DOOR = {
     *("search", "loop", "stored_search", "sample_size", "stages", "targets"),
     *("pipeline", "cli", "cli_options", "cli_stages", "parallel_search"),
-    *("stage_pipeline", "stage_report"),
+    *("stage_pipeline", "stage_report", "result"),
 }
 
 FILES = sorted(

@@ -3,13 +3,24 @@ from __future__ import annotations
 import itertools
 import logging
 
+import pandas as pd
 import pytest
 import torch
 from ax.core.trial_status import TrialStatus
+from torch import nn
 
 from ax_pac import certificate_records
-from compression_adapters import compression_ratio, squared_l2
-from compression_adapters.loop import new_client, trial_seed
+from compression_adapters import (
+    compression_problem,
+    compression_ratio,
+    squared_l2,
+)
+from compression_adapters.loop import (
+    attach_line,
+    begins_on_line,
+    new_client,
+    trial_seed,
+)
 from compression_adapters.ranks import parameterization_from_ranks
 from compression_adapters.search import (
     CompressionResult,
@@ -176,7 +187,9 @@ def test_a_finished_search_is_continued_with_a_tighter_delta():
     tighter = {**SETTINGS, "delta": 0.03}
     second = compress(small_network(), pool(), client=first.client, **tighter)
     assert len(second.trials) > len(first.trials)
-    assert second.trials.iloc[: len(first.trials)].equals(first.trials)
+    # A column of ranks is of another type once there is a dense layer among them.
+    kept = second.trials.iloc[: len(first.trials)]
+    pd.testing.assert_frame_equal(kept, first.trials, check_dtype=False)
     assert second.certificate.delta == 0.03
 
 
@@ -267,3 +280,82 @@ def test_a_search_over_points_of_its_own_choice_is_continued():
     result = compress(small_network(), pool(), **SETTINGS, client=client)
     assert result.ranks == result.problem.ranks(result.parameterization)
     assert len(client._experiment.trials) > 6
+
+
+def deep_network():
+    """Eight layers one after the other: one that is cut to nothing ends it all."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        layers = [nn.Linear(20, 20) for _ in range(8)]
+        with torch.no_grad():
+            for layer in layers:
+                nn.init.orthogonal_(layer.weight, gain=3.0)
+    return nn.Sequential(*layers).eval()
+
+
+@pytest.mark.parametrize("start", ["auto", "line"])
+def test_a_line_of_networks_cut_alike_comes_first_and_counts(start):
+    options = {"gamma": 1.0, "delta": 0.05, "level": "pairwise", "max_trials": 12}
+    result = compress(deep_network(), pool(), start=start, **options)
+    assert len(result.trials) <= 12
+    first = result.trials.iloc[:4]
+    ranks = first[[f"rank_{i}" for i in range(8)]]
+    assert (ranks.nunique(axis=1) == 1).all()
+    assert ranks.iloc[3].tolist() == ["dense"] * 8
+    assert first["objective"].iloc[3] == pytest.approx(1.0)
+    assert first["compression_ratio"].is_monotonic_increasing
+    assert 0 < first["loss_sem"].min()
+    assert result.trials["objective"].min() <= 1.0
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of Ax, met on the way
+def test_without_a_line_a_network_worse_than_the_original_is_warned_of():
+    options = {"gamma": 1.0, "delta": 0.05, "level": "pairwise", "max_trials": 12}
+    with pytest.warns(UserWarning, match=r"worse than the original.*start='line'"):
+        without = compress(deep_network(), pool(), start="space-filling", **options)
+    assert without.trials["objective"].min() > 1.0
+
+
+def test_a_line_is_as_long_as_there_are_evaluations():
+    problem = compression_problem(deep_network(), pool(), gamma=1.0)
+    client = new_client(problem)
+    attach_line(client, problem, most=2)
+    assert len(client._experiment.trials) == 2
+
+
+@pytest.mark.parametrize(
+    ("start", "coordinates", "workers", "expected"),
+    [
+        ("auto", 8, None, True),
+        ("auto", 3, None, False),
+        ("auto", 8, 2, False),
+        ("line", 3, None, True),
+        ("space-filling", 8, None, False),
+    ],
+)
+def test_deep_networks_begin_on_a_line(start, coordinates, workers, expected):
+    exclude = [str(i) for i in range(coordinates, 8)]
+    problem = compression_problem(deep_network(), pool(), gamma=1.0, exclude=exclude)
+    assert len(problem.parameters) == coordinates
+    assert begins_on_line(start, problem, workers) == expected
+
+
+def test_a_search_that_is_continued_has_begun():
+    options = {**SETTINGS, "level": "pairwise", "start": "line"}
+    first = compress(small_network(), pool(), **options)
+    dense = (first.trials[["rank_0", "rank_2"]] == "dense").all(axis=1)
+    assert dense.iloc[3]
+    tighter = options | {"delta": 1e-3, "max_trials": 4}
+    second = compress(small_network(), pool(), client=first.client, **tighter)
+    new = second.trials.iloc[len(first.trials) :]
+    assert len(new) > 0
+    ranks = first.trials[["rank_0", "rank_2"]].iloc[:4].to_numpy().tolist()
+    assert new[["rank_0", "rank_2"]].to_numpy().tolist()[:4] != ranks[: len(new)]
+
+
+def test_a_start_that_does_not_exist_is_refused():
+    with pytest.raises(ValueError, match="start must be one of auto, line, space-fill"):
+        compress(small_network(), pool(), **SETTINGS, start="dense")
+    pytest.importorskip("ray")
+    with pytest.raises(ValueError, match="got 'line' and workers=2"):
+        compress(small_network(), pool(), **SETTINGS, start="line", workers=2)
