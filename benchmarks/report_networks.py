@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -20,13 +21,15 @@ def render_networks(traces: Sequence[Trace]) -> str:
         "",
         "Searches without labels (squared L2 of the logits, "
         f"{networks.NUM_SAMPLES} training images an evaluation, delta = "
-        f"{networks.DELTA}) beside rules that choose the ranks without one: one "
+        f"{networks.DELTA}; `line`: the first four evaluations are networks whose "
+        "layers are all cut alike, the default; `search`: without them) beside rules "
+        "that choose the ranks without one: one "
         "`fraction` of the maximal rank for all layers, one threshold on the `energy` "
         "(squared singular values), `evbmf` ranks scaled by one factor, and `greedy` "
         "per-layer selection. J = gamma L + ratio, L and top-1 on all 10,000 test "
         "images, no fine-tuning. Medians over seeds, range in brackets. A rule's row "
-        "is interpolated between the ratios at which it was measured, to the search's "
-        "median ratio; its best J is the smallest that it reaches at any of them, "
+        "is interpolated between the ratios at which it was measured, to the first "
+        "search's median ratio; its best J is the smallest that it reaches at any of them, "
         "chosen after the fact.",
         "",
     ]
@@ -38,7 +41,7 @@ def render_networks(traces: Sequence[Trace]) -> str:
 
 
 def _network_section(network: str, traces: Sequence[Trace]) -> list[str]:
-    searches = [t for t in traces if t.settings["method"] == "search"]
+    searches = [t for t in traces if t.settings["method"] in networks.STARTS]
     rules = {t.settings["method"]: t.result for t in traces if t not in searches}
     first = (searches or traces)[0].result
     original = (first if searches else first["points"][0])["top1_original"]
@@ -54,18 +57,27 @@ def _network_section(network: str, traces: Sequence[Trace]) -> list[str]:
     ]
     default = [t for t in searches if t.settings["level"] == DEFAULT_LEVEL]
     for gamma in sorted({t.settings["gamma"] for t in default}):
-        results = [t.result for t in default if t.settings["gamma"] == gamma]
-        lines.append(_search_row(gamma, results))
-        ratio = float(np.median([result["ratio"] for result in results]))
+        ratio = math.nan
+        for method in networks.STARTS:
+            results = [
+                t.result
+                for t in default
+                if t.settings["gamma"] == gamma and t.settings["method"] == method
+            ]
+            if results:
+                lines.append(_search_row(gamma, method, results))
+                # Rules are put beside the first, the default if it was run.
+                if math.isnan(ratio):
+                    ratio = float(np.median([result["ratio"] for result in results]))
         lines += [_rule_row(gamma, name, rules[name], ratio) for name in rules]
     return [*lines, "", *_levels(searches)]
 
 
-def _search_row(gamma: float, results: Sequence[dict[str, Any]]) -> str:
+def _search_row(gamma: float, method: str, results: Sequence[dict[str, Any]]) -> str:
     objectives = [gamma * r["loss"] + r["ratio"] for r in results]
     images = int(np.median([r["images"] for r in results]))
     return (
-        f"| {gamma} | search, runs: {len(results)} "
+        f"| {gamma} | {method}, runs: {len(results)} "
         f"| {_spread([100 * r['ratio'] for r in results], 1)} "
         f"| {_spread([r['loss'] for r in results], 2)} "
         f"| {_spread([100 * r['top1'] for r in results], 2)} "
@@ -94,20 +106,21 @@ def _rule_row(gamma: float, name: str, result: dict[str, Any], ratio: float) -> 
 def _levels(searches: Sequence[Trace]) -> list[str]:
     """What each level costs."""
     lines = [
-        "| gamma | level | epsilon | certified | evaluations | seconds | "
+        "| gamma | method | level | epsilon | certified | evaluations | seconds | "
         "of these, evaluating |",
-        "|---|---|---|---|---|---|---|",
+        "|---|---|---|---|---|---|---|---|",
     ]
-    groups: dict[tuple[float, str, float], list[dict[str, Any]]] = {}
+    groups: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
     for trace in searches:
         settings = trace.settings
-        key = settings["gamma"], settings["level"], settings["epsilon"]
+        names = ("gamma", "method", "level", "epsilon")
+        key = tuple(settings[name] for name in names)
         groups.setdefault(key, []).append(trace.result)
-    for (gamma, level, epsilon), results in sorted(groups.items()):
+    for (gamma, method, level, epsilon), results in sorted(groups.items()):
         certified = sum(result["holds"] for result in results)
         evaluating = np.median([r["timings"]["evaluate"] for r in results])
         lines.append(
-            f"| {gamma} | {level} | {epsilon} "
+            f"| {gamma} | {method} | {level} | {epsilon} "
             f"| {clopper_pearson(certified, len(results))} "
             f"| {_spread([r['evaluations'] for r in results], 0)} "
             f"| {_spread([r['seconds'] for r in results], 0)} | {evaluating:.0f} |"

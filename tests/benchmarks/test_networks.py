@@ -22,7 +22,8 @@ def test_a_missing_file_says_what_to_set(monkeypatch, tmp_path):
 def test_a_rule_is_one_run_and_a_setting_that_is_listed_twice_is_run_once():
     rules = networks.plan(7, network="resnet18", method="greedy")
     assert [seed for _, seed in rules] == [0]
-    searches = networks.plan(None, network="resnet18", gamma=0.02, level="marginal")
+    settings = {"network": "resnet18", "gamma": 0.02, "level": "marginal"}
+    searches = networks.plan(None, method="line", **settings)
     assert [seed for _, seed in searches] == list(range(10))
     assert all(networks.minutes(job) > 0 for job in networks.plan(None))
 
@@ -52,7 +53,8 @@ def test_the_page_puts_a_rule_at_the_ratio_of_the_search():
     assert "0.300 (0.300-0.300)" in page  # J of the search: .1 x 1 + .2
     # Half-way between the points; J there .9, its best .8 at the second.
     assert "| 0.1 | energy | 20.0 | 7.00 | 60.00 | 0.900 | 0.800 | 0 |" in page
-    assert "1/1" in page
+    assert "| 0.1 | line, runs: 1 | 20.0 (20.0-20.0) | 1.00 (1.00-1.00) |" in page
+    assert "| 0.1 | line | marginal | 0.05 | 1/1" in page
 
 
 @pytest.mark.data
