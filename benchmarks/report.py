@@ -10,6 +10,7 @@ import numpy as np
 from benchmarks import calibration, fc3, noise_calibration, sem_coverage
 from benchmarks.intervals import clopper_pearson
 from benchmarks.report_comparison import render_comparison
+from benchmarks.report_fabolas import render_fabolas
 from benchmarks.report_fitted import (
     render_check_cost,
     render_fitted,
@@ -55,6 +56,11 @@ def write_reports(folder: Path = FOLDER) -> list[Path]:
         path = folder / "comparison.md"
         page = render_comparison(compared, folder)
         path.write_text(_HEADER + page, encoding="utf-8")
+        written.append(path)
+    profiles = read_traces("fabolas_profile", folder)
+    if profiles:
+        path = folder / "fabolas.md"
+        path.write_text(_HEADER + render_fabolas(profiles), encoding="utf-8")
         written.append(path)
     paper = {
         name: read_traces(name, folder)

@@ -6,11 +6,14 @@ import numpy as np
 import pytest
 
 from benchmarks import comparison
+from benchmarks.cifar import shared_file
 from benchmarks.comparison_run import Budget, common_incumbent, search_with
 from benchmarks.methods import METHODS, build_method
 from benchmarks.methods_base import Observation
 from benchmarks.problems import build_problem
 from benchmarks.streams import streams, trial_seed
+
+SETTINGS = {"num_samples": 50}
 
 
 def test_every_method_is_in_the_plan_and_costs_something():
@@ -59,9 +62,6 @@ def test_what_a_method_draws_says_nothing_of_what_the_noise_is():
     assert abs(np.corrcoef(proposed, noise)[0, 1]) < 4 / 300**0.5
 
 
-SETTINGS = {"num_samples": 50}
-
-
 def run(method: str, evaluations: int = 14):
     return comparison.run(
         3, comparison.settings("draw2", method, evaluations=evaluations)
@@ -104,3 +104,44 @@ def test_the_common_incumbent_is_not_the_luckiest_observation():
         Observation((0.9, 0.9), 50, mean, 1.0, 60.0) for mean in (0.5, 4.0, 4.0, 4.0)
     ]
     assert common_incumbent(problem, [*lucky, *steady]) == pytest.approx((0.1, 0.1))
+
+
+@pytest.mark.slow
+def test_the_quick_comparison_stays_in_its_bands():
+    """PAC on drawn functions: finished, right, and better than chance at its cost.
+
+    Six draws. Random search is looked at after as many evaluations; at a one-sided
+    level of 1 / 64 PAC has to be better in every pair, so five of six are asked for.
+    """
+    better = 0
+    for seed in range(6):
+        ours = comparison.run(seed, comparison.settings("draw2", "pac"))
+        assert ours.result["stopped"]
+        assert ours.result["evaluations"] <= 60
+        by_chance = comparison.run(
+            seed,
+            comparison.settings(
+                "draw2", "random", evaluations=ours.result["evaluations"]
+            ),
+        )
+        gaps = [run.result["common"]["objective"] for run in (ours, by_chance)]
+        assert gaps[0] < 1.0 + 2 * ours.result["delta"]
+        better += gaps[0] <= gaps[1]
+    assert better >= 5
+
+
+@pytest.mark.slow
+@pytest.mark.data
+def test_the_quick_comparison_on_resnet18_stays_in_its_bands():
+    """Ours at level pairwise against the best rule, as measured before: .2 and .35."""
+    try:
+        shared_file("data/cifar10_jpeg.npz")
+    except FileNotFoundError as error:
+        pytest.skip(str(error))
+    ours = comparison.run(0, comparison.settings("resnet18", "pac_pairwise"))
+    rule = comparison.run(
+        0, comparison.settings("resnet18", "rule_evbmf", evaluations=15)
+    )
+    assert ours.result["common"]["objective"] < 0.30
+    assert 0.28 < rule.result["own"]["objective"] < 0.45
+    assert ours.result["common"]["top1"] > 0.76

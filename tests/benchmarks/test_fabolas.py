@@ -9,7 +9,7 @@ import pytest
 import torch
 from scipy.stats import kstest, norm
 
-from benchmarks import comparison
+from benchmarks import comparison, fabolas_profile
 from benchmarks.comparison_run import Budget, search_with
 from benchmarks.ensemble import stretch_moves
 from benchmarks.fabolas import NUM_INITIAL_POINTS, Fabolas
@@ -24,6 +24,8 @@ from benchmarks.learning_curve import learning_curve
 from benchmarks.methods import build_method
 from benchmarks.methods_base import Observation, Task
 from benchmarks.problems import build_problem
+from benchmarks.report_fabolas import render_fabolas
+from benchmarks.traces import Trace
 
 CURVE_SEEDS = 3
 
@@ -216,6 +218,28 @@ def test_the_learning_curve_has_a_bias_that_falls_with_the_size():
     # All images in any order are the same machine.
     assert curve.evaluate(point, curve.max_samples, 1).mean == pytest.approx(full)
     assert curve.cost(2048) > 7.9 * curve.cost(256)
+
+
+def test_the_page_divides_what_was_spent_by_what_is_needed():
+    result = {
+        "models": 36,
+        "stages": {"fit": 4.0, "gain": 6.0},
+        "floors": {"fit": 1.0, "gain": 4.0},
+        "lean": {"fit": 0.5, "propose": 0.25},
+    }
+    settings = fabolas_profile.settings(9, 30)
+    page = render_fabolas([Trace("fabolas_profile", settings, 0, result, [], {})])
+    assert "| fit | 4.00 | 1.00 | 4.0 |" in page
+    assert "| an iteration | 10.00 | 5.00 | 2.0 |" in page
+    assert "s_max / 256, s_max / 128, s_max / 64" in page
+
+
+@pytest.mark.slow
+def test_the_baseline_is_not_slow_by_accident():
+    """An iteration takes at most five times its bare linear algebra."""
+    trace = fabolas_profile.run(0, fabolas_profile.settings(9, 30))
+    spent = sum(trace.result["stages"].values())
+    assert spent < 5.0 * sum(trace.result["floors"].values())
 
 
 @pytest.mark.slow

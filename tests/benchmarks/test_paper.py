@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from benchmarks import paper_fc3, paper_gamma, paper_proxy, paper_table2
+from benchmarks.cifar import shared_file
 from benchmarks.imagenet import DATA_VARIABLE, ImageRows, imagenet_network
 from benchmarks.network_problems import NetworkEvaluation
 from benchmarks.published import (
@@ -183,3 +184,38 @@ def test_fc3_by_the_published_way_lands_where_it_did():
     trace = paper_fc3.run(0, paper_fc3.settings("top1_error", "pac", 1.0))
     assert trace.result["ratio"] < 0.12
     assert trace.result["top1"] > 0.93
+
+
+@pytest.mark.slow
+@pytest.mark.data
+@pytest.mark.parametrize("network", ["resnet18", "vgg16"])
+def test_the_quick_proxy_is_as_monotone_as_the_paper_says(network):
+    """The quick version of Figs. 2 and 3: eight random choices of ranks.
+
+    By chance a rank correlation of eight is above .83 once in a hundred times.
+    """
+    try:
+        shared_file("data/cifar10_jpeg.npz")
+    except FileNotFoundError as error:
+        pytest.skip(str(error))
+    settings = paper_proxy.settings(network, "here")
+    settings |= {"points": 8, "distance_images": 250, "error_images": 1_000}
+    trace = paper_proxy.run(0, settings)
+    assert trace.result["rank_correlations"]["output"] > 0.83
+
+
+@pytest.mark.slow
+@pytest.mark.data
+def test_the_quick_searches_of_resnet18_stay_in_their_bands():
+    """The quick version of Tables 2 and 6: one search each."""
+    try:
+        shared_file("data/cifar10_jpeg.npz")
+    except FileNotFoundError as error:
+        pytest.skip(str(error))
+    trace = paper_gamma.run(0, paper_gamma.settings("resnet18", "here", 0.02))
+    assert 0.08 < trace.result["ratio"] < 0.30
+    assert trace.result["top1"] > 0.74
+    assert sum(trace.result["layer_ratios"].values()) > 0
+    trace = paper_table2.run(0, paper_table2.settings("pac", "here", 1.0))
+    assert trace.result["ratio"] < 0.35
+    assert trace.result["top1"] > 0.65
