@@ -148,7 +148,7 @@ def _searched(seed: int, settings: dict[str, Any]) -> dict[str, Any]:
         "images": len(found.trials) * NUM_SAMPLES,
         "seconds": seconds,
         "timings": found.timings,
-        **_measured(found.problem, found.ranks, settings["network"]),
+        **measured(found.problem, found.ranks, settings["network"]),
     }
 
 
@@ -172,14 +172,14 @@ def _followed(seed: int, settings: dict[str, Any]) -> dict[str, Any]:
         ranks = at_ratio(problem, followed, ratio)
         if ranks not in chosen:
             chosen.append(ranks)
-    points = [_measured(problem, ranks, name) for ranks in chosen]
+    points = [measured(problem, ranks, name) for ranks in chosen]
     return {"images": images, "seconds": seconds, "points": points}
 
 
-def _measured(problem: CompressionProblem, ranks: Ranks, name: str) -> dict[str, Any]:
+def measured(problem: CompressionProblem, ranks: Ranks, name: str) -> dict[str, Any]:
     """Ratio, loss and accuracy of a choice of ranks on all test images."""
     images, labels = cifar10(train=False)
-    reference = _reference_outputs(name)
+    reference = reference_outputs(name)
     with truncated(problem.network, problem.factors, problem.layers, ranks) as network:
         outputs = outputs_of(network, images)
     loss = (outputs - reference).square().sum(1)
@@ -194,5 +194,5 @@ def _measured(problem: CompressionProblem, ranks: Ranks, name: str) -> dict[str,
 
 
 @cache
-def _reference_outputs(name: str) -> Tensor:
+def reference_outputs(name: str) -> Tensor:
     return outputs_of(resnet(name), cifar10(train=False)[0])

@@ -29,7 +29,7 @@ def render_networks(traces: Sequence[Trace]) -> str:
         "per-layer selection. J = gamma L + ratio, L and top-1 on all 10,000 test "
         "images, no fine-tuning. Medians over seeds, range in brackets. A rule's row "
         "is interpolated between the ratios at which it was measured, to the first "
-        "search's median ratio; its best J is the smallest that it reaches at any of them, "
+        "search's median ratio; its best J is the smallest that it reaches at any, "
         "chosen after the fact.",
         "",
     ]

@@ -65,7 +65,7 @@ def test_networks_are_measured_on_the_test_images(monkeypatch):
         pytest.skip(str(error))
     small = networks.cifar10(train=False, num_images=100)
     monkeypatch.setattr(networks, "cifar10", lambda train: small)
-    networks._reference_outputs.cache_clear()
+    networks.reference_outputs.cache_clear()
     problem = compression_problem(
         networks.resnet("resnet18"),
         small[0],
@@ -74,9 +74,9 @@ def test_networks_are_measured_on_the_test_images(monkeypatch):
     )
     whole = {layer.name: "dense" for layer in problem.layers}
     assert len(whole) == 8
-    dense = networks._measured(problem, whole, "resnet18")
-    half = networks._measured(problem, fraction_rule(problem)(0.5), "resnet18")
-    networks._reference_outputs.cache_clear()
+    dense = networks.measured(problem, whole, "resnet18")
+    half = networks.measured(problem, fraction_rule(problem)(0.5), "resnet18")
+    networks.reference_outputs.cache_clear()
     assert dense["loss"] < 1e-6
     assert dense["ratio"] == 1.0
     assert dense["top1"] == dense["top1_original"] > 0.7
