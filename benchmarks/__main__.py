@@ -31,6 +31,7 @@ from benchmarks import (
     sample_size,
     sem_coverage,
     storage_cost,
+    trial_speed,
     vgg16_stages,
 )
 from benchmarks.imagenet import DATA_VARIABLE, WEIGHTS_VARIABLE
@@ -53,6 +54,7 @@ BENCHMARKS = {
         storage_cost,
         networks,
         vgg16_stages,
+        trial_speed,
         sample_size,
         gammas,
         many_workers,

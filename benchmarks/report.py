@@ -24,6 +24,7 @@ from benchmarks.report_paper import render_paper
 from benchmarks.report_ray import render_ray
 from benchmarks.report_sample_size import render_sample_size
 from benchmarks.report_storage import render_kill, render_storage_cost
+from benchmarks.report_trial_speed import render_trial_speed
 from benchmarks.report_vgg16 import render_vgg16_stages
 from benchmarks.traces import FOLDER, Trace, by_settings, read_traces
 
@@ -44,6 +45,7 @@ def write_reports(folder: Path = FOLDER) -> list[Path]:
         ("storage_cost", render_storage_cost),
         ("networks", render_networks),
         ("vgg16_stages", render_vgg16_stages),
+        ("trial_speed", render_trial_speed),
         ("gammas", render_gammas),
         ("sample_size", render_sample_size),
         ("ray", render_ray),
