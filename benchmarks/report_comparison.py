@@ -43,12 +43,12 @@ and proposing where that can be told (Optuna, SMAC: all of it is in proposing). 
 only the tables need is on no clock. Cost is in samples, and includes what an evaluation
 costs besides them.
 
-*PAC* is `compress`'s search at level marginal, epsilon 0.05; `pac_joint` and
-`pac_pairwise` stop at those levels with epsilon 0.005; `pac_published` has the paper's
-encoding, proposals and raw standard errors. `logei` and `pi` have PAC's surrogate and
-noise. Of Fabolas there are two rows, neither of them its authors' program:
-[fabolas](fabolas.md) says what differs. Rules without a search are tuned along their
-one number.
+*PAC* is `pac_generation_strategy` at level marginal, epsilon 0.05, from Sobol points;
+`pac_joint` and `pac_pairwise` stop at those levels with epsilon 0.005;
+`pac_published` has the paper's encoding, proposals and raw standard errors. `logei` and
+`pi` have PAC's surrogate and noise. Of Fabolas there are two rows, neither of them its
+authors' program: [fabolas](fabolas.md) says what differs. Rules without a search are
+tuned along their one number.
 
 Two regimes: at what PAC had spent when its certificate ended it, and after a long fixed
 budget. Differences are paired by seed, with the median's 95 % bootstrap interval;
@@ -191,7 +191,8 @@ def _quality(runs: dict[str, list[Run]]) -> list[str]:
     corrected = holm(tests)
     for name, cells in rows.items():
         p = corrected[name]
-        cells = [*cells, "-" if math.isnan(p) else f"{p:.3g}"]
+        silent = math.isnan(p) or int(cells[0]) < fewest_pairs(0.025)
+        cells = [*cells, "-" if silent else f"{p:.3g}"]
         lines.append(f"| {name} | {' | '.join(cells)} |")
     return [*lines, ""]
 
@@ -231,7 +232,8 @@ def _outside_certificates(runs: dict[str, list[Run]]) -> list[str]:
         return []
     lines = [
         "The same certificates, asked of LogEI's run after each evaluation; PAC's own "
-        "run beside it. Seconds are those of the verdict that stopped it.",
+        "run beside it. J at LogEI's stop is of its own incumbent. Seconds are those "
+        "of the verdict that stopped it.",
         "",
         "| level | LogEI stopped | evaluations | J at the stop | seconds "
         "| PAC stopped | evaluations | J at the stop |",

@@ -19,7 +19,7 @@ from benchmarks.comparison_statistics import (
     signed_rank,
 )
 from benchmarks.report_comparison import render_comparison
-from benchmarks.traces import Trace
+from benchmarks.traces import FOLDER, Trace, read_traces
 
 
 def made_up(
@@ -125,3 +125,12 @@ def test_the_page_says_who_wins_by_how_much(tmp_path):
     assert "--set problem=resnet18 --set gamma=0.02 --set num_samples=50" in page
     figure = (tmp_path / "figures" / "comparison_resnet18_0.02_50.svg").read_text()
     assert figure.count("<polyline") == 2
+
+
+def test_the_committed_page_is_the_one_that_the_traces_give(tmp_path):
+    traces = read_traces("comparison")
+    assert traces, "the committed traces are missing"
+    page = (FOLDER / "comparison.md").read_text()
+    assert page.split("\n", 1)[1] == render_comparison(traces, tmp_path)
+    for figure in (tmp_path / "figures").iterdir():
+        assert figure.read_text() == (FOLDER / "figures" / figure.name).read_text()

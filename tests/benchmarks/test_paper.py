@@ -17,7 +17,7 @@ from benchmarks.published import (
     PUBLISHED_TABLE_7,
 )
 from benchmarks.report_paper import render_paper
-from benchmarks.traces import Trace
+from benchmarks.traces import FOLDER, Trace, read_traces
 
 EXPERIMENTS = (paper_fc3, paper_gamma, paper_proxy, paper_table2)
 
@@ -168,6 +168,13 @@ def test_the_page_has_the_printed_figure_beside_ours(tmp_path):
     assert "| resnet18 | 9 | 8 |" in page
     for name in ("figure_1", "figure_5_resnet18", "proxy_resnet50"):
         assert (tmp_path / "figures" / f"paper_{name}.svg").is_file()
+
+
+def test_the_committed_page_is_the_one_that_the_traces_give(tmp_path):
+    traces = {module.NAME: read_traces(module.NAME) for module in EXPERIMENTS}
+    assert any(traces.values()), "the committed traces are missing"
+    page = (FOLDER / "paper.md").read_text()
+    assert page.split("\n", 1)[1] == render_paper(traces, tmp_path)
 
 
 @pytest.mark.slow
