@@ -12,6 +12,7 @@ import numpy as np
 
 from benchmarks import comparison
 from benchmarks.charts import Axis, Series, chart
+from benchmarks.comparison_run import CERTIFIED_EVERY
 from benchmarks.comparison_statistics import (
     CENSORED_AT,
     REFERENCE_RATIO,
@@ -25,6 +26,7 @@ from benchmarks.comparison_statistics import (
     signed_rank,
 )
 from benchmarks.methods import METHODS, RULES
+from benchmarks.report_claims import claims
 from benchmarks.traces import FOLDER, Trace
 
 REFERENCE = "pac"
@@ -112,6 +114,7 @@ def _section(runs: dict[str, list[Run]], folder: Path) -> list[str]:
     ]
     lines += _clocks(runs)
     if REFERENCE in runs:
+        lines += claims(runs)
         lines += _quality(runs)
         lines += _times(runs)
     lines += _outside_certificates(runs)
@@ -231,7 +234,8 @@ def _outside_certificates(runs: dict[str, list[Run]]) -> list[str]:
     if not group:
         return []
     lines = [
-        "The same certificates, asked of LogEI's run after each evaluation; PAC's own "
+        "The same certificates, asked of LogEI's run after every "
+        f"{CERTIFIED_EVERY} evaluations; PAC's own "
         "run beside it. J at LogEI's stop is of its own incumbent. Seconds are those "
         "of the verdict that stopped it.",
         "",

@@ -18,6 +18,7 @@ from benchmarks.comparison_statistics import (
     paired,
     signed_rank,
 )
+from benchmarks.report_claims import claims
 from benchmarks.report_comparison import render_comparison
 from benchmarks.traces import FOLDER, Trace, read_traces
 
@@ -42,6 +43,7 @@ def made_up(
         "samples": 50 * len(trials),
         "setup_samples": 0,
         "last_ask": [0.0, 0.0],
+        "delta": 0.05,
         "own": final,
         "common": final,
         "stops": {},
@@ -125,6 +127,28 @@ def test_the_page_says_who_wins_by_how_much(tmp_path):
     assert "--set problem=resnet18 --set gamma=0.02 --set num_samples=50" in page
     figure = (tmp_path / "figures" / "comparison_resnet18_0.02_50.svg").read_text()
     assert figure.count("<polyline") == 2
+
+
+def test_a_claim_holds_by_its_interval_and_not_by_one_run():
+    def rows(seeds: int, fabolas_seconds: float) -> list[str]:
+        runs = {
+            method: [Run(made_up(method, seed, values, s)) for seed in range(seeds)]
+            for method, values, s in (
+                ("pac", [0.9, 0.2], 1.0),
+                ("fabolas_lean", [0.9, 0.5, 0.2], fabolas_seconds),
+                ("ax_default", [0.9, 0.3, 0.19], 2.0),
+                ("random", [0.9, 0.8, 0.7], 1.0),
+            )
+        }
+        return claims(runs)
+
+    shown = [row.rsplit("|", 2)[1].strip() for row in rows(8, 3.0)[2:-1]]
+    # 9 seconds against 2; 6 against 2; worse by .01; .8 against .2 at p = 2 ** -8.
+    assert shown == ["yes", "yes", "yes", "yes"]
+    assert "4.50 (4.50 to 4.50), not reached 0" in rows(8, 3.0)[2]
+    assert "p = 0.00391, followed that long 100%" in rows(8, 3.0)[-2]
+    assert rows(8, 2.0)[2].endswith("| no |")
+    assert all(row.endswith("| too few runs |") for row in rows(2, 3.0)[2:-1])
 
 
 def test_the_committed_page_is_the_one_that_the_traces_give(tmp_path):

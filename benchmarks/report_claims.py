@@ -1,0 +1,126 @@
+"""What the search is claimed to do, and whether these runs show it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from benchmarks.comparison_statistics import (
+    CENSORED_AT,
+    Run,
+    fewest_pairs,
+    median_interval,
+    paired,
+    signed_rank,
+)
+
+# The claims: times that Fabolas needs, times that Ax's default needs, and the level of
+# the test against random search.
+FABOLAS_TIMES = 4.0
+DEFAULT_TIMES = 2.0
+RANDOM_LEVEL = 0.01
+
+Runs = Mapping[str, Sequence[Run]]
+
+
+def claims(runs: Runs) -> list[str]:
+    """One row a claim: what was measured, and the verdict.
+
+    A claim holds when the interval does, not the median; with fewer pairs than an
+    interval or a test needs there is no verdict.
+    """
+    rows = [
+        *_against_fabolas(runs, "fabolas_lean"),
+        *_against_fabolas(runs, "fabolas_faithful"),
+        *_against_default(runs),
+        *_against_random(runs),
+    ]
+    if not rows:
+        return []
+    lines = [
+        "| claim | pairs | measured, median (95 %) | shown |",
+        "|---|---|---|---|",
+    ]
+    return [*lines, *(f"| {' | '.join(row)} |" for row in rows), ""]
+
+
+def _against_fabolas(runs: Runs, method: str) -> list[tuple[str, ...]]:
+    rows = []
+    for level in ("pac_pairwise", "pac_joint", "pac"):
+        pairs = paired(runs.get(method, ()), runs.get(level, ()))
+        if not pairs:
+            continue
+        ratios, unfinished = [], 0
+        for run, ours in pairs:
+            limit = CENSORED_AT * ours.total_seconds
+            spent, reached = run.time_to(float(ours.objective[-1]), limit)
+            ratios.append(spent / ours.total_seconds)
+            unfinished += not reached
+        low, middle, high = median_interval(ratios)
+        rows.append(
+            (
+                f"{method} needs {FABOLAS_TIMES:g} times {level}'s time to its "
+                "objective",
+                str(len(pairs)),
+                f"{middle:.2f} ({low:.2f} to {high:.2f}), not reached {unfinished}",
+                _verdict(len(pairs), low >= FABOLAS_TIMES),
+            )
+        )
+    return rows
+
+
+def _against_default(runs: Runs) -> list[tuple[str, ...]]:
+    pairs = paired(runs.get("ax_default", ()), runs["pac"])
+    if not pairs:
+        return []
+    ratios = [run.total_seconds / ours.total_seconds for run, ours in pairs]
+    gaps = [float(ours.objective[-1] - run.objective[-1]) for run, ours in pairs]
+    delta = pairs[0][1].trace.result["delta"]
+    low, middle, high = median_interval(ratios)
+    _, gap, largest = median_interval(gaps)
+    number = pairs[0][0].trace.result["evaluations"]
+    return [
+        (
+            f"ax_default with {number} trials takes {DEFAULT_TIMES:g} times pac's time",
+            str(len(pairs)),
+            f"{middle:.2f} ({low:.2f} to {high:.2f})",
+            _verdict(len(pairs), low >= DEFAULT_TIMES),
+        ),
+        (
+            f"and pac's objective is worse by at most {delta:g}",
+            str(len(pairs)),
+            f"{gap:+.4f} (up to {largest:+.4f})",
+            _verdict(len(pairs), largest <= delta),
+        ),
+    ]
+
+
+def _against_random(runs: Runs) -> list[tuple[str, ...]]:
+    pairs = paired(runs.get("random", ()), runs["pac"])
+    if not pairs:
+        return []
+    gaps = [
+        run.objective_at(run.seconds, ours.total_seconds) - float(ours.objective[-1])
+        for run, ours in pairs
+    ]
+    p = signed_rank(gaps, "greater")
+    followed = np.mean([r.total_seconds >= o.total_seconds for r, o in pairs])
+    low, middle, high = median_interval(gaps)
+    return [
+        (
+            f"random at pac's time is worse, p below {RANDOM_LEVEL:g}",
+            str(len(pairs)),
+            f"{middle:+.4f} ({low:+.4f} to {high:+.4f}), p = {p:.3g}, followed that "
+            f"long {followed:.0%}",
+            _verdict(
+                len(pairs), p < RANDOM_LEVEL and followed == 1.0, level=RANDOM_LEVEL
+            ),
+        )
+    ]
+
+
+def _verdict(pairs: int, holds: bool, level: float = 0.025) -> str:
+    if pairs < fewest_pairs(level):
+        return "too few runs"
+    return "yes" if holds else "no"
