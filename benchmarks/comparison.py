@@ -30,7 +30,7 @@ NETWORK_GAMMAS: dict[str, tuple[float, ...]] = {
     "resnet50": (0.02,),
     "vgg16": (1.0,),
 }
-FUNCTIONS = ("draw2", "draw4", "hartmann3", "hartmann6")
+FUNCTIONS = ("draw2", "draw4", "hartmann6")
 
 
 def settings(problem: str, method: str, **changes: Any) -> dict[str, Any]:
