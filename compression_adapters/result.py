@@ -109,7 +109,7 @@ def warn_if_worse_than_dense(result: CompressionResult) -> None:
 
     Warns:
         UserWarning: when the objective of the network that was found is above that,
-            by more than two standard errors.
+            by more than the search's delta and two standard errors.
     """
     problem, loss = result.problem, result.loss
     dense = all(s.at_max == DENSE for p in problem.parameters for s in p.scales)
@@ -117,7 +117,7 @@ def warn_if_worse_than_dense(result: CompressionResult) -> None:
         return
     ratio = compression_ratio(problem.layers, result.ranks)
     found = problem.gamma * loss.mean + ratio
-    if found - 2.0 * problem.gamma * loss.sem > 1.0:
+    if found - 2.0 * problem.gamma * loss.sem > 1.0 + result.certificate.delta:
         warnings.warn(
             "The network that was found is worse than the original left as it is: "
             f"gamma * loss + ratio is {found:.3g}, and 1 for the original. Search with "

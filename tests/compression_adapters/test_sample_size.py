@@ -1,5 +1,6 @@
 """As many samples as cost what the optimiser costs, chosen once and recorded."""
 
+import pandas as pd
 import pytest
 import torch
 
@@ -77,7 +78,8 @@ def test_with_the_same_times_a_search_is_the_one_with_that_many_samples(times):
     auto = compress(small_network(), pool(), num_samples="auto", **SETTINGS)
     fixed = compress(small_network(), pool(), num_samples=100, **SETTINGS)
     assert auto.problem.num_samples == 100
-    assert auto.trials.equals(fixed.trials)
+    # Reference outputs that were computed in batches of other sizes differ by rounding.
+    pd.testing.assert_frame_equal(auto.trials, fixed.trials, rtol=1e-5, atol=1e-6)
     assert fixed.sample_size is None
 
 

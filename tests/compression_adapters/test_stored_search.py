@@ -41,7 +41,9 @@ Interrupting.__qualname__, Interrupting.__module__ = "squared_l2", squared_l2.__
 
 def same(one, two):
     assert one.ranks == two.ranks
-    assert one.certificate.score == pytest.approx(two.certificate.score, abs=1e-6)
+    # Reference outputs that were computed in other batches differ by rounding, and with
+    # them the score, in units of a standard deviation.
+    assert one.certificate.score == pytest.approx(two.certificate.score, rel=1e-5)
     columns = ["objective", "objective_sem", "loss", "compression_ratio"]
     assert one.trials[columns].to_numpy() == pytest.approx(
         two.trials[columns].to_numpy(), abs=1e-6
