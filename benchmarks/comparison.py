@@ -119,13 +119,13 @@ _PLAN = (
         for method in ("random", "logei", "pac", "ax_default")
     ),
     *(
-        _row(problem, method, 3, 0.15 * _MINUTES[method])
+        _row(problem, method, 2, 0.15 * _MINUTES[method])
         for problem in FUNCTIONS
         for method in METHODS
         if method not in (*RULES, "fabolas_faithful", "pac_published")
     ),
     *(
-        _row("learning_curve", method, 5, minutes, evaluations=45)
+        _row("learning_curve", method, 3, minutes, evaluations=45)
         for method, minutes in (
             ("random", 0.5),
             ("fabolas_lean", 1.0),

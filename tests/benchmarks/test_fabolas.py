@@ -243,28 +243,28 @@ def test_the_baseline_is_not_slow_by_accident():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["fabolas_lean", "fabolas_faithful"])
-def test_small_subsets_pay_on_a_learning_curve(name):
-    """At the cost of three full fits Fabolas is near the best; random search is not.
+@pytest.mark.parametrize(
+    ("name", "seeds", "evaluations"),
+    [("fabolas_lean", CURVE_SEEDS, 50), ("fabolas_faithful", 1, 36)],
+)
+def test_small_subsets_pay_on_a_learning_curve(name, seeds, evaluations):
+    """For less than one fit to all images, Fabolas is near the best setting.
 
-    The best of 60 settings is the yardstick, and what random search has by then, three
-    settings at full size, is the competitor: the median error over seeds is below.
+    The yardstick is the best of 25 settings, each fitted to all images; the median one
+    of them is far away, so that being near the best is no matter of course.
     """
     problem = build_problem("learning_curve", seed=0)
     rng = np.random.default_rng(0)
-    best = min(problem.true(tuple(point)) for point in rng.random((60, 2)))
-    budget = Budget(50 if name == "fabolas_lean" else 40)
-    found, drawn = [], []
-    for seed in range(CURVE_SEEDS):
+    errors = [problem.true(tuple(point)) for point in rng.random((25, 2))]
+    assert np.median(errors) > min(errors) + 0.1
+    found = []
+    for seed in range(seeds):
         task = comparison.task_of(
             problem, seed, {"problem": "learning_curve", "num_samples": 50}
         )
         method = build_method(name, task)
-        result, trials = search_with(problem, method, budget, seed)
+        result, trials = search_with(problem, method, Budget(evaluations), seed)
         spent = sum(trial["cost"] for trial in trials)
-        assert spent < 3 * problem.cost(problem.max_samples)
+        assert spent < problem.cost(problem.max_samples)
         found.append(result["own"]["objective"])
-        points = np.random.default_rng(1000 + seed).random((3, 2))
-        drawn.append(min(problem.true(tuple(point)) for point in points))
-    assert np.median(found) <= best + 0.03
-    assert np.median(found) < np.median(drawn)
+    assert np.median(found) <= min(errors) + 0.02
