@@ -11,6 +11,7 @@ import click
 from tqdm import tqdm
 
 from benchmarks import (
+    any_network,
     calibration,
     check_cost,
     comparison,
@@ -54,6 +55,7 @@ BENCHMARKS = {
         storage_cost,
         networks,
         vgg16_stages,
+        any_network,
         trial_speed,
         sample_size,
         gammas,

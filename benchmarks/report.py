@@ -9,6 +9,7 @@ import numpy as np
 
 from benchmarks import calibration, fc3, noise_calibration, sem_coverage
 from benchmarks.intervals import clopper_pearson
+from benchmarks.report_any_network import render_any_network
 from benchmarks.report_comparison import render_comparison
 from benchmarks.report_fabolas import render_fabolas
 from benchmarks.report_fitted import (
@@ -46,6 +47,7 @@ def write_reports(folder: Path = FOLDER) -> list[Path]:
         ("networks", render_networks),
         ("vgg16_stages", render_vgg16_stages),
         ("trial_speed", render_trial_speed),
+        ("any_network", render_any_network),
         ("gammas", render_gammas),
         ("sample_size", render_sample_size),
         ("ray", render_ray),
@@ -64,7 +66,8 @@ def write_reports(folder: Path = FOLDER) -> list[Path]:
     profiles = read_traces("fabolas_profile", folder)
     if profiles:
         path = folder / "fabolas.md"
-        path.write_text(_HEADER + render_fabolas(profiles), encoding="utf-8")
+        page = render_fabolas(profiles, compared)
+        path.write_text(_HEADER + page, encoding="utf-8")
         written.append(path)
     paper = {
         name: read_traces(name, folder)

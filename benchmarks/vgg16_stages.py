@@ -33,17 +33,23 @@ _LEARNING_RATE = 0.0001
 _BATCH = 50
 
 
-def settings_of(device: str, train: int, test: int, **training: int) -> dict[str, Any]:
+def settings_of(
+    device: str, train: int, test: int, gamma: float, **training: int
+) -> dict[str, Any]:
     """Settings of a run: where, on how many images, and how long it is trained."""
     sizes = {"device": device, "train_images": train, "test_images": test}
-    weights = {"gamma_convolutions": 0.02, "gamma_linear": 0.02, "gamma_pruning": 0.02}
+    weights = {
+        "gamma_convolutions": gamma,
+        "gamma_linear": 0.02,
+        "gamma_pruning": 0.02,
+    }
     return {**sizes, **training, **weights}
 
 
 # Each with its number of runs and the minutes of one.
 _PLAN: tuple[tuple[dict[str, Any], int, float], ...] = (
-    (settings_of("cpu", 2_000, 1_000, head_epochs=4, tune_epochs=1), 1, 30.0),
-    (settings_of("cuda", 50_000, 10_000, head_epochs=10, tune_epochs=3), 1, 8.0),
+    (settings_of("cpu", 2_000, 1_000, 0.02, head_epochs=4, tune_epochs=1), 1, 30.0),
+    (settings_of("cuda", 50_000, 10_000, 0.01, head_epochs=5, tune_epochs=2), 1, 8.0),
 )
 
 

@@ -128,7 +128,9 @@ def find_layers(
         reasons = "".join(f"\n  {s.name} ({s.kind}): {s.reason}" for s in skipped)
         raise ValueError(
             "No layer to compress was found in the network, which has modules of the "
-            f"types {', '.join(kinds)}. Layers with weights:{reasons or ' none.'}"
+            f"types {', '.join(kinds)}. Choose layers that can be made smaller "
+            "(choose, include, exclude; profile(network) lists them). Layers with "
+            f"weights:{reasons or ' none.'}"
         )
     return layers
 

@@ -254,7 +254,7 @@ class CompressionProblem:
         if bad:
             raise ValueError(
                 f"The loss {name!r} must be finite; {bad} of {len(values)} values are "
-                "NaN or infinite."
+                "NaN or infinite. Look for a logarithm of zero or a division by it."
             )
         if self.binary_loss and not bool(((values == 0) | (values == 1)).all()):
             raise ValueError(

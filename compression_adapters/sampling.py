@@ -310,5 +310,5 @@ def _require_finite(inputs: Tensor) -> None:
         bad = int((~finite.flatten(1).all(dim=1)).sum())
         raise ValueError(
             f"inputs must be finite; {bad} of {len(inputs)} samples hold NaN or "
-            "infinite entries."
+            "infinite entries. Leave these samples out, or mend them."
         )

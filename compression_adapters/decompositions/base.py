@@ -107,7 +107,10 @@ def require_rank(rank: int, full_rank: int, what: str) -> None:
         ValueError: when it does not.
     """
     if not 1 <= rank <= full_rank:
-        raise ValueError(f"rank must lie in 1 to {full_rank} for {what}; got {rank}.")
+        raise ValueError(
+            f"rank must lie in 1 to {full_rank} for {what}; got {rank}. Give one of "
+            "these, or 'dense' to leave the layer as it is."
+        )
 
 
 def has_plain_weight(layer: nn.Module) -> bool:
