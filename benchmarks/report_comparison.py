@@ -73,6 +73,9 @@ def render_comparison(traces: Sequence[Trace], folder: Path | None = None) -> st
             images=f"{comparison.TRUE_IMAGES:,}", fewest=fewest_pairs(0.025)
         ),
     ]
+    planned = comparison.plan(None)
+    done = sum((trace.settings, trace.seed) in planned for trace in traces)
+    lines += [f"Of the plan's {len(planned)} runs {done} are in.", ""]
     groups: dict[str, list[Run]] = {}
     for trace in traces:
         key = json.dumps([trace.settings[name] for name in _GROUP])

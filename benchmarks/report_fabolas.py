@@ -6,6 +6,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from benchmarks.comparison import NETWORK_GAMMAS
+from benchmarks.comparison_statistics import Run
 from benchmarks.fabolas import NUM_INITIAL_POINTS, SUBSETS
 from benchmarks.fabolas_faithful import (
     NUM_DRAWS,
@@ -18,6 +20,9 @@ from benchmarks.fabolas_faithful import (
 from benchmarks.fabolas_models import BURN_IN, CHAIN
 from benchmarks.presented import spread
 from benchmarks.traces import Trace, by_settings
+
+# Iterations of a run of the faithful row.
+ITERATIONS = 30
 
 _PAGE = """# Fabolas, two rows
 
@@ -71,8 +76,13 @@ machine fitted to s images of MNIST; a slow test holds both rows to its best err
 """
 
 
-def render_fabolas(traces: Sequence[Trace]) -> str:
-    """Departures, and one profile for each setting."""
+def render_fabolas(traces: Sequence[Trace], compared: Sequence[Trace] = ()) -> str:
+    """Departures, one profile for each setting, and what follows from it.
+
+    Args:
+        traces: Of the profile.
+        compared: Of the comparison, for what the search of this package takes.
+    """
     lines = [
         _PAGE.format(
             points=NUM_INITIAL_POINTS,
@@ -100,7 +110,45 @@ def render_fabolas(traces: Sequence[Trace]) -> str:
     ]
     for group in by_settings(traces):
         lines += _profile(group)
-    return "\n".join(lines)
+    return "\n".join([*lines, *_extrapolated(traces, compared)])
+
+
+def _extrapolated(profiles: Sequence[Trace], compared: Sequence[Trace]) -> list[str]:
+    """A faithful run's iterations, not run but multiplied, beside our own runs."""
+    ours = [
+        Run(trace)
+        for trace in compared
+        if trace.settings["problem"] == "resnet18"
+        and trace.settings["gamma"] == NETWORK_GAMMAS["resnet18"][0]
+        and trace.settings["num_samples"] == 50
+    ]
+    rows = []
+    for level in ("pac_pairwise", "pac_joint", "pac"):
+        seconds = [run.total_seconds for run in ours if run.method == level]
+        for group in by_settings(profiles) if seconds else ():
+            each = np.median([sum(t.result["stages"].values()) for t in group])
+            settings = group[0].settings
+            rows.append(
+                f"| {level} | {spread(seconds, 1)} | d = {settings['d']}, "
+                f"n = {settings['n']} | {ITERATIONS * each:.0f} "
+                f"| {ITERATIONS * each / np.median(seconds):.0f} |"
+            )
+    if not rows:
+        return []
+    return [
+        "## Extrapolated",
+        "",
+        f"{ITERATIONS} iterations of the faithful row at the profile's seconds each, "
+        "without evaluations and without the initial design, beside the total time of "
+        "our own searches of ResNet18. Multiplied, not run: whether it would be as "
+        "good by then is not known.",
+        "",
+        "| search | its total seconds, median (range) | profile at "
+        f"| {ITERATIONS} iterations, seconds | ratio |",
+        "|---|---|---|---|---|",
+        *rows,
+        "",
+    ]
 
 
 def _profile(traces: Sequence[Trace]) -> list[str]:

@@ -20,6 +20,7 @@ from benchmarks.comparison_statistics import (
 )
 from benchmarks.report_claims import claims
 from benchmarks.report_comparison import render_comparison
+from benchmarks.report_fabolas import render_fabolas
 from benchmarks.traces import FOLDER, Trace, read_traces
 
 
@@ -127,6 +128,19 @@ def test_the_page_says_who_wins_by_how_much(tmp_path):
     assert "--set problem=resnet18 --set gamma=0.02 --set num_samples=50" in page
     figure = (tmp_path / "figures" / "comparison_resnet18_0.02_50.svg").read_text()
     assert figure.count("<polyline") == 2
+
+
+def test_a_faithful_run_that_was_not_made_is_multiplied_and_said_to_be():
+    profile = {
+        **{"models": 36, "stages": {"gain": 20.0}, "floors": {"gain": 10.0}},
+        "lean": {"fit": 0.5, "propose": 0.5},
+    }
+    profiles = [Trace("fabolas_profile", {"d": 9, "n": 30}, 0, profile, [], {})]
+    # Three trials of ten seconds: 30 iterations of 20 seconds are 20 times that.
+    page = render_fabolas(profiles, [made_up("pac", 0, [0.9, 0.5, 0.2], 10.0)])
+    assert "| pac | 30.0 | d = 9, n = 30 | 600 | 20 |" in page
+    assert "Multiplied, not run" in page
+    assert "Extrapolated" not in render_fabolas(profiles)
 
 
 def test_a_claim_holds_by_its_interval_and_not_by_one_run():
