@@ -39,8 +39,8 @@ compared, and not its values. The same commands with `--data FOLDER --weights
 IMAGENET1K_V1` run on ILSVRC2012. Seconds are the processor's. `pac_published` is the
 paper's way (linear encoding, factors at the maximal rank, smallest rank 10 or the
 smallest maximal rank, literal proposals, pairwise certificate, epsilon 0.005); `pac` is
-what we recommend. Delta is 0.05 and m is 50 everywhere. Table 5 is in
-[vgg16_stages](vgg16_stages.md).
+what we recommend. Delta is 0.05 and m is 50 everywhere. Table 5 is another benchmark,
+`vgg16_stages`.
 """
 
 
