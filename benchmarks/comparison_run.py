@@ -90,12 +90,14 @@ def search_with(
         observation = Observation(*asked, objective.mean, objective.sem, own_cost)
         with optimiser.running():
             method.tell(observation)
-        fit_inside = _gap(method.fit_seconds, fit_before)
+        # Who counts fits by the wall clock cannot have spent more than there was.
+        fit_known = method.fit_seconds
+        fit_inside = _smaller(_gap(fit_known, fit_before), optimiser.seconds)
         observations.append(observation)
         cost += own_cost
         # May fit a model to the new observation, which the next proposal then has.
         own = method.incumbent()
-        fit = _gap(method.fit_seconds, fit_before)
+        fit = _sum(fit_inside, _gap(method.fit_seconds, fit_known))
         trials.append(
             {
                 "point": [round(u, _DIGITS) for u in asked.point],
@@ -216,6 +218,14 @@ def _gap(later: Seconds, earlier: Seconds) -> Seconds:
     return Seconds(
         max(0.0, later.cpu - earlier.cpu), max(0.0, later.wall - earlier.wall)
     )
+
+
+def _smaller(left: Seconds, right: Seconds) -> Seconds:
+    return Seconds(min(left.cpu, right.cpu), min(left.wall, right.wall))
+
+
+def _sum(left: Seconds, right: Seconds) -> Seconds:
+    return Seconds(left.cpu + right.cpu, left.wall + right.wall)
 
 
 def _plain(seconds: Seconds) -> list[float]:

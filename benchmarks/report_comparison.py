@@ -41,7 +41,8 @@ the incumbent: on networks over {images} test images, on functions without noise
 one. The incumbent of all tables is the common one, the visited point of best posterior
 mean under one surrogate refitted to the method's data, unless a column says *own*.
 Time is that of the processor, one thread; the methods' own time is split into fitting
-and proposing where that can be told (Optuna, SMAC: all of it is in proposing). What
+and proposing where that can be told (Optuna, SMAC: all of it is in proposing; Ax counts
+its fits by the wall clock, so on a machine in use its split leans to fitting). What
 only the tables need is on no clock. Cost is in samples, and includes what an evaluation
 costs besides them.
 

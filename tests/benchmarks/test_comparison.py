@@ -9,7 +9,7 @@ from benchmarks import comparison
 from benchmarks.cifar import shared_file
 from benchmarks.comparison_run import Budget, common_incumbent, search_with
 from benchmarks.methods import METHODS, build_method
-from benchmarks.methods_base import Observation
+from benchmarks.methods_base import Observation, RandomSearch, Seconds
 from benchmarks.problems import build_problem
 from benchmarks.streams import streams, trial_seed
 
@@ -145,3 +145,17 @@ def test_the_quick_comparison_on_resnet18_stays_in_its_bands():
     assert ours.result["common"]["objective"] < 0.30
     assert 0.28 < rule.result["own"]["objective"] < 0.45
     assert ours.result["common"]["top1"] > 0.76
+
+
+def test_seconds_of_a_trial_add_up_to_what_the_method_took():
+    """Fits counted by another clock, far too many, do not make time out of nothing."""
+
+    class Boaster(RandomSearch):
+        @property
+        def fit_seconds(self) -> Seconds:
+            return Seconds(100.0 * len(self.observations), 0.0)
+
+    problem = build_problem("draw2", seed=1)
+    task = comparison.task_of(problem, 0, {"problem": "draw2"} | SETTINGS)
+    _, trials = search_with(problem, Boaster(task), Budget(3), 5, follow=False)
+    assert all(trial["fit"][0] + trial["propose"][0] < 1.0 for trial in trials)
