@@ -39,8 +39,9 @@ _ALPHA_SHARE = 0.1
 # The search that looks for what the first one missed is this many times as large.
 _SECOND_EFFORT = 4
 
-# Candidates of each draw at level `marginal`: some, more a coordinate, and at most.
-_NUM_CANDIDATES = (200, 150, 1000)
+# Candidates that all draws at level `marginal` share, before each adds its own: some,
+# more a coordinate, and at most.
+_NUM_CANDIDATES = (150, 100, 600)
 
 
 def certify(
@@ -167,7 +168,7 @@ def certify(
             )
     if level == "marginal" and may_hold:
         certificate = _at_level_marginal(
-            certificate, acquisition, search, seeds[3], cells
+            certificate, acquisition, search, seeds[3], bounds, cells
         )
     return dataclasses.replace(certificate, reason=reason_of(certificate))
 
@@ -216,6 +217,7 @@ def _at_level_marginal(
     acquisition: PACAcquisition,
     search: ChallengerSearch,
     seed: int,
+    bounds: Tensor,
     cells: Cells | None,
 ) -> PACCertificate:
     """Replace the bound at fitted hyperparameters by one over their posterior."""
@@ -241,7 +243,8 @@ def _at_level_marginal(
         alpha=alpha_of_check,
         weight=math.copysign(1.0, weight),
         seed=seed,
-        num_cells=math.inf if cells is None else cells.number,
+        bounds=bounds,
+        cells=cells,
     )
     challenger = certificate.challenger
     if result.challenger is not None:
@@ -284,7 +287,7 @@ def _mixed(points: Tensor, scores: Tensor, rng: torch.Generator) -> Tensor:
     """Choose candidates: those the fitted model fears, and as many of any kind.
 
     Other hyperparameters fear other points. The cost of a draw is linear in their
-    number; four times as many change the failure probability by less than its error.
+    number.
     """
     fears = torch.special.ndtr(scores).sqrt().clamp_min(1e-300)
     some, more, most = _NUM_CANDIDATES

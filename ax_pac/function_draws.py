@@ -10,6 +10,7 @@ from botorch.models import SingleTaskGP
 from torch import Tensor
 
 from ax_pac.acquisition import VARIANCE_FLOOR
+from ax_pac.cells import Cells
 from ax_pac.hyperparameter_posterior import (
     JITTER,
     MEAN_VARIANCE,
@@ -23,6 +24,13 @@ _REVEALED_AT_ONCE = 4
 _DROPPED_SHARE = 0.1
 # A function that has revealed this many values ends with a bound on what is left.
 _MAX_REVEALED = 96
+# Under each setting candidates are added around those that it fears itself: so often,
+# so many a coordinate and at most, and from how near to how far in length scales (as
+# powers of ten). The maximum of a draw lies between any few hundred points that all
+# settings share; without these, half of the failures are missed in four dimensions.
+_NUM_ROUNDS = 2
+_NUM_ADDED = (150, 600)
+_ADDED_DISTANCES = (-1.5, 0.3)
 # Doubles in the largest temporary: settings are scored in chunks of this size.
 _CHUNK_SIZE = 2_000_000
 
@@ -36,6 +44,9 @@ class DifferenceProblem:
         candidates: Shape `N x d`. Unit: the model's input units.
         delta: Tolerance. Unit: objective units.
         weight: 1 to maximise, -1 to minimise.
+        bounds: The box, `2 x d`. Unit: the model's input units. Default: the range of
+            the candidates.
+        cells: Which points are the same; added candidates are then their centres.
     """
 
     def __init__(
@@ -45,6 +56,8 @@ class DifferenceProblem:
         candidates: Tensor,
         delta: float,
         weight: float,
+        bounds: Tensor | None = None,
+        cells: Cells | None = None,
     ) -> None:
         model.eval()
         transform = getattr(model, "outcome_transform", None)
@@ -55,7 +68,29 @@ class DifferenceProblem:
             self.noise = model.likelihood.noise.detach().expand(len(self.Y)).clone()
             self.incumbent = model.transform_inputs(incumbent).detach()
             self.candidates = model.transform_inputs(candidates).detach()
+            if bounds is None:
+                bounds = torch.stack([candidates.amin(0), candidates.amax(0)])
+            self._lower, self._upper = model.transform_inputs(bounds).detach()
         self.delta = delta / scale
+        self._cells = cells
+        self._transform = getattr(model, "input_transform", None)
+
+    def feasible(self, points: Tensor) -> Tensor:
+        """Move points into the box and, where there are cells, to their centres.
+
+        Args:
+            points: In the units of the surrogate's inside. Shape `... x d`.
+        """
+        points = torch.maximum(torch.minimum(points, self._upper), self._lower)
+        if self._cells is None:
+            return points
+        shape = points.shape
+        points = points.reshape(-1, shape[-1])
+        if self._transform is None:
+            return self._cells.canonical(points).reshape(shape)
+        with torch.no_grad():
+            centres = self._cells.canonical(self._transform.untransform(points))
+            return self._transform(centres).reshape(shape)
 
 
 class _Functions:
@@ -64,22 +99,19 @@ class _Functions:
     def __init__(
         self, problem: DifferenceProblem, lengthscale: Tensor, outputscale: Tensor
     ) -> None:
+        self.problem = problem
         self.delta = problem.delta
+        self.lengthscale = lengthscale
         self.scale = scale = outputscale[:, None, None]
-        Z = problem.Z / lengthscale[:, None]
-        incumbent = problem.incumbent / lengthscale[:, None]
-        self.X = problem.candidates / lengthscale[:, None]
+        self.Z = problem.Z / lengthscale[:, None]
+        self.incumbent = problem.incumbent / lengthscale[:, None]
         noise = torch.diag(problem.noise + JITTER)
-        L = torch.linalg.cholesky(_kernel(Z, Z, scale) + MEAN_VARIANCE + noise)
-        whitener = torch.linalg.inv(L).mT
-        cross = _kernel(self.X, Z, scale).sub_(_kernel(incumbent, Z, scale))
-        # Rows of `known` are what the data, and later the revealed values, explain.
-        self.known = cross @ whitener
-        weights = (problem.Y @ whitener).unsqueeze(-1)
-        self.mean = (self.known @ weights).squeeze(-1)
-        self.k_incumbent = _kernel(self.X, incumbent, scale).squeeze(-1)
-        prior = 2.0 * (outputscale.unsqueeze(-1) - self.k_incumbent)
-        self.variance = prior - self.known.square().sum(-1)
+        L = _kernel(self.Z, self.Z, scale) + MEAN_VARIANCE + noise
+        self.whitener = torch.linalg.inv(torch.linalg.cholesky(L)).mT
+        self.weights = (problem.Y @ self.whitener).unsqueeze(-1)
+        self.k_incumbent_data = _kernel(self.incumbent, self.Z, scale)
+        self.X = problem.candidates / lengthscale[:, None]
+        self.known, self.mean, self.k_incumbent, self.variance = self._explained(self.X)
         # Values revealed since the candidates were last thinned out.
         self.revealed: list[Tensor] = []
         # Probability that none of the revealed values exceeds delta.
@@ -87,6 +119,47 @@ class _Functions:
         # What the candidates that were forgotten can do, by the union bound.
         self.dropped = torch.zeros_like(outputscale)
         self.floor = 2.0 * VARIANCE_FLOOR * outputscale.unsqueeze(-1)
+
+    def _explained(self, X: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """What the data say of points `S x N x d`.
+
+        Returns:
+            Rows of what the data, and later the revealed values, explain,
+            `S x N x n`; mean, covariance with the incumbent and variance, `S x N`.
+        """
+        cross = _kernel(X, self.Z, self.scale).sub_(self.k_incumbent_data)
+        known = cross @ self.whitener
+        mean = (known @ self.weights).squeeze(-1)
+        k_incumbent = _kernel(X, self.incumbent, self.scale).squeeze(-1)
+        prior = 2.0 * (self.scale.squeeze(-1) - k_incumbent)
+        return known, mean, k_incumbent, prior - known.square().sum(-1)
+
+    def add_candidates(self, num_points: int, generator: torch.Generator) -> None:
+        """Add points around the likeliest to fail, before any value is revealed.
+
+        Each setting has its own: where it fears a failure, in its length scales.
+        """
+        fears = torch.special.ndtr(self.scores()).clamp_min(1e-300)
+        which = torch.multinomial(
+            fears, num_points, replacement=True, generator=generator
+        )
+        num_settings, dim = len(which), self.X.shape[-1]
+        centres = self.X.gather(1, which.unsqueeze(-1).expand(-1, -1, dim))
+        shape = (num_settings, num_points)
+        uniform = torch.rand(*shape, 1, generator=generator, dtype=torch.float64)
+        nearest, farthest = _ADDED_DISTANCES
+        distance = 10.0 ** (nearest + (farthest - nearest) * uniform) / math.sqrt(dim)
+        direction = torch.randn(*shape, dim, generator=generator, dtype=torch.float64)
+        lengthscale = self.lengthscale.unsqueeze(1)
+        points = centres * lengthscale
+        points = points + distance * direction * lengthscale.clamp_max(1.0)
+        X = self.problem.feasible(points) / lengthscale
+        self.X = torch.cat([self.X, X], 1)
+        known, mean, k_incumbent, variance = self._explained(X)
+        self.known = torch.cat([self.known, known], 1)
+        self.mean = torch.cat([self.mean, mean], 1)
+        self.k_incumbent = torch.cat([self.k_incumbent, k_incumbent], 1)
+        self.variance = torch.cat([self.variance, variance], 1)
 
     def scores(self) -> Tensor:
         """Standardised gaps given what is known, `S x N`."""
@@ -180,10 +253,12 @@ def draw_failures(
     sample: HyperparameterSample,
     tolerance: float,
     generator: torch.Generator,
+    num_rounds: int = _NUM_ROUNDS,
 ) -> FunctionDraws:
-    """Estimate under each setting how probably a candidate beats the incumbent.
+    """Estimate under each setting how probably any point beats the incumbent.
 
-    The difference `f(x) - f(incumbent)` is drawn jointly at all candidates that
+    To the candidates each setting adds points around those that it fears itself. The
+    difference `f(x) - f(incumbent)` is drawn jointly at all candidates that
     matter, each value from its distribution below delta; one less the product of the
     probabilities of being below is an unbiased estimate of the probability that one is
     above, and scatters far less than whether a draw is. What is left out is bounded by
@@ -194,6 +269,7 @@ def draw_failures(
         sample: `S` settings of the hyperparameters.
         tolerance: Probability that does not matter, in (0, 1).
         generator: Source of every random number.
+        num_rounds: How often candidates are added; 0 for those of the problem alone.
 
     Returns:
         The estimates, and more about the draws.
@@ -201,8 +277,10 @@ def draw_failures(
     Source: Geweke 1991, Hajivassiliou and McFadden 1998, Keane 1994 (the GHK simulator
     of a Gaussian orthant). Deviation: the order of the points is chosen on the way.
     """
-    num_candidates = len(problem.candidates)
-    chunk = max(1, _CHUNK_SIZE // (num_candidates * len(problem.Z)))
+    num_candidates, dim = problem.candidates.shape
+    num_added = min(_NUM_ADDED[0] * dim, _NUM_ADDED[1])
+    most = num_candidates + num_rounds * num_added
+    chunk = max(1, _CHUNK_SIZE // (most * len(problem.Z)))
     failure, largest, pairwise = [], 0, torch.zeros(num_candidates).double()
     for lengthscale, outputscale in zip(
         sample.lengthscale.split(chunk), sample.outputscale.split(chunk), strict=True
@@ -210,7 +288,11 @@ def draw_failures(
         functions = _Functions(problem, lengthscale, outputscale)
         scores = functions.scores()
         pairwise += torch.special.ndtr(scores).sum(0)
-        largest = max(largest, functions.keep_candidates(scores, tolerance))
+        size = functions.keep_candidates(scores, tolerance)
+        for _ in range(num_rounds):
+            functions.add_candidates(num_added, generator)
+            size = functions.keep_candidates(functions.scores(), tolerance)
+        largest = max(largest, size)
         failure.append(_reveal_until_negligible(functions, tolerance, generator))
     pairwise /= len(sample.outputscale)
     return FunctionDraws(torch.cat(failure), largest, pairwise)

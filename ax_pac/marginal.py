@@ -21,6 +21,7 @@ from ax_pac.acquisition import (
     check_points,
 )
 from ax_pac.betting import betting_upper, is_hopeless, log_wealth
+from ax_pac.cells import Cells
 from ax_pac.difference import is_plain_gp
 from ax_pac.function_draws import DifferenceProblem, draw_failures
 from ax_pac.hyperparameter_posterior import (
@@ -81,15 +82,17 @@ def marginal_failure(
     alpha: float,
     weight: float = 1.0,
     seed: int,
-    num_cells: float = math.inf,
+    bounds: Tensor | None = None,
+    cells: Cells | None = None,
 ) -> MarginalFailure:
     """Bound the probability that the incumbent is not good enough, marginally.
 
         P(max_x w f(x) - w f(incumbent) > delta | data)
 
-    over the candidates x, averaged over the posterior of the hyperparameters. Each
-    draw takes hyperparameters from their posterior and estimates the probability under
-    them from one function, which is revealed point by point, the likeliest to beat the
+    over the box, averaged over the posterior of the hyperparameters. The candidates are
+    where to begin; each draw adds points around those that its hyperparameters fear. It
+    takes hyperparameters from their posterior and estimates the probability under them
+    from one function, which is revealed point by point, the likeliest to beat the
     incumbent first, until all that is left cannot with a probability that matters: see
     `draw_failures`. Its cost is linear in the number of candidates.
 
@@ -109,7 +112,9 @@ def marginal_failure(
         alpha: Allowed probability that sampling error alone certifies, in (0, 1).
         weight: 1 to maximise, -1 to minimise.
         seed: Seed of every random number.
-        num_cells: How many different points there are, where they are finitely many.
+        bounds: The box, `2 x d`. Default: the range of the candidates.
+        cells: Cells of points that are the same thing, if there are such; the maximum
+            is over their centres.
 
     Returns:
         Counts, bound and status.
@@ -134,9 +139,9 @@ def marginal_failure(
     """
     _check_arguments(model, incumbent, candidates, epsilon, alpha, weight)
     problem = DifferenceProblem(
-        model, incumbent, candidates, check_delta(delta), weight
+        model, incumbent, candidates, check_delta(delta), weight, bounds, cells
     )
-    status = _refusal(model, problem, num_cells)
+    status = _refusal(model, problem, math.inf if cells is None else cells.number)
     if status is not None:
         return MarginalFailure(1.0, 0, 0.0, 1.0, 0, None, status)
     generator = torch.Generator().manual_seed(seed)
