@@ -80,7 +80,7 @@ def test_a_run_repeats_but_for_its_clocks_and_pairs_with_other_methods():
 
 
 def test_pac_stops_itself_and_its_clocks_are_filled():
-    trace = run("pac_pairwise", evaluations=60)
+    trace = run("pac_joint", evaluations=60)
     assert trace.result["stopped"]
     assert trace.result["evaluations"] == len(trace.trials) < 60
     assert trace.result["own"]["objective"] < 1.0 + 2 * trace.result["delta"]
