@@ -54,11 +54,10 @@ def _section(trace: Trace) -> list[str]:
         "seconds |",
         "|---|---|---|---|---|---|---|",
     ]
-    gammas = ("gamma_convolutions", "gamma_linear", "gamma_pruning")
-    for name, stage in zip(gammas, result["stages"], strict=True):
+    for gamma, stage in zip(result["gammas"], result["stages"], strict=True):
         certified = f"yes, {stage['level']}" if stage["certified"] else "no"
         lines.append(
-            f"| {stage['stage']} | {settings[name]} | {certified} | {stage['trials']} "
+            f"| {stage['stage']} | {gamma} | {certified} | {stage['trials']} "
             f"| {100 * stage['compression_ratio']:.1f} "
             f"| {stage['loss']:.2f} +- {stage['loss_sem']:.2f} "
             f"| {stage['seconds']:.0f} |"

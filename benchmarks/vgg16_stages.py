@@ -26,30 +26,34 @@ DESCRIPTION = "VGG-16 on CIFAR-10 at 64 px: convolutions, linear layers, pruning
 MINUTES_ONCE = 0.0
 
 SIZE = 64
-SEARCH = {"delta": 0.05, "epsilon": 0.05, "num_samples": 50, "max_trials": 80}
+SEARCH = {
+    "delta": 0.05,
+    "epsilon": 0.05,
+    "num_samples": 50,
+    "max_trials": 80,
+    "start": "line",
+}
 # What these convolutions were trained with on ImageNet.
 _MEAN = torch.tensor([0.48235, 0.45882, 0.40784]).view(3, 1, 1)
 _LEARNING_RATE = 0.0001
 _BATCH = 50
 
 
-def settings_of(
-    device: str, train: int, test: int, gamma: float, **training: int
-) -> dict[str, Any]:
-    """Settings of a run: where, on how many images, and how long it is trained."""
+def settings_of(device: str, train: int, test: int, **training: int) -> dict[str, Any]:
+    """Settings of a run: where, on how many images, and how long it is trained.
+
+    The weights of the loss are in units of the mean squared norm of the original's
+    outputs, which depends on the training: gamma times that norm.
+    """
     sizes = {"device": device, "train_images": train, "test_images": test}
-    weights = {
-        "gamma_convolutions": gamma,
-        "gamma_linear": 0.02,
-        "gamma_pruning": 0.02,
-    }
+    weights = {"weight_convolutions": 1.0, "weight_linear": 1.0, "weight_pruning": 1.0}
     return {**sizes, **training, **weights}
 
 
 # Each with its number of runs and the minutes of one.
 _PLAN: tuple[tuple[dict[str, Any], int, float], ...] = (
-    (settings_of("cpu", 2_000, 1_000, 0.02, head_epochs=4, tune_epochs=1), 1, 30.0),
-    (settings_of("cuda", 50_000, 10_000, 0.01, head_epochs=5, tune_epochs=2), 1, 8.0),
+    (settings_of("cpu", 2_000, 1_000, head_epochs=4, tune_epochs=1), 1, 30.0),
+    (settings_of("cuda", 50_000, 10_000, head_epochs=5, tune_epochs=2), 1, 8.0),
 )
 
 
@@ -141,10 +145,11 @@ def run(seed: int, settings: dict[str, Any]) -> Trace:
     test = [
         part.to(device) for part in images_and_labels(False, settings["test_images"])
     ]
-    trained = {k: v for k, v in settings.items() if not k.startswith("gamma")}
+    trained = {k: v for k, v in settings.items() if not k.startswith("weight")}
     fixed, original, head_seconds = _originals(
         _folder(seed, trained), images, labels, seed, settings
     )
+    gammas = _gammas(original, images, settings)
     rows = [
         _row("original", original, original, test),
         _row("original, convolutions as on ImageNet", fixed, original, test),
@@ -158,16 +163,16 @@ def run(seed: int, settings: dict[str, Any]) -> Trace:
     stages = [
         Stage(
             "td",
-            {"include": nn.Conv2d, "gamma": settings["gamma_convolutions"]},
+            {"include": nn.Conv2d, "gamma": gammas["convolutions"]},
             then,
         ),
-        Stage("svd", {"include": nn.Linear, "gamma": settings["gamma_linear"]}, then),
+        Stage("svd", {"include": nn.Linear, "gamma": gammas["linear"]}, then),
         Stage(
             "pruning",
             {
                 "choose": choose_pruning,
                 "tie": "threshold",
-                "gamma": settings["gamma_pruning"],
+                "gamma": gammas["pruning"],
             },
             then,
         ),
@@ -193,6 +198,7 @@ def run(seed: int, settings: dict[str, Any]) -> Trace:
         seed=seed,
         result={
             "rows": rows,
+            "gammas": list(gammas.values()),
             "stages": table.drop(columns="resumed").to_dict("records"),
             "seconds": time.perf_counter() - start,
             "head_seconds": head_seconds,
@@ -207,6 +213,19 @@ def _folder(seed: int, settings: dict[str, Any]) -> Path:
     """Where a run keeps its stages, so that it goes on where it was interrupted."""
     key = json.dumps([settings, seed, _LEARNING_RATE], sort_keys=True)
     return cache_folder() / NAME / hashlib.sha256(key.encode()).hexdigest()[:12]
+
+
+def _gammas(
+    original: nn.Module, images: Tensor, settings: dict[str, Any]
+) -> dict[str, float]:
+    """Turn weights relative to the outputs into gammas, to three digits."""
+    with torch.inference_mode():
+        outputs = torch.cat([original(batch) for batch in images[:1000].split(500)])
+    norm = float(outputs.square().sum(1).mean())
+    return {
+        kind: float(f"{settings[f'weight_{kind}'] / norm:.3g}")
+        for kind in ("convolutions", "linear", "pruning")
+    }
 
 
 def _originals(

@@ -63,6 +63,16 @@ def test_images_are_enlarged():
     assert large.mean() == pytest.approx(float(images.mean()), abs=1e-3)
 
 
+def test_gammas_are_in_units_of_the_outputs():
+    original = nn.Sequential(nn.Flatten(), nn.Linear(12, 10))
+    with torch.no_grad():
+        original[1].weight.zero_()
+        original[1].bias.fill_(2.0)  # a squared norm of 40
+    settings = {"weight_convolutions": 1.0, "weight_linear": 2.0, "weight_pruning": 3.0}
+    gammas = vgg16_stages._gammas(original, torch.zeros(5, 3, 2, 2), settings)
+    assert gammas == {"convolutions": 0.025, "linear": 0.05, "pruning": 0.075}
+
+
 def test_a_gpu_is_asked_for_by_name(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     ((settings, seed),) = vgg16_stages.plan(None, device="cuda")
@@ -90,6 +100,7 @@ def test_the_page_puts_every_network_beside_the_original():
             {"network": "original", "top1": 0.8, **whole},
             {"network": "td", "top1": 0.795, **small},
         ],
+        "gammas": [0.02, 0.02, 0.01],
         "stages": [stage] * 3,
         "seconds": 600.0,
         "gpu": None,
