@@ -120,3 +120,44 @@ def test_the_page_puts_every_network_beside_the_original():
         provenance,
     )
     assert "On a GPU, 10 minutes" in render_vgg16_stages([on_gpu])
+
+
+@pytest.mark.filterwarnings("ignore:Very small noise values", "ignore:.*worse than")
+def test_a_run_measures_the_network_after_each_stage(monkeypatch, tmp_path):
+    monkeypatch.setenv("AX_PAC_CACHE", str(tmp_path))
+    rng = torch.Generator().manual_seed(0)
+    images, labels = torch.randn(100, 3, 8, 8, generator=rng), torch.arange(100) % 10
+    network = nn.Sequential(
+        nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(288, 10)
+    ).eval()
+    search = {"delta": 0.5, "epsilon": 0.1, "num_samples": 50, "max_trials": 12}
+    monkeypatch.setattr(vgg16_stages, "SEARCH", search | {"level": "pairwise"})
+    monkeypatch.setattr(
+        vgg16_stages, "images_and_labels", lambda train, number: (images, labels)
+    )
+    monkeypatch.setattr(
+        vgg16_stages, "_originals", lambda *arguments: (network, network, 0.0)
+    )
+    settings, seed = vgg16_stages.plan(None, device="cpu")[0]
+    trace = vgg16_stages.run(seed, settings)
+    names = [row["network"] for row in trace.result["rows"]]
+    assert names == [
+        "original",
+        "original, convolutions as on ImageNet",
+        "td, before training",
+        "td",
+        "td + svd, before training",
+        "td + svd",
+        "td + svd + pruning, before training",
+        "td + svd + pruning",
+    ]
+    rows = trace.result["rows"]
+    assert rows[0]["both"] == 1.0
+    assert rows[3]["linear"] == 1.0
+    assert rows[5]["convolutions"] == rows[3]["convolutions"]
+    assert rows[7]["both"] < rows[5]["both"]
+    assert "| td + svd + pruning |" in render_vgg16_stages([trace])
+    # What is finished is not searched again.
+    again = vgg16_stages.run(seed, settings)
+    assert again.result["stages"] == trace.result["stages"]
+    assert again.result["rows"][-1] == rows[-1]
