@@ -17,6 +17,7 @@ from benchmarks.methods_base import Method, Observation, Point, Seconds, Stopwat
 from benchmarks.problems import Problem
 from benchmarks.streams import trial_seed
 from compression_adapters import MeanSEM
+from compression_adapters.loop import quiet_ax
 
 # What each level is asked for, the published one and ours.
 LEVELS = {"pairwise": 0.005, "joint": 0.005, "marginal": 0.05}
@@ -150,7 +151,9 @@ def common_incumbent(
     if problem.is_biased or len(observations) < 4:
         return None
     X, Y, Yvar = surrogate_data(problem, observations)
-    best = select_incumbent(fit_model(X, -Y, Yvar, _unit_box(problem.dim)), X)
+    with quiet_ax():
+        model = fit_model(X, -Y, Yvar, _unit_box(problem.dim))
+    best = select_incumbent(model, X)
     return tuple(best.squeeze(0).tolist())
 
 
@@ -188,7 +191,7 @@ def _levels_met(
         if level in known or (too_few and level != "pairwise"):
             continue
         watch = Stopwatch()
-        with watch.running():
+        with watch.running(), quiet_ax():
             certificate = certify(
                 fit_model(X, -Y, Yvar, _unit_box(problem.dim)),
                 X,
