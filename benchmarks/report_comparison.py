@@ -239,7 +239,7 @@ def _outside_certificates(runs: dict[str, list[Run]]) -> list[str]:
         return []
     lines = [
         "The same certificates, asked of LogEI's run after every "
-        f"{CERTIFIED_EVERY} evaluations; PAC's own "
+        f"{CERTIFIED_EVERY} evaluations (of revision d90cc6b: after each); PAC's own "
         "run beside it. J at LogEI's stop is of its own incumbent. Seconds are those "
         "of the verdict that stopped it.",
         "",
