@@ -55,15 +55,15 @@ def settings(function: str, d: int, noise: float) -> dict[str, Any]:
 
 # Each with its number of runs and the core-minutes of one, measured.
 _PLAN: tuple[tuple[dict[str, Any], int, float], ...] = (
-    (settings("set", 2, 0.1), 100, 0.6),
-    (settings("prior", 2, 0.1), 100, 0.6),
+    (settings("set", 2, 0.1), 100, 0.3),
+    (settings("prior", 2, 0.1), 100, 0.3),
     (settings("branin", 2, 0.001), 50, 0.4),
     (settings("hartmann3", 3, 0.001), 50, 0.4),
-    (settings("set", 4, 0.1), 100, 3.0),
-    (settings("hartmann6", 6, 0.001), 50, 2.0),
-    (settings("rosenbrock4", 4, 0.001), 50, 2.0),
-    (settings("wilson", 2, 0.1), 50, 0.6),
-    (settings("wilson", 4, 0.1), 50, 3.0),
+    (settings("set", 4, 0.1), 100, 1.3),
+    (settings("hartmann6", 6, 0.001), 50, 0.4),
+    (settings("rosenbrock4", 4, 0.001), 50, 0.7),
+    (settings("wilson", 2, 0.1), 50, 0.3),
+    (settings("wilson", 4, 0.1), 50, 1.3),
     (settings("set", 6, 0.1), 40, 8.0),
     (settings("set", 9, 0.1), 20, 6.0),
     (settings("set", 16, 0.1), 20, 8.0),

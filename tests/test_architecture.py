@@ -22,18 +22,27 @@ ALLOWED: tuple[tuple[str, set[str]], ...] = (
     ("ax_pac/hyperparameter_posterior.py", NUMERICS | {"ax_pac.hyperparameters"}),
     (
         "ax_pac/function_draws.py",
-        NUMERICS | {"ax_pac.acquisition", "ax_pac.hyperparameter_posterior"},
+        NUMERICS
+        | {"ax_pac.acquisition", "ax_pac.cells", "ax_pac.hyperparameter_posterior"},
     ),
     ("ax_pac/cells.py", {"torch"}),
     ("ax_pac/challenger.py", NUMERICS | {"ax_pac.acquisition", "ax_pac.cells"}),
-    ("ax_pac/joint.py", NUMERICS | {"ax_pac.acquisition", "ax_pac.challenger"}),
+    (
+        "ax_pac/difference_draws.py",
+        NUMERICS | {"ax_pac.acquisition", "ax_pac.challenger"},
+    ),
+    (
+        "ax_pac/joint.py",
+        NUMERICS
+        | {"ax_pac.acquisition", "ax_pac.challenger", "ax_pac.difference_draws"},
+    ),
     (
         "ax_pac/marginal.py",
         NUMERICS
         | {
             *("ax_pac.acquisition", "ax_pac.difference", "ax_pac.hyperparameters"),
             *("ax_pac.hyperparameter_posterior", "ax_pac.betting"),
-            "ax_pac.function_draws",
+            *("ax_pac.function_draws", "ax_pac.cells"),
         },
     ),
     ("ax_pac/betting.py", {"torch", "scipy"}),
