@@ -10,8 +10,8 @@ from ax_pac.acquisition import check_delta
 
 LEVELS = ("pairwise", "joint", "marginal")
 
-# The only level whose promise was kept where hyperparameters are fitted; see the page
-# of the benchmark `fitted`.
+# The level that comes closest to its promise where hyperparameters are fitted; see the
+# page of the benchmark `fitted`.
 DEFAULT_LEVEL = "marginal"
 
 
