@@ -8,7 +8,7 @@ from a GP or are the usual test functions.
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -28,6 +28,7 @@ from benchmarks.functions import (
     known_function,
 )
 from benchmarks.plans import minutes_of, planned
+from benchmarks.stopped import failure_when_stopped
 from benchmarks.traces import Trace, provenance
 
 NAME = "fitted"
@@ -82,7 +83,8 @@ def minutes(job: tuple[dict[str, Any], int]) -> float:
 
 def run(seed: int, settings: dict[str, Any]) -> Trace:
     """Search one function; note where each level stops and how good that is."""
-    function = _function(seed, settings)
+    hyperparameters = _hyperparameters(seed, settings)
+    function = _function(seed, settings, hyperparameters)
     search = _Search(function, settings["noise"], seed)
     stops: dict[str, dict[str, Any]] = {}
     refusals = 0
@@ -93,6 +95,8 @@ def run(seed: int, settings: dict[str, Any]) -> Trace:
         refusals += certificate.hyperparameter_status not in (None, "ok")
         if "marginal" not in stops:
             search.step(certificate)
+    if "marginal" in stops:
+        stops["marginal"] |= search.failure(hyperparameters)
     return Trace(
         benchmark=NAME,
         settings=settings,
@@ -124,23 +128,41 @@ def _levels_that_hold(
     return levels
 
 
-def _function(seed: int, settings: dict[str, Any]) -> Function:
+class _Hyperparameters(NamedTuple):
+    """What a function is drawn with."""
+
+    lengthscale: Tensor
+    outputscale: float
+    mean: float
+
+
+def _hyperparameters(seed: int, settings: dict[str, Any]) -> _Hyperparameters | None:
+    """None for a test function."""
     name, d = settings["function"], settings["d"]
     if name in TEST_FUNCTIONS:
-        return known_function(name)
+        return None
     rng = torch.Generator().manual_seed(7_919 * d + seed)
     normal = torch.randn(d + 2, generator=rng, dtype=torch.float64)
-    outputscale, mean = 1.0, 0.0
     if name == "prior":
         median = LENGTHSCALE_MEDIAN * math.sqrt(d)
-        lengthscale = median * (LENGTHSCALE_LOG_SD * normal[:d]).exp()
-        outputscale = math.exp(OUTPUTSCALE_LOG_SD * normal[d].item())
-        mean = normal[d + 1].item()
-    elif name == "wilson":
+        return _Hyperparameters(
+            median * (LENGTHSCALE_LOG_SD * normal[:d]).exp(),
+            math.exp(OUTPUTSCALE_LOG_SD * normal[d].item()),
+            normal[d + 1].item(),
+        )
+    if name == "wilson":
         lengthscale = torch.full((d,), 0.25 * math.sqrt(d), dtype=torch.float64)
     else:
         lengthscale = torch.tensor(_LENGTHSCALES[d], dtype=torch.float64)
-    return draw_from_prior(lengthscale, outputscale, mean, seed=1_000_003 * d + seed)
+    return _Hyperparameters(lengthscale, 1.0, 0.0)
+
+
+def _function(
+    seed: int, settings: dict[str, Any], hyperparameters: _Hyperparameters | None
+) -> Function:
+    if hyperparameters is None:
+        return known_function(settings["function"])
+    return draw_from_prior(*hyperparameters, seed=1_000_003 * settings["d"] + seed)
 
 
 class _Search:
@@ -184,6 +206,17 @@ class _Search:
             epsilon=EPSILON,
             level=level,
             seed=10_000 * self.seed + self.num_evaluations,
+        )
+
+    def failure(self, hyperparameters: _Hyperparameters | None) -> dict[str, float]:
+        """How probable a failure is here, by far more work than a check's."""
+        return failure_when_stopped(
+            self.model,
+            self.X,
+            self.bounds,
+            delta=DELTA,
+            true=None if hyperparameters is None else hyperparameters[:2],
+            seed=self.seed,
         )
 
     def step(self, certificate: PACCertificate) -> None:

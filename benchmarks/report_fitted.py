@@ -28,7 +28,12 @@ def render_fitted(traces: Sequence[Trace]) -> str:
         "levels, which take the fitted hyperparameters for the true ones. *Success*: "
         "the incumbent at the stop is within delta of the best, with its "
         "Clopper-Pearson interval, 95 %. *Early and wrong*: certificates among the "
-        f"first {_FIRST_CHECKS} checks of a run whose regret is above delta.",
+        f"first {_FIRST_CHECKS} checks of a run whose regret is above delta. "
+        "*Averaged*: mean probability of a failure where the runs stopped, over the "
+        "hyperparameters, with ten times the candidates of a check. *Exact*: the same "
+        "under the hyperparameters that the function was drawn with; one less this "
+        "estimates the success without the scatter of right and wrong. With their "
+        "standard errors, over the runs that have them.",
         "",
         "Functions: `set` and `wilson` are GP draws with fixed length scales, `prior` "
         "draws length scales, output scale and mean from the prior that level "
@@ -59,8 +64,8 @@ def _fitted_section(settings: dict[str, Any], traces: Sequence[Trace]) -> list[s
         f"{len(traces)} runs. Revisions {', '.join(revisions)}.",
         "",
         "| level | certified | evaluations, median (quartiles) | success | "
-        "worst regret | early and wrong |",
-        "|---|---|---|---|---|---|",
+        "worst regret | early and wrong | averaged | exact |",
+        "|---|---|---|---|---|---|---|---|",
     ]
     for level in _LEVELS:
         stops = [trace.result["stops"].get(level) for trace in traces]
@@ -72,7 +77,7 @@ def _fitted_row(level: str, stops: list[dict[str, Any] | None]) -> str:
     """One level. Runs that it did not stop count as beyond the longest."""
     made = [stop for stop in stops if stop is not None]
     if not made:
-        return f"| {level} | 0/{len(stops)} | - | - | - | - |"
+        return f"| {level} | 0/{len(stops)} | - | - | - | - | - | - |"
     evaluations = [np.inf if stop is None else stop["evaluations"] for stop in stops]
     quartiles = np.quantile(evaluations, (0.25, 0.5, 0.75), method="higher")
     low, median, high = (f"{q:.0f}" if np.isfinite(q) else "never" for q in quartiles)
@@ -84,8 +89,18 @@ def _fitted_row(level: str, stops: list[dict[str, Any] | None]) -> str:
     worst = max(stop["regret"] for stop in made)
     return (
         f"| {level} | {clopper_pearson(len(made), len(stops))} | {median} "
-        f"({low}-{high}) | {clopper_pearson(good, len(made))} | {worst:.3f} | {early} |"
+        f"({low}-{high}) | {clopper_pearson(good, len(made))} | {worst:.3f} | {early} "
+        f"| {_mean(made, 'averaged')} | {_mean(made, 'exact')} |"
     )
+
+
+def _mean(stops: list[dict[str, Any]], name: str) -> str:
+    """Mean and standard error over the runs that have the figure."""
+    values = [stop[name] for stop in stops if name in stop]
+    if len(values) < 2:
+        return "-"
+    error = np.std(values, ddof=1) / np.sqrt(len(values))
+    return f"{np.mean(values):.3f} ± {error:.3f} ({len(values)})"
 
 
 def render_inner_maximum(traces: Sequence[Trace]) -> str:

@@ -13,6 +13,7 @@ from benchmarks.functions import (
     sample_of_prior,
 )
 from benchmarks.report_fitted import (
+    _mean,
     render_check_cost,
     render_fitted,
     render_inner_maximum,
@@ -60,10 +61,32 @@ def test_a_fitted_search_ends_by_its_certificate(trace):
     assert stop["evaluations"] == trace.result["evaluations"] <= 60
     assert stop["regret"] <= fitted.DELTA
     assert stop["failure_probability"] <= 0.3
+    assert 0.0 <= stop["averaged"] <= 0.3
+    assert "exact" not in stop  # a test function has no true hyperparameters
     # The weaker levels are met no later.
     for level in ("pairwise", "joint"):
         weaker = trace.result["stops"][level]["evaluations"]
         assert weaker <= stop["evaluations"]
+
+
+def test_failures_where_a_search_stopped_agree_with_what_the_data_say():
+    """Few points leave a failure likely under any hyperparameters, many hardly so."""
+    settings = fitted.settings("set", 2, 0.1)
+    hyperparameters = fitted._hyperparameters(3, settings)
+    function = fitted._function(3, settings, hyperparameters)
+    search = fitted._Search(function, 0.1, 3)
+    search.check()
+    few = search.failure(hyperparameters)
+    grid = torch.linspace(0, 1, 9, dtype=torch.float64)
+    for x in torch.cartesian_prod(grid, grid):
+        search._evaluate(x.unsqueeze(0))
+    search.check()
+    many = search.failure(hyperparameters)
+    for name in ("averaged", "exact"):
+        assert few[name] > 0.3 > many[name] + 0.1
+    sections = [{"averaged": 0.04, "exact": 0.03}, {"averaged": 0.02, "exact": 0.05}]
+    assert _mean(sections, "averaged") == "0.030 ± 0.010 (2)"
+    assert _mean([{}, {"exact": 0.1}], "exact") == "-"
 
 
 def test_pages_have_one_row_a_level_and_dimension(trace, monkeypatch):
