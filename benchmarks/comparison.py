@@ -9,7 +9,14 @@ from typing import Any
 import torch
 
 from benchmarks.comparison_run import LEVELS, Budget, search_with
-from benchmarks.methods import METHODS, PAC_METHODS, PEERS, RULES, build_method
+from benchmarks.methods import (
+    METHODS,
+    NEED_NETWORK,
+    PAC_METHODS,
+    PEERS,
+    RULES,
+    build_method,
+)
 from benchmarks.methods_base import Task
 from benchmarks.network_problems import TRUE_IMAGES
 from benchmarks.plans import minutes_of, planned
@@ -73,6 +80,7 @@ _MINUTES = {
     "pac_pairwise": 0.6,
     "pac_joint": 0.8,
     "pac": 1.0,
+    "pac_line": 1.0,
     "ax_default": 1.3,
     "optuna_tpe": 0.5,
     "optuna_gp": 2.0,
@@ -122,7 +130,7 @@ _PLAN = (
         _row(problem, method, 2, 0.15 * _MINUTES[method])
         for problem in FUNCTIONS
         for method in METHODS
-        if method not in (*RULES, "fabolas_faithful", "pac_published")
+        if method not in (*NEED_NETWORK, "fabolas_faithful", "pac_published")
     ),
     *(
         _row("learning_curve", method, 3, minutes, evaluations=45)

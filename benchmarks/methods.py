@@ -31,6 +31,8 @@ METHODS: Mapping[str, Callable[[Task], Method]] = {
     "pac_pairwise": partial(pac, level="pairwise", epsilon=0.005),
     "pac_joint": partial(pac, level="joint", epsilon=0.005),
     "pac": partial(pac, level="marginal", epsilon=0.05),
+    # As `compress` begins in a deep network.
+    "pac_line": partial(pac, level="marginal", epsilon=0.05, line=True),
     "ax_default": ax_default,
     "optuna_tpe": partial(OptunaSearch, sampler="tpe"),
     "optuna_gp": partial(OptunaSearch, sampler="gp"),
@@ -46,6 +48,7 @@ METHODS: Mapping[str, Callable[[Task], Method]] = {
 
 # What needs a network, and what needs a package of the extra `benchmarks`.
 RULES = tuple(name for name in METHODS if name.startswith("rule_"))
+NEED_NETWORK = (*RULES, "pac_line")
 PEERS = {"optuna_tpe": "optuna", "optuna_gp": "optuna", "smac": "smac"}
 # Methods that end by themselves.
 PAC_METHODS = tuple(name for name in METHODS if name.startswith("pac"))

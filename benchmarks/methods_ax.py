@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from ax.adapter.registry import Generators
 from ax.api.client import Client
 from ax.api.configs import RangeParameterConfig
@@ -25,7 +27,7 @@ from benchmarks.methods_base import (
     Task,
     best_observation,
 )
-from compression_adapters.loop import quiet_ax
+from compression_adapters.loop import line_points, quiet_ax
 
 
 class AxSearch:
@@ -34,10 +36,15 @@ class AxSearch:
     Args:
         task: What is searched.
         strategy: Ax's generation strategy; None for the client's default.
-        budget: Evaluations that the default strategy is told of.
+        first: Points to evaluate before the strategy is asked.
     """
 
-    def __init__(self, task: Task, strategy: GenerationStrategy | None) -> None:
+    def __init__(
+        self,
+        task: Task,
+        strategy: GenerationStrategy | None,
+        first: Sequence[Point] = (),
+    ) -> None:
         self.task = task
         self.observations: list[Observation] = []
         self.client = Client(random_seed=task.seed)
@@ -56,6 +63,7 @@ class AxSearch:
         else:
             self.client.set_generation_strategy(strategy)
         self.running = -1
+        self.first = list(first)
 
     @property
     def fit_seconds(self) -> Seconds:
@@ -76,6 +84,12 @@ class AxSearch:
         return Seconds(fit, fit)
 
     def ask(self) -> Ask | None:
+        if self.first:
+            point = self.first.pop(0)
+            with quiet_ax():
+                parameters = dict(zip(self.task.names, point, strict=True))
+                self.running = self.client.attach_trial(parameters)
+            return Ask(point, self.task.num_samples)
         try:
             with quiet_ax():
                 trials = self.client.get_next_trials(max_trials=1)
@@ -110,8 +124,19 @@ def pac(
     epsilon: float,
     sampling: str = "leader_challenger",
     noise: str = "smoothed",
+    line: bool = False,
 ) -> AxSearch:
-    """Search by the PAC criterion until its certificate holds."""
+    """Search by the PAC criterion until its certificate holds.
+
+    With `line` networks whose layers are all cut alike come first, as in `compress`.
+    """
+    first: list[Point] = []
+    if line:
+        if task.compression is None:
+            raise ValueError(
+                "a line of networks needs a network, and this problem has none"
+            )
+        first = [tuple(point.values()) for point in line_points(task.compression)]
     strategy = pac_generation_strategy(
         delta=task.delta,
         epsilon=epsilon,
@@ -123,7 +148,7 @@ def pac(
         seed=task.seed,
         cells=task.edges or None,
     )
-    return AxSearch(task, strategy)
+    return AxSearch(task, strategy, first)
 
 
 def ax_default(task: Task) -> AxSearch:

@@ -20,6 +20,8 @@ from benchmarks.comparison_statistics import (
 FABOLAS_TIMES = 4.0
 DEFAULT_TIMES = 2.0
 RANDOM_LEVEL = 0.01
+# Both starts of the search at level marginal.
+_MARGINAL = ("pac", "pac_line")
 
 Runs = Mapping[str, Sequence[Run]]
 
@@ -33,8 +35,8 @@ def claims(runs: Runs) -> list[str]:
     rows = [
         *_against_fabolas(runs, "fabolas_lean"),
         *_against_fabolas(runs, "fabolas_faithful"),
-        *_against_default(runs),
-        *_against_random(runs),
+        *(row for name in _MARGINAL for row in _against_default(runs, name)),
+        *(row for name in _MARGINAL for row in _against_random(runs, name)),
     ]
     if not rows:
         return []
@@ -47,7 +49,7 @@ def claims(runs: Runs) -> list[str]:
 
 def _against_fabolas(runs: Runs, method: str) -> list[tuple[str, ...]]:
     rows = []
-    for level in ("pac_pairwise", "pac_joint", "pac"):
+    for level in ("pac_pairwise", "pac_joint", *_MARGINAL):
         pairs = paired(runs.get(method, ()), runs.get(level, ()))
         if not pairs:
             continue
@@ -70,8 +72,8 @@ def _against_fabolas(runs: Runs, method: str) -> list[tuple[str, ...]]:
     return rows
 
 
-def _against_default(runs: Runs) -> list[tuple[str, ...]]:
-    pairs = paired(runs.get("ax_default", ()), runs["pac"])
+def _against_default(runs: Runs, name: str) -> list[tuple[str, ...]]:
+    pairs = paired(runs.get("ax_default", ()), runs.get(name, ()))
     if not pairs:
         return []
     ratios = [run.total_seconds / ours.total_seconds for run, ours in pairs]
@@ -82,13 +84,14 @@ def _against_default(runs: Runs) -> list[tuple[str, ...]]:
     number = pairs[0][0].trace.result["evaluations"]
     return [
         (
-            f"ax_default with {number} trials takes {DEFAULT_TIMES:g} times pac's time",
+            f"ax_default with {number} trials takes {DEFAULT_TIMES:g} times {name}'s "
+            "time",
             str(len(pairs)),
             f"{middle:.2f} ({low:.2f} to {high:.2f})",
             _verdict(len(pairs), low >= DEFAULT_TIMES),
         ),
         (
-            f"and pac's objective is worse by at most {delta:g}",
+            f"and {name}'s objective is worse by at most {delta:g}",
             str(len(pairs)),
             f"{gap:+.4f} (up to {largest:+.4f})",
             _verdict(len(pairs), largest <= delta),
@@ -96,8 +99,8 @@ def _against_default(runs: Runs) -> list[tuple[str, ...]]:
     ]
 
 
-def _against_random(runs: Runs) -> list[tuple[str, ...]]:
-    pairs = paired(runs.get("random", ()), runs["pac"])
+def _against_random(runs: Runs, name: str) -> list[tuple[str, ...]]:
+    pairs = paired(runs.get("random", ()), runs.get(name, ()))
     if not pairs:
         return []
     gaps = [
@@ -109,7 +112,7 @@ def _against_random(runs: Runs) -> list[tuple[str, ...]]:
     low, middle, high = median_interval(gaps)
     return [
         (
-            f"random at pac's time is worse, p below {RANDOM_LEVEL:g}",
+            f"random at {name}'s time is worse, p below {RANDOM_LEVEL:g}",
             str(len(pairs)),
             f"{middle:+.4f} ({low:+.4f} to {high:+.4f}), p = {p:.3g}, followed that "
             f"long {followed:.0%}",

@@ -30,7 +30,7 @@ from benchmarks.report_claims import claims
 from benchmarks.traces import FOLDER, Trace
 
 REFERENCE = "pac"
-PAC_LEVELS = ("pac_pairwise", "pac_joint", "pac")
+PAC_LEVELS = ("pac_pairwise", "pac_joint", "pac", "pac_line")
 _FRACTIONS = (0.25, 0.5, 1.0, 2.0, 5.0)
 _GROUP = ("problem", "gamma", "num_samples")
 
@@ -47,7 +47,8 @@ only the tables need is on no clock. Cost is in samples, and includes what an ev
 costs besides them.
 
 *PAC* is `pac_generation_strategy` at level marginal, epsilon 0.05, from Sobol points;
-`pac_joint` and `pac_pairwise` stop at those levels with epsilon 0.005;
+`pac_line` the same after four networks whose layers are all cut alike, as `compress`
+begins; `pac_joint` and `pac_pairwise` stop at those levels with epsilon 0.005;
 `pac_published` has the paper's encoding, proposals and raw standard errors. `logei` and
 `pi` have PAC's surrogate and noise. Of Fabolas there are two rows, neither of them its
 authors' program: [fabolas](fabolas.md) says what differs. Rules without a search are

@@ -330,6 +330,20 @@ def attach_line(client: Client, problem: CompressionProblem, *, most: int) -> No
         problem: The problem.
         most: How many.
 
+    """
+    for point in line_points(problem)[:most]:
+        client.attach_trial(dict(point))
+
+
+def line_points(problem: CompressionProblem) -> list[dict[str, float]]:
+    """Return the networks whose layers are all cut alike, as `attach_line` asks.
+
+    Args:
+        problem: The problem.
+
+    Returns:
+        Values of every coordinate, in [0, 1]; at most four points, none twice.
+
     Source: not in Ma et al. 2019.
     """
     points: list[dict[str, float]] = []
@@ -338,8 +352,7 @@ def attach_line(client: Client, problem: CompressionProblem, *, most: int) -> No
         point = parameterization_from_ranks(ranks, problem.parameters)
         if point not in points:
             points.append(point)
-    for point in points[:most]:
-        client.attach_trial(dict(point))
+    return points
 
 
 def reweighted_client(client: Client, problem: CompressionProblem) -> Client:

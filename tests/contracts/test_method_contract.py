@@ -15,13 +15,13 @@ from benchmarks.fabolas import NUM_INITIAL_POINTS, SUBSETS
 from benchmarks.methods import (
     FABOLAS_METHODS,
     METHODS,
+    NEED_NETWORK,
     PAC_METHODS,
     PEERS,
-    RULES,
     build_method,
 )
 from benchmarks.methods_base import Method, Observation, Point, Task
-from compression_adapters import compression_problem
+from compression_adapters import compression_problem, compression_ratio
 from compression_adapters.ranks import bin_edges
 
 NUM_FABOLAS_INITIAL = NUM_INITIAL_POINTS * len(SUBSETS)
@@ -128,8 +128,8 @@ def test_a_method_stays_in_the_box_and_repeats_exactly_under_its_seed(name):
 
 
 def test_another_seed_is_another_search(name):
-    if name in RULES:
-        pytest.skip("a rule has no dice; greedy's images move its line by rounding")
+    if name in NEED_NETWORK:
+        pytest.skip("a rule has no dice, and the line of networks comes first anyway")
     first, second = (build_method(name, network_task(seed)).ask() for seed in (1, 2))
     assert first.point != second.point
 
@@ -147,10 +147,27 @@ def test_an_unknown_method_is_refused():
         build_method("anneal", Task(dim=2))
 
 
-@pytest.mark.parametrize("rule", RULES)
-def test_a_rule_without_a_network_is_refused(rule):
+@pytest.mark.parametrize("method", NEED_NETWORK)
+def test_what_needs_a_network_is_refused_without(method):
     with pytest.raises(ValueError, match="this problem has none"):
-        build_method(rule, Task(dim=2))
+        build_method(method, Task(dim=2))
+
+
+def test_the_line_comes_first_and_its_layers_are_all_cut_alike():
+    task = network_task(seed=5)
+    first = play(build_method("pac_line", task), 5)
+    problem = task.compression
+    names = [parameter.name for parameter in problem.parameters]
+    ratios = [
+        compression_ratio(
+            problem.layers, problem.ranks(dict(zip(names, o.point, strict=True)))
+        )
+        for o in first
+    ]
+    assert ratios[:4] == sorted(ratios[:4])
+    largest = problem.ranks(dict.fromkeys(names, 1.0))
+    assert ratios[3] == compression_ratio(problem.layers, largest)
+    assert len({o.point for o in first}) == 5
 
 
 @pytest.mark.parametrize("peer", PEERS)
