@@ -15,7 +15,7 @@ from ax.core.observation import ObservationFeatures
 from ax.generation_strategy.generation_node import GenerationNode
 
 from ax_pac.ax_cells import CanonicalPoints
-from ax_pac.records import CertificateSettings, data_key, find_record, keep_record
+from ax_pac.records import CertificateSettings, find_record, keep_record
 
 # Which PAC node searches an experiment, by the experiment's `id` (Ax's experiments have
 # no hash). Whoever asks the node's question about its experiment shares its fit.
@@ -48,7 +48,7 @@ def certify_at(
         data: What `observed_data` returned for it.
     """
     settings = node_settings(node)
-    record = find_record(experiment, data_key(data), settings)
+    record = find_record(experiment, data, settings)
     if record is None:
         start = time.perf_counter()
         node._fit(experiment=experiment)
@@ -119,8 +119,7 @@ def certify_adapter(
     return keep_record(
         experiment,
         certificate,
-        key=data_key(data),
-        num_trials=int(data["trial_index"].nunique()),
+        data=data,
         settings=settings,
         incumbent_arm=_arm_at(experiment, adapter, certificate.incumbent),
         seconds=seconds,

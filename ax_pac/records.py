@@ -300,18 +300,26 @@ def certificate_records(experiment: Experiment) -> list[dict[str, Any]]:
 
 
 def find_record(
-    experiment: Experiment, key: str, settings: CertificateSettings
+    experiment: Experiment, data: pd.DataFrame, settings: CertificateSettings
 ) -> dict[str, Any] | None:
-    """Return the record computed on the same data for the same question, if any."""
+    """Return the record computed on the same data for the same question, if any.
+
+    Args:
+        experiment: An Ax experiment.
+        data: What `observed_data` returned for it.
+        settings: The question.
+    """
+    key = data_key(data)
     for record in reversed(certificate_records(experiment)):
         if record["data"] == key and settings.asks_the_same_as(record["settings"]):
-            return _with_unevaluated(record, experiment)
+            return _with_unevaluated(record, experiment, data)
     return None
 
 
-def _with_unevaluated(record: dict[str, Any], experiment: Experiment) -> dict[str, Any]:
+def _with_unevaluated(
+    record: dict[str, Any], experiment: Experiment, data: pd.DataFrame
+) -> dict[str, Any]:
     """Say in a record, in place, which points could not be evaluated."""
-    data = observed_data(experiment)
     observed = set(data["arm_name"])
     arms = unevaluated_arms(experiment, data)
     names = [arm.name for arm in arms if arm.name not in observed]
@@ -328,19 +336,18 @@ def keep_record(
     experiment: Experiment,
     certificate: PACCertificate,
     *,
-    key: str,
-    num_trials: int,
+    data: pd.DataFrame,
     settings: CertificateSettings,
     incumbent_arm: str | None,
     seconds: dict[str, float],
     incumbent_mean: float,
     incumbent_sd: float,
 ) -> dict[str, Any]:
-    """Store a certificate with its experiment and return the record."""
+    """Store a certificate for these data with its experiment; return the record."""
     record = {
         **certificate.to_dict(),
-        "data": key,
-        "num_trials": num_trials,
+        "data": data_key(data),
+        "num_trials": int(data["trial_index"].nunique()),
         "settings": settings.to_record(),
         "incumbent_arm": incumbent_arm,
         "seconds": seconds,
@@ -349,7 +356,7 @@ def keep_record(
         "before_trial": max(experiment.trials, default=-1) + 1,
         "unevaluated": [],
     }
-    _with_unevaluated(record, experiment)
+    _with_unevaluated(record, experiment, data)
     experiment._properties.setdefault(PROPERTY, []).append(record)
     _save_records(experiment)
     return record

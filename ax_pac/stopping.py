@@ -28,7 +28,6 @@ from ax_pac.records import (
     DEFAULT_NOISE,
     CertificateSettings,
     certificate_records,
-    data_key,
     find_record,
     observed_data,
 )
@@ -94,7 +93,7 @@ def _certificate(
         raise ValueError(
             "the experiment has no data: complete some trials before certifying it"
         )
-    record = find_record(experiment, data_key(data), settings)
+    record = find_record(experiment, data, settings)
     node = searching_node(experiment, settings)
     if record is None and node is not None:
         record = certify_at(node, experiment, data)

@@ -26,11 +26,10 @@ from benchmarks.comparison_statistics import (
     signed_rank,
 )
 from benchmarks.methods import METHODS, RULES
-from benchmarks.report_claims import claims
+from benchmarks.report_claims import PAC_LEVELS, claims
 from benchmarks.traces import FOLDER, Trace
 
 REFERENCE = "pac"
-PAC_LEVELS = ("pac_pairwise", "pac_joint", "pac", "pac_line")
 _FRACTIONS = (0.25, 0.5, 1.0, 2.0, 5.0)
 _GROUP = ("problem", "gamma", "num_samples")
 
