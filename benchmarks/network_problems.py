@@ -40,6 +40,7 @@ _PROBE_PENALTY = 10.0
 ENCODINGS: Mapping[str, dict[str, Any]] = {
     "log": {"encoding": "log"},
     "energy": {"encoding": "energy"},
+    "linear": {"encoding": "linear"},
     # Section 3.3 of the paper, with the smallest rank that its tables show.
     "published": {"encoding": "linear", "at_max": "factor", "min_rank": 10},
 }

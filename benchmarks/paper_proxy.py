@@ -34,10 +34,17 @@ NUM_POINTS = 40
 _MINUTES = {"resnet18": 3.0, "resnet50": 12.0, "vgg16": 15.0}
 
 
-def settings(network: str, source: str) -> dict[str, Any]:
+# How ranks are drawn. `linear`: each on its own, uniform up to the maximal one; hardly
+# any such choice does much harm, so errors lie close together. `log`: about the same
+# share for every layer on a logarithmic scale, so that all errors are met.
+SCALES = ("log", "linear")
+
+
+def settings(network: str, source: str, scale: str = "log") -> dict[str, Any]:
     return {
         "network": network,
         "source": source,
+        "scale": scale,
         "points": NUM_POINTS,
         "distance_images": NUM_DISTANCE_IMAGES,
         "error_images": NUM_ERROR_IMAGES,
@@ -45,7 +52,8 @@ def settings(network: str, source: str) -> dict[str, Any]:
 
 
 _PLAN = tuple(
-    (settings(network, source), 1, factor * cost)
+    (settings(network, source, scale), 1, factor * cost)
+    for scale in SCALES
     for source, factor in (("here", 1.0), ("imagenet", 50.0))
     for network, cost in _MINUTES.items()
 )
@@ -63,8 +71,8 @@ def minutes(job: tuple[dict[str, Any], int]) -> float:
 
 def run(seed: int, settings: dict[str, Any]) -> Trace:
     """Measure random ranks: the distance at every layer, and the error."""
-    # On a linear scale hardly any choice of ranks would do harm.
-    evaluation = NetworkEvaluation(network_of(settings), 1.0, "log")
+    scale = settings["scale"]
+    evaluation = NetworkEvaluation(network_of(settings), 1.0, scale)
     rng = np.random.default_rng(seed)
     images_rng = torch.Generator().manual_seed(seed)
     number = min(settings["distance_images"], evaluation.pool_size)
@@ -72,10 +80,7 @@ def run(seed: int, settings: dict[str, Any]) -> Trace:
     layers = LAYERS[settings["network"]]
     points = []
     for _ in range(settings["points"]):
-        # The same share for every layer on average, so that all errors are met.
-        level = rng.random()
-        u = np.clip(level + 0.2 * rng.normal(size=len(evaluation.cells)), 0.0, 1.0)
-        ranks = evaluation.ranks(tuple(u))
+        ranks = evaluation.ranks(_random_point(len(evaluation.cells), scale, rng))
         points.append(
             {
                 "distances": _distances(evaluation, ranks, chosen, layers),
@@ -97,6 +102,13 @@ def run(seed: int, settings: dict[str, Any]) -> Trace:
         trials=[],
         provenance=provenance(torch.get_num_threads()),
     )
+
+
+def _random_point(dim: int, scale: str, rng: np.random.Generator) -> tuple[float, ...]:
+    """A point of the unit box, in the encoding of the scale."""
+    if scale == "linear":
+        return tuple(rng.random(dim))
+    return tuple(np.clip(rng.random() + 0.2 * rng.normal(size=dim), 0.0, 1.0))
 
 
 def _distances(

@@ -228,25 +228,30 @@ def _figures_2_and_3(traces: Sequence[Trace], figures: Path) -> list[str]:
         *_command(paper_proxy.NAME),
         "Spearman's rank correlation of mean squared distance and top-1 error over "
         "random ranks (the paper shows the scatter, for ResNet50 and VGG-16, and gives "
-        "no number).",
+        "no number). *linear*: every rank on its own, uniform up to the maximal one; "
+        "*log*: about the same share of all layers, on a logarithmic scale, so that "
+        "all errors are met.",
         "",
-        "| network | points | layer | rank correlation |",
-        "|---|---|---|---|",
+        "| network | ranks | points | top-1 error, range | layer | rank correlation |",
+        "|---|---|---|---|---|---|",
     ]
     pictures = []
     for trace in traces:
-        network = trace.settings["network"]
+        network, scale = (trace.settings[name] for name in ("network", "scale"))
         correlations = trace.result["rank_correlations"]
         points = trace.result["points"]
-        for layer, value in correlations.items():
-            lines.append(f"| {network} | {len(points)} | {layer} | {value:.3f} |")
         last = [point["distances"][-1] for point in points]
         errors = [point["error"] for point in points]
+        met = f"{100 * min(errors):.1f}-{100 * max(errors):.1f} %"
+        lines += [
+            f"| {network} | {scale} | {len(points)} | {met} | {layer} | {value:.3f} |"
+            for layer, value in correlations.items()
+        ]
         drawn = {"output": Series(last, errors, joined=False)}
-        path = figures / f"paper_proxy_{network}.svg"
+        path = figures / f"paper_proxy_{network}_{scale}.svg"
         axis = Axis("mean squared distance of the outputs", logarithmic=True)
         path.write_text(chart(drawn, axis, Axis("top-1 error")))
-        pictures.append(f"![{network}](figures/{path.name})")
+        pictures.append(f"![{network}, {scale}](figures/{path.name})")
     return [*lines, "", *pictures, ""]
 
 

@@ -143,7 +143,7 @@ def test_the_page_has_the_printed_figure_beside_ours(tmp_path):
         "paper_proxy": [
             made_up(
                 paper_proxy,
-                paper_proxy.settings("resnet50", "here"),
+                paper_proxy.settings("resnet50", "here", "linear"),
                 points=[
                     {"distances": [1.0], "error": 0.1},
                     {"distances": [2.0], "error": 0.5},
@@ -164,9 +164,9 @@ def test_the_page_has_the_printed_figure_beside_ours(tmp_path):
         "| 0.01 | pac | 1 | 1/1 | 12.34 | 95.00 | 3.0 | 11.96 | 97.8 | 71.19 |" in page
     )
     assert "| 0.02 | 1 | 0.20M | 20.0 | 78.00 | 99.00 | 30 | 8e-05 | 20.13 |" in page
-    assert "| resnet50 | 2 | output | 1.000 |" in page
+    assert "| resnet50 | linear | 2 | 10.0-50.0 % | output | 1.000 |" in page
     assert "| resnet18 | 9 | 8 |" in page
-    for name in ("figure_1", "figure_5_resnet18", "proxy_resnet50"):
+    for name in ("figure_1", "figure_5_resnet18", "proxy_resnet50_linear"):
         assert (tmp_path / "figures" / f"paper_{name}.svg").is_file()
 
 
