@@ -61,6 +61,7 @@ _PLAN: tuple[tuple[dict[str, Any], int, float], ...] = (
     (settings("branin", 2, 0.001), 50, 0.4),
     (settings("hartmann3", 3, 0.001), 50, 0.4),
     (settings("set", 4, 0.1), 100, 1.3),
+    (settings("prior", 4, 0.1), 50, 1.0),
     (settings("hartmann6", 6, 0.001), 50, 0.4),
     (settings("rosenbrock4", 4, 0.001), 50, 0.7),
     (settings("wilson", 2, 0.1), 50, 0.3),

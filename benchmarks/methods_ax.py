@@ -27,7 +27,8 @@ from benchmarks.methods_base import (
     Task,
     best_observation,
 )
-from compression_adapters.loop import line_points, quiet_ax
+from compression_adapters.loop import quiet_ax
+from compression_adapters.starts import line_points
 
 
 class AxSearch:

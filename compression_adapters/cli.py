@@ -9,17 +9,17 @@ from typing import Any
 import click
 
 from compression_adapters.cli_options import (
+    TARGETS,
+    check_options,
+    database_in,
     search_options,
-    show_epoch,
     source_options,
-    to_device,
+    take_source,
 )
 from compression_adapters.cli_stages import print_stages, stages
 
 # Ax, torch and torchvision take seconds to import: `--help` and a mistyped option
 # should not wait for them, so each command imports what it needs.
-
-_TARGETS = ("gamma", "ratio", "loss_at_most")
 
 
 # "\\b" keeps click from filling the paragraph after it.
@@ -134,33 +134,27 @@ def compress(
     """
     from compression_adapters.pipeline import compress_source
     from compression_adapters.presets import PRESETS
-    from compression_adapters.sources import open_source
 
-    if out.exists() and not out.is_dir():
-        raise click.UsageError(f"--out {out} is a file, expected a folder")
+    check_options(out, options)
     if resume:
         if options["db"] is not None:
             raise click.UsageError("expected one of --db and --resume; got both")
-        out.mkdir(parents=True, exist_ok=True)
-        options["db"] = str(out / "search.db")
+        options["db"] = database_in(out)
     if options["workers"] is not None and options["db"] is not None:
         raise click.UsageError(
             "expected --workers or a database (--db, --resume); got both"
         )
-    _fill_in_gamma(options, PRESETS[network].gamma if network in PRESETS else None)
-    if not any(options[name] is not None for name in _TARGETS):
+    if not any(options[name] is not None for name in TARGETS) and network in PRESETS:
+        options["gamma"] = PRESETS[network].gamma
+    if not any(options[name] is not None for name in TARGETS):
         raise click.UsageError(
             f"{network} has no default weight of the loss: pass --gamma, or --ratio or "
             "--loss-at-most in its place. Start where gamma times the mean squared "
             "norm of the outputs is about 1"
         )
-    test_samples, device = options.pop("test_samples"), options.pop("device")
-    of_source = ("weights", "data", "layers", "num_classes", "image_size")
-    asked = {name: options.pop(name) for name in of_source}
+    test_samples = options.pop("test_samples")
     try:
-        source = open_source(network, progress=show_epoch, **asked)
-        to_device(source, device)
-        click.echo(f"{source.name}: {source.description}")
+        source, asked = take_source(network, options)
         summary = compress_source(source, out, progress, options, asked, test_samples)
     except (ValueError, RuntimeError, OSError, ImportError) as error:
         raise click.ClickException(str(error)) from error
@@ -197,16 +191,6 @@ def report(folder: Path) -> None:
     except (ValueError, OSError) as error:
         raise click.ClickException(str(error)) from error
     _print_summary(summary, folder)
-
-
-def _fill_in_gamma(options: dict[str, Any], default: float | None) -> None:
-    """Take the preset's gamma where nothing is asked for; refuse two wishes."""
-    given = [name for name in _TARGETS if options[name] is not None]
-    if len(given) > 1:
-        flags = " and ".join(f"--{name.replace('_', '-')}" for name in given)
-        raise click.UsageError(f"expected one of --gamma and the targets; got {flags}")
-    if not given:
-        options["gamma"] = default
 
 
 def _print_summary(summary: dict[str, Any], folder: Path) -> None:

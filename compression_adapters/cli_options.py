@@ -13,6 +13,9 @@ if TYPE_CHECKING:
 
 # As in `cli`: nothing slow is imported before an option has been read.
 
+TARGETS = ("gamma", "ratio", "loss_at_most")
+"""Names of the options of which a search takes one."""
+
 _PRESETS = ("fc3", "vgg16", "resnet18", "resnet50")
 
 
@@ -52,16 +55,51 @@ def _ratio(
     return value
 
 
-def to_device(source: Source, device: str | None) -> None:
-    """Move the network to where it runs; the search's own model stays on the CPU."""
+def check_options(out: Path, options: dict[str, Any]) -> None:
+    """Refuse what no command can do, before a network is trained or read."""
+    if out.exists() and not out.is_dir():
+        raise click.UsageError(f"--out {out} is a file, expected a folder")
+    given = [name for name in TARGETS if options[name] is not None]
+    if len(given) > 1:
+        raise click.UsageError(
+            "expected one of --gamma, --ratio and --loss-at-most; got "
+            + " and ".join(f"--{name.replace('_', '-')}" for name in given)
+        )
+
+
+def database_in(out: Path) -> str:
+    """Return where `--resume` keeps a search, whose folder is then there."""
+    out.mkdir(parents=True, exist_ok=True)
+    return str(out / "search.db")
+
+
+def take_source(network: str, options: dict[str, Any]) -> tuple[Source, dict[str, Any]]:
+    """Open what `source_options` describe, and say what it is.
+
+    Args:
+        network: NETWORK.
+        options: All options of the command; those of the source are taken out.
+
+    Returns:
+        The source, its network where it is to run (the search's own model stays on
+        the CPU), and the options that it was opened with.
+    """
     import torch
 
+    from compression_adapters.sources import open_source
+
+    names = ("weights", "data", "layers", "num_classes", "image_size")
+    asked = {name: options.pop(name) for name in names}
+    device = options.pop("device")
+    source = open_source(network, progress=_show_epoch, **asked)
     if device is None:
         device = "cuda" if torch.cuda.is_available() else "cpu"
     source.network.to(device)
+    click.echo(f"{source.name}: {source.description}")
+    return source, asked
 
 
-def show_epoch(epoch: int, epochs: int) -> None:
+def _show_epoch(epoch: int, epochs: int) -> None:
     """Say how far a training is."""
     click.echo(f"training, epoch {epoch} of {epochs}")
 

@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from compression_adapters.cli_options import (
+    check_options,
+    database_in,
     search_options,
-    show_epoch,
     source_options,
-    to_device,
+    take_source,
 )
 
 if TYPE_CHECKING:
@@ -106,28 +107,16 @@ def stages(
     **options: Any,
 ) -> None:
     """See `_HELP`."""
-    from compression_adapters.sources import open_source
     from compression_adapters.stage_pipeline import Training, compress_source_in_stages
 
-    if out.exists() and not out.is_dir():
-        raise click.UsageError(f"--out {out} is a file, expected a folder")
-    if (
-        sum(options[name] is not None for name in ("gamma", "ratio", "loss_at_most"))
-        > 1
-    ):
-        raise click.UsageError("expected one of --gamma, --ratio and --loss-at-most")
-    test_samples, device = options.pop("test_samples"), options.pop("device")
-    of_source = ("weights", "data", "layers", "num_classes", "image_size")
-    asked = {name: options.pop(name) for name in of_source}
-    options = {name: value for name, value in options.items() if value is not None}
+    check_options(out, options)
     if resume:
-        out.mkdir(parents=True, exist_ok=True)
-        options["db"] = str(out / "search.db")
+        options["db"] = database_in(out)
+    test_samples = options.pop("test_samples")
     try:
-        source = open_source(network, progress=show_epoch, **asked)
-        to_device(source, device)
-        click.echo(f"{source.name}: {source.description}")
         training = Training(epochs, learning_rate, schedule, batch_size)
+        source, _ = take_source(network, options)
+        options = {name: value for name, value in options.items() if value is not None}
         summary = compress_source_in_stages(
             source, out, requests, training, options, test_samples
         )

@@ -8,7 +8,7 @@ import math
 import time
 import warnings
 from collections.abc import Iterator
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -26,21 +26,15 @@ from ax_pac import (
 )
 from compression_adapters.ax_space import range_parameters
 from compression_adapters.problem import CompressionProblem
-from compression_adapters.ranks import bin_edges, parameterization_from_ranks
+from compression_adapters.ranks import bin_edges
 from compression_adapters.u_statistics import MeanSEM
 
 StopReason = Literal["certified", "max_trials", "interrupted"]
-Start = Literal["auto", "line", "space-filling"]
-"""What is evaluated first, see `attach_line`."""
 
 SAMPLE_SIZE_PROPERTY = "compression_sample_size"
 """Where an experiment keeps how its number of samples was chosen, see `SampleSize`."""
 _METRICS = ("objective", "loss", "compression_ratio")
 _MAX_CONSECUTIVE_FAILURES = 3
-# Coordinates of all layers at once; the dense network last, whose SEM of exactly zero
-# takes its floor from those before it.
-_LINE = (0.7, 0.8, 0.9, 1.0)
-_DEEP = 4
 
 
 class EvaluationError(RuntimeError):
@@ -291,68 +285,6 @@ def configure_client(client: Client, problem: CompressionProblem, name: str) -> 
     sign = "-" if problem.minimize else ""
     client.configure_optimization(objective=f"{sign}objective")
     client.configure_tracking_metrics(["loss", "compression_ratio"])
-
-
-def begins_on_line(
-    start: Start, problem: CompressionProblem, workers: int | None
-) -> bool:
-    """Say whether a search begins with the networks of `attach_line`.
-
-    Args:
-        start: `"auto"` for: from four coordinates on, where evaluations are made one
-            after the other.
-        problem: The problem.
-        workers: Of Ray, or None.
-
-    Raises:
-        ValueError: for another start, or a line on workers.
-    """
-    known = get_args(Start)
-    if start not in known or (start == "line" and workers is not None):
-        raise ValueError(
-            f"start must be one of {', '.join(known)}, and 'line' goes without "
-            f"workers; got {start!r} and workers={workers}."
-        )
-    deep = len(problem.parameters) >= _DEEP
-    return start == "line" or (start == "auto" and deep and workers is None)
-
-
-def attach_line(client: Client, problem: CompressionProblem, *, most: int) -> None:
-    """Ask for networks whose layers are all cut alike, before anything else.
-
-    In a deep network a random point has some layer cut to almost nothing, and so have
-    all points of a space-filling design: none of them says what a useful network costs.
-    On the diagonal of the cube there is one. Measured on ResNet18 with eight layers:
-    certificates after 36 evaluations in place of 150 (docs/benchmarks/networks.md).
-
-    Args:
-        client: Without trials; those of the line are running afterwards.
-        problem: The problem.
-        most: How many.
-
-    """
-    for point in line_points(problem)[:most]:
-        client.attach_trial(dict(point))
-
-
-def line_points(problem: CompressionProblem) -> list[dict[str, float]]:
-    """Return the networks whose layers are all cut alike, as `attach_line` asks.
-
-    Args:
-        problem: The problem.
-
-    Returns:
-        Values of every coordinate, in [0, 1]; at most four points, none twice.
-
-    Source: not in Ma et al. 2019.
-    """
-    points: list[dict[str, float]] = []
-    for u in _LINE:
-        ranks = problem.ranks({parameter.name: u for parameter in problem.parameters})
-        point = parameterization_from_ranks(ranks, problem.parameters)
-        if point not in points:
-            points.append(point)
-    return points
 
 
 def reweighted_client(client: Client, problem: CompressionProblem) -> Client:

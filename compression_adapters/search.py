@@ -20,9 +20,6 @@ from ax_pac import (
 from compression_adapters.choices import Choose, Selectors, choose_low_rank
 from compression_adapters.loop import (
     EvaluationError,
-    Start,
-    attach_line,
-    begins_on_line,
     check_same_space,
     fresh_seed,
     new_client,
@@ -48,6 +45,7 @@ from compression_adapters.sample_size import (
     recorded_sample_size,
     search_auto,
 )
+from compression_adapters.starts import Start, attach_line, begins_on_line
 from compression_adapters.stored_search import DEFAULT_NAME, open_search
 
 __all__ = ["CompressionResult", "EvaluationError", "compress", "search_problem"]

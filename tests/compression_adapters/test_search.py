@@ -15,18 +15,14 @@ from compression_adapters import (
     compression_ratio,
     squared_l2,
 )
-from compression_adapters.loop import (
-    attach_line,
-    begins_on_line,
-    new_client,
-    trial_seed,
-)
+from compression_adapters.loop import new_client, trial_seed
 from compression_adapters.ranks import parameterization_from_ranks
 from compression_adapters.search import (
     CompressionResult,
     EvaluationError,
     compress,
 )
+from compression_adapters.starts import attach_line, begins_on_line
 from tests.networks import labels, pool, small_network
 
 SETTINGS = {"gamma": 0.5, "delta": 0.2, "epsilon": 0.05, "progress": False}
