@@ -47,14 +47,15 @@ def attach_line(client: Client, problem: CompressionProblem, *, most: int) -> No
 
     In a deep network a random point has some layer cut to almost nothing, and so have
     all points of a space-filling design: none of them says what a useful network costs.
-    On the diagonal of the cube there is one. Measured on ResNet18 with eight layers:
-    certificates after 36 evaluations in place of 150 (docs/benchmarks/networks.md).
+    On the diagonal of the cube there is one. Measured on ResNet18 with eight layers
+    (docs/benchmarks/networks.md): at gamma = 2 searches are certified that were not
+    before, at .15 after 80 evaluations in place of 130, and at .02 no sooner, but with
+    a lower objective.
 
     Args:
         client: Without trials; those of the line are running afterwards.
         problem: The problem.
         most: How many.
-
     """
     for point in line_points(problem)[:most]:
         client.attach_trial(dict(point))
