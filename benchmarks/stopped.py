@@ -10,8 +10,8 @@ from ax_pac import PACAcquisition
 from ax_pac.challenger import find_challenger
 from ax_pac.function_draws import DifferenceProblem, draw_failures
 from ax_pac.hyperparameter_posterior import (
+    HyperparameterChains,
     HyperparameterSample,
-    sample_hyperparameters,
 )
 from ax_pac.joint import filled_in
 
@@ -60,24 +60,19 @@ def failure_when_stopped(
         model, acquisition.incumbent, candidates, delta, 1.0, bounds
     )
     kernel = model.covar_module
-    sample = sample_hyperparameters(
+    chains = HyperparameterChains(
         problem.Z,
         problem.Y,
         problem.noise,
-        num_samples=4 * _NUM_DRAWS,
         generator=rng,
         initial=(
             kernel.base_kernel.lengthscale.detach().reshape(-1),
             float(kernel.outputscale.detach()),
         ),
     )
+    chains.extend(4 * _NUM_DRAWS)
     # The first are still on their way to the posterior.
-    later = HyperparameterSample(
-        sample.lengthscale[3 * _NUM_DRAWS :],
-        sample.outputscale[3 * _NUM_DRAWS :],
-        sample.effective_sample_size,
-        sample.r_hat,
-    )
+    later = chains.sample(first=3 * _NUM_DRAWS)
     failures = {"averaged": _mean_failure(problem, later, rng)}
     if true is not None:
         lengthscale, outputscale = true

@@ -144,9 +144,9 @@ def compress(
         raise click.UsageError(
             "expected --workers or a database (--db, --resume); got both"
         )
-    if not any(options[name] is not None for name in TARGETS) and network in PRESETS:
-        options["gamma"] = PRESETS[network].gamma
-    if not any(options[name] is not None for name in TARGETS):
+    if all(options[name] is None for name in TARGETS):
+        options["gamma"] = PRESETS[network].gamma if network in PRESETS else None
+    if all(options[name] is None for name in TARGETS):
         raise click.UsageError(
             f"{network} has no default weight of the loss: pass --gamma, or --ratio or "
             "--loss-at-most in its place. Start where gamma times the mean squared "
