@@ -16,6 +16,9 @@ from typing import Any
 ROOT = Path(__file__).parents[1]
 FOLDER = ROOT / "docs" / "benchmarks"
 
+# Bytes after which a file is full: a repository wants no large ones.
+_FULL = 700_000
+
 _PACKAGES = ("ax-platform", "botorch", "gpytorch", "torch", "numpy", "scipy")
 
 
@@ -46,15 +49,25 @@ class Trace:
 
 
 def trace_file(benchmark: str, folder: Path = FOLDER) -> Path:
+    """Where runs are appended."""
     return folder / "traces" / f"{benchmark}.jsonl"
+
+
+def full_files(benchmark: str, folder: Path = FOLDER) -> list[Path]:
+    """Files that are full and no longer appended to, oldest first."""
+    paths = (folder / "traces").glob(f"{benchmark}.*.jsonl")
+    return sorted(paths, key=lambda path: int(path.suffixes[-2][1:]))
 
 
 def read_traces(benchmark: str, folder: Path = FOLDER) -> list[Trace]:
     """Read every completed run; a line cut off by a kill is not one."""
-    path = trace_file(benchmark, folder)
-    if not path.is_file():
-        return []
-    return [Trace(**fields) for fields in _complete_lines(path)]
+    paths = [*full_files(benchmark, folder), trace_file(benchmark, folder)]
+    return [
+        Trace(**fields)
+        for path in paths
+        if path.is_file()
+        for fields in _complete_lines(path)
+    ]
 
 
 def _complete_lines(path: Path) -> Iterator[dict[str, Any]]:
@@ -72,6 +85,9 @@ def append_trace(trace: Trace, folder: Path = FOLDER) -> None:
         whole = content.rfind(b"\n") + 1
         if whole < len(content):
             os.truncate(path, whole)
+        if whole >= _FULL:
+            number = len(full_files(trace.benchmark, folder)) + 1
+            path.rename(path.with_suffix(f".{number}.jsonl"))
     with path.open("a", encoding="utf-8") as file:
         file.write(json.dumps(asdict(trace), allow_nan=False) + "\n")
 

@@ -1,5 +1,9 @@
 from __future__ import annotations
 
+import json
+from dataclasses import asdict
+
+from benchmarks import traces
 from benchmarks.traces import (
     Trace,
     append_trace,
@@ -39,6 +43,15 @@ def test_a_line_cut_off_by_a_kill_is_dropped_and_overwritten(tmp_path):
     assert read_traces("toy", tmp_path) == [trace(0)]
     append_trace(trace(1), tmp_path)
     assert read_traces("toy", tmp_path) == [trace(0), trace(1)]
+
+
+def test_full_files_are_put_aside_and_read_in_order(tmp_path, monkeypatch):
+    monkeypatch.setattr(traces, "_FULL", len(json.dumps(asdict(trace(0)))))
+    for seed in range(12):
+        append_trace(trace(seed), tmp_path)
+    append_trace(Trace("toy_other", {}, 0, {}, []), tmp_path)
+    assert len(traces.full_files("toy", tmp_path)) == 11
+    assert read_traces("toy", tmp_path) == [trace(seed) for seed in range(12)]
 
 
 def test_provenance_names_versions_and_threads():
