@@ -8,6 +8,7 @@ import os
 import signal
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -63,7 +64,11 @@ def run(seed: int, settings: dict[str, Any]) -> Trace:
 
 
 def killed_search(
-    folder: Path, seed: int, settings: dict[str, Any], *, kill_at_write: int = 0
+    folder: Path,
+    seed: int,
+    settings: dict[str, Any],
+    *,
+    kill_at_writes: Sequence[int] = (),
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """Run a search twice, once left alone and once killed, each in own processes.
 
@@ -73,8 +78,9 @@ def killed_search(
         folder: An empty folder.
         seed: Of the search and of the moments.
         settings: Of the search.
-        kill_at_write: Kill the first process at its n-th statement that writes, in
-            place of all kills at random moments.
+        kill_at_writes: Kill the first processes, in place of random moments, at these
+            statements that write (one number a process, its first write is 1): kills
+            that do not depend on how fast the machine is.
 
     Returns:
         What differs, and one row a kill.
@@ -92,10 +98,10 @@ def killed_search(
     broken: list[str] = []
     while True:
         before, evaluated_before = stored_trials(killed), _evaluated(killed)
-        at_write = kill_at_write if not kills else 0
+        at_write = dict(enumerate(kill_at_writes)).get(len(kills), 0)
         process = _start(killed, seed, settings, at_write)
         moment = None
-        if not kill_at_write and len(kills) < _MOST_KILLS:
+        if not kill_at_writes and len(kills) < _MOST_KILLS:
             moment = float(rng.uniform(0.0, duration))
         ended = _wait(process, moment)
         again = _evaluated(killed)[len(evaluated_before) :]

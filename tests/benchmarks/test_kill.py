@@ -23,21 +23,23 @@ from benchmarks import kill
 
 torch.set_num_threads(1)
 logging.getLogger("ax").setLevel(logging.ERROR)
-folder, runs, write = pathlib.Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
+folder, runs = pathlib.Path(sys.argv[1]), int(sys.argv[2])
+writes = [int(write) for write in sys.argv[3:]]
 outcomes = []
 for seed in range(runs):
     (folder / str(seed)).mkdir()
     result, kills = kill.killed_search(
-        folder / str(seed), seed, kill._SETTINGS, kill_at_write=write
+        folder / str(seed), seed, kill._SETTINGS, kill_at_writes=writes
     )
     outcomes.append([result["broken"], len(kills), result["holds"]])
 print(json.dumps(outcomes))
 """
 
 
-def killed(folder: Path, runs: int, write: int = 0) -> list:
+def killed(folder: Path, runs: int, *writes: int) -> list:
+    arguments = [folder, *map(str, (runs, *writes))]
     done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", KILL, folder, str(runs), str(write)],
+        [sys.executable, "-W", "ignore", "-c", KILL, *arguments],
         cwd=ROOT,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         capture_output=True,
@@ -49,9 +51,10 @@ def killed(folder: Path, runs: int, write: int = 0) -> list:
 
 
 def test_a_killed_search_comes_to_the_same_and_repeats_nothing(tmp_path):
-    ((broken, kills, holds),) = killed(tmp_path, 1)
+    writes = (40, 30, 20, 10)
+    ((broken, kills, holds),) = killed(tmp_path, 1, *writes)
     assert broken == []
-    assert kills >= 3
+    assert kills == len(writes)
     assert holds
 
 
