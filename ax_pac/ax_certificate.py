@@ -13,15 +13,31 @@ from ax.adapter.base import Adapter
 from ax.core.experiment import Experiment
 from ax.core.observation import ObservationFeatures
 from ax.generation_strategy.generation_node import GenerationNode
+from botorch.models.model import Model
 
+from ax_pac.ax_acquisition import let_wait
 from ax_pac.ax_cells import CanonicalPoints
-from ax_pac.records import CertificateSettings, find_record, keep_record
+from ax_pac.records import (
+    CertificateSettings,
+    certificate_records,
+    data_key,
+    find_record,
+    keep_record,
+)
 
 # Which PAC node searches an experiment, by the experiment's `id` (Ax's experiments have
 # no hash). Whoever asks the node's question about its experiment shares its fit.
 _SEARCHING: weakref.WeakValueDictionary[int, GenerationNode] = (
     weakref.WeakValueDictionary()
 )
+
+# Models whose search left its check out, with the digest of the data.
+_LEFT_OUT: weakref.WeakKeyDictionary[Model, str] = weakref.WeakKeyDictionary()
+
+# Observations between two checks of a search that draw at level `marginal`: at least,
+# and as a share (one in so many) of those at the first.
+_FEWEST_BETWEEN = 2
+_SHARE_BETWEEN = 16
 
 
 def remember_search(experiment: Experiment, node: GenerationNode) -> None:
@@ -54,10 +70,61 @@ def certify_at(
         node._fit(experiment=experiment)
         seconds = time.perf_counter() - start
         adapter = node.generator_spec.fitted_adapter
+        let_wait(adapter.botorch_model, 0)
         record = certify_adapter(
             experiment, data, adapter, settings, fit_seconds=seconds
         )
     return record
+
+
+def next_check(
+    experiment: Experiment, data: pd.DataFrame, settings: CertificateSettings
+) -> int:
+    """Return the number of observations before which a search asks for no certificate.
+
+    Draws at level `marginal` that did not certify are not soon followed by such that
+    do, and cost as much as several proposals. Checks that are left out weaken nothing:
+    what one may spend depends on the number of observations alone.
+
+    Args:
+        experiment: The experiment that is searched.
+        data: What `observed_data` returned for it.
+        settings: What the search asks.
+
+    Returns:
+        The number, at most that of the observations if the search is to ask now.
+    """
+    if settings.level != "marginal" or find_record(experiment, data, settings):
+        return 0
+    for record in reversed(certificate_records(experiment)):
+        was_drawn = record["num_draws"] and record["effective_sample_size"]
+        number = int(record["num_observations"])
+        if was_drawn and settings.asks_the_same_as(record["settings"]):
+            between = max(_FEWEST_BETWEEN, number // _SHARE_BETWEEN)
+            return number + between if number < len(data) else 0
+    return 0
+
+
+def leave_out(
+    node: GenerationNode, experiment: Experiment, data: pd.DataFrame, wait_until: int
+) -> None:
+    """Have a PAC node propose without the certificate that is left out.
+
+    Args:
+        node: A PAC node.
+        experiment: The experiment that it searches.
+        data: What `observed_data` returned for it.
+        wait_until: What `next_check` returned for it.
+    """
+    key = data_key(data)
+    adapter = node.generator_spec._fitted_adapter
+    # Ax asks several times a trial, and transforms all data before it sees that it has
+    # fitted them.
+    if adapter is None or _LEFT_OUT.get(adapter.botorch_model) != key:
+        node._fit(experiment=experiment)
+        model = node.generator_spec.fitted_adapter.botorch_model
+        let_wait(model, wait_until)
+        _LEFT_OUT[model] = key
 
 
 def searching_node(

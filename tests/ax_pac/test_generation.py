@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 
 import pytest
 from ax.api.client import Client
@@ -13,6 +14,7 @@ import ax_pac.ax_acquisition
 from ax_pac import (
     certificate_history,
     certificate_records,
+    certify_experiment,
     incumbent_arm,
     latest_certificate,
     pac_generation_strategy,
@@ -71,9 +73,9 @@ def test_each_certificate_is_computed_once(monkeypatch):
     calls = []
     certify = ax_pac.ax_acquisition.certify
 
-    def counted(*arguments, **settings):
-        calls.append(1)
-        return certify(*arguments, **settings)
+    def counted(model, *arguments, **settings):
+        calls.append(len(model.train_targets))
+        return certify(model, *arguments, **settings)
 
     monkeypatch.setattr(ax_pac.ax_acquisition, "certify", counted)
     client = new_client()
@@ -82,10 +84,44 @@ def test_each_certificate_is_computed_once(monkeypatch):
         with pytest.raises(OptimizationComplete):
             client.get_next_trials(max_trials=1)
     history = certificate_history(client)
-    assert len(calls) == len(history)
+    # Some are left out of the history: they only propose.
+    assert calls == list(range(5, calls[-1] + 1))
+    assert set(history["num_trials"]) < set(calls)
     assert history["num_trials"].is_unique
     assert history["num_trials"].is_monotonic_increasing
     assert list(history["holds"]) == [False] * (len(history) - 1) + [True]
+
+
+def test_draws_that_did_not_certify_are_not_repeated_at_the_next_observation():
+    client = new_client(delta=0.02)
+    run(client)
+    records = certificate_records(experiment_of(client))
+    drawn = [r["num_observations"] for r in records if r["effective_sample_size"]]
+    assert len(drawn) >= 3
+    assert all(later - earlier >= 2 for earlier, later in pairwise(drawn))
+    assert records[-1]["holds"]
+
+
+def test_whoever_asks_for_a_certificate_that_the_search_leaves_out_gets_it():
+    client = new_client(delta=0.02)
+    while True:
+        run(client, max_trials=1)
+        experiment = experiment_of(client)
+        record, number = certificate_records(experiment)[-1:], len(experiment.trials)
+        if (
+            record
+            and record[0]["effective_sample_size"]
+            and number > record[0]["num_observations"]
+        ):
+            break
+    asked = certify_experiment(
+        experiment, delta=0.02, epsilon=SETTINGS["epsilon"], seed=SETTINGS["seed"]
+    )
+    assert asked.num_observations == number
+    assert asked.num_draws > 0
+    # The search goes on as if it had asked itself.
+    run(client, max_trials=1)
+    assert certificate_records(experiment)[-1]["num_observations"] == number
 
 
 def test_same_seed_proposes_the_same_points_and_another_seed_others():
