@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import warnings
 import weakref
@@ -72,7 +73,7 @@ class CertifyingAcquisition(Acquisition):
     botorch_acqf_classes_with_options: list[tuple[type[Any], dict[str, Any]]]
     X_pending: Tensor | None
 
-    @property
+    @functools.cached_property
     def settings(self) -> CertificateSettings:
         """What is asked of the certificate."""
         names = CertificateSettings.__dataclass_fields__

@@ -17,6 +17,7 @@ from botorch.models.model import Model
 
 from ax_pac.ax_acquisition import let_wait
 from ax_pac.ax_cells import CanonicalPoints
+from ax_pac.ax_fit import fit_node
 from ax_pac.records import (
     CertificateSettings,
     certificate_records,
@@ -67,9 +68,8 @@ def certify_at(
     record = find_record(experiment, data, settings)
     if record is None:
         start = time.perf_counter()
-        node._fit(experiment=experiment)
+        adapter = fit_node(node, experiment)
         seconds = time.perf_counter() - start
-        adapter = node.generator_spec.fitted_adapter
         let_wait(adapter.botorch_model, 0)
         record = certify_adapter(
             experiment, data, adapter, settings, fit_seconds=seconds
@@ -121,8 +121,7 @@ def leave_out(
     # Ax asks several times a trial, and transforms all data before it sees that it has
     # fitted them.
     if adapter is None or _LEFT_OUT.get(adapter.botorch_model) != key:
-        node._fit(experiment=experiment)
-        model = node.generator_spec.fitted_adapter.botorch_model
+        model = fit_node(node, experiment).botorch_model
         let_wait(model, wait_until)
         _LEFT_OUT[model] = key
 

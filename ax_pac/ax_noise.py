@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
+import numpy as np
 import pandas as pd
 from ax.adapter.transforms.base import Transform
 from ax.core.data_utils import ExperimentData
@@ -15,8 +18,8 @@ class SmoothedNoise(Transform):
     A transform, because Ax gives the transformed data to the model and to nothing else:
     proposals and certificates see the same noise, and the experiment keeps every
     standard error as it was reported. Last in the list, so that coordinates are
-    numbers by then. A metric with a missing standard error is left alone. Its
-    configuration has one entry, `num_samples`.
+    numbers by then. A metric with a missing standard error is left alone, and so are
+    those that no model is fitted to. Its configuration has one entry, `num_samples`.
 
     Checked on Ax 1.3.1.
     """
@@ -24,7 +27,7 @@ class SmoothedNoise(Transform):
     def transform_experiment_data(
         self, experiment_data: ExperimentData
     ) -> ExperimentData:
-        """Smooth each metric's standard errors over all its trials.
+        """Smooth each modelled metric's standard errors over all its trials.
 
         Args:
             experiment_data: Ax's data; not modified.
@@ -34,7 +37,7 @@ class SmoothedNoise(Transform):
         """
         observations = experiment_data.observation_data.copy()
         arms = experiment_data.arm_data.drop(columns="metadata", errors="ignore")
-        for metric in experiment_data.metric_signatures:
+        for metric in self._modelled(experiment_data.metric_signatures):
             rows = observations["mean", metric].notna()
             sem = observations.loc[rows, ("sem", metric)].astype(float)
             if sem.empty or sem.isna().any():
@@ -43,9 +46,11 @@ class SmoothedNoise(Transform):
             trials = observations.index[rows].droplevel(
                 list(range(2, observations.index.nlevels))
             )
-            X = arms.loc[trials].apply(pd.to_numeric, errors="coerce").fillna(0.0)
+            X = arms.loc[trials]
+            if not all(map(pd.api.types.is_float_dtype, X.dtypes)):
+                X = X.apply(pd.to_numeric, errors="coerce")
             observations.loc[rows, ("sem", metric)] = smoothed_sems(
-                X.to_numpy(dtype=float),
+                np.nan_to_num(X.to_numpy(dtype=float)),
                 mean.to_numpy(),
                 sem.to_numpy(),
                 num_samples=int(self.config.get("num_samples", DEFAULT_NUM_SAMPLES)),
@@ -53,3 +58,9 @@ class SmoothedNoise(Transform):
         return ExperimentData(
             arm_data=experiment_data.arm_data, observation_data=observations
         )
+
+    def _modelled(self, metrics: Iterable[str]) -> list[str]:
+        """Those of some metrics that a model is fitted to; all if that is not known."""
+        metrics = sorted(metrics)
+        outcomes = [] if self.adapter is None else self.adapter.outcomes
+        return [metric for metric in metrics if metric in outcomes] or metrics

@@ -11,7 +11,7 @@ from ax.core.observation import ObservationFeatures
 from botorch.models.model import Model
 from torch import Tensor
 
-from ax_pac.records import unevaluated_arms
+from ax_pac.observations import unevaluated_arms
 
 _POINTS: weakref.WeakKeyDictionary[Model, Tensor] = weakref.WeakKeyDictionary()
 

@@ -24,7 +24,8 @@ from ax_pac.analysis import (
     plot_times,
     time_table,
 )
-from ax_pac.records import certificate_records, observed_data
+from ax_pac.observations import observed_data
+from ax_pac.records import certificate_records
 
 # A card has its own title, and a notebook cell no room for a legend at the side.
 _LAYOUT = {

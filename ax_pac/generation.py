@@ -38,10 +38,10 @@ from ax_pac.hyperparameters import (
     outputscale_constraint,
 )
 from ax_pac.noise import DEFAULT_NUM_SAMPLES
+from ax_pac.observations import observed_data
 from ax_pac.records import (
     DEFAULT_NOISE,
     CertificateSettings,
-    observed_data,
 )
 from ax_pac.verdict import DEFAULT_LEVEL, PACCertificate
 

@@ -25,12 +25,12 @@ from ax_pac.ax_certificate import (
 from ax_pac.cells import CellEdges, frozen_edges
 from ax_pac.generation import generator_kwargs, has_initial_trials
 from ax_pac.noise import DEFAULT_NUM_SAMPLES
+from ax_pac.observations import observed_data
 from ax_pac.records import (
     DEFAULT_NOISE,
     CertificateSettings,
     certificate_records,
     find_record,
-    observed_data,
 )
 from ax_pac.verdict import DEFAULT_LEVEL, PACCertificate
 

@@ -14,6 +14,7 @@ from benchmarks.report_comparison import render_comparison
 from benchmarks.report_fabolas import render_fabolas
 from benchmarks.report_fitted import (
     render_check_cost,
+    render_check_share,
     render_fitted,
     render_inner_maximum,
 )
@@ -41,6 +42,7 @@ def write_reports(folder: Path = FOLDER) -> list[Path]:
         ("fitted", render_fitted),
         ("inner_maximum", render_inner_maximum),
         ("check_cost", render_check_cost),
+        ("check_share", render_check_share),
         ("overhead", render_overhead),
         ("kill", render_kill),
         ("storage_cost", render_storage_cost),

@@ -52,7 +52,7 @@ def _groups(traces: Iterable[Trace]) -> list[tuple[dict[str, Any], list[Trace]]]
         (dict(sorted(group[0].settings.items())), group)
         for group in by_settings(traces)
     ]
-    return sorted(groups, key=lambda g: (g[0]["d"], str(g[0].get("function"))))
+    return sorted(groups, key=lambda g: (g[0].get("d", 0), str(g[0].get("function"))))
 
 
 def _fitted_section(settings: dict[str, Any], traces: Sequence[Trace]) -> list[str]:
@@ -165,4 +165,33 @@ def render_check_cost(traces: Sequence[Trace]) -> str:
                     f"{np.median(seconds):.2f} ({min(seconds):.2f}-{max(seconds):.2f}) "
                     f"| {draws:.0f} |"
                 )
+    return "\n".join([*lines, ""])
+
+
+def render_check_share(traces: Sequence[Trace]) -> str:
+    """One row for each setting; medians of the runs, each a pair of searches."""
+    lines = [
+        "# What asking for a certificate adds to a trial",
+        "",
+        "Two searches of one network by turns, on one core: one asks for a certificate "
+        "before every proposal and never gets past the pairwise filter, the other "
+        "never asks. CPU seconds of a trial (proposal and evaluation), medians.",
+        "",
+        "| network | trials | runs | asks | never asks | of it, evaluation | "
+        "share that asking adds, median (range) |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for settings, group in _groups(traces):
+        results = [trace.result for trace in group]
+        asks, never, evaluate = (
+            f"{np.median([result[name] for result in results]):.3f}"
+            for name in ("asks", "never_asks", "evaluate")
+        )
+        shares = [result["share"] for result in results]
+        cells = [
+            *(settings["network"], str(settings["trials"]), str(len(group))),
+            *(asks, never, evaluate),
+            f"{np.median(shares):.1%} ({min(shares):.1%} to {max(shares):.1%})",
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
     return "\n".join([*lines, ""])

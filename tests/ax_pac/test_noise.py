@@ -16,7 +16,8 @@ from ax_pac import (
 from ax_pac.ax_noise import SmoothedNoise
 from ax_pac.generation import generator_kwargs
 from ax_pac.noise import MIN_TRIALS
-from ax_pac.records import CertificateSettings, certificate_records, observed_data
+from ax_pac.observations import observed_data
+from ax_pac.records import CertificateSettings, certificate_records
 from tests.ax_loops import experiment_of, new_client, run
 
 

@@ -8,7 +8,7 @@ import warnings
 import pytest
 
 from ax_pac import certificate_records, certify_experiment, latest_certificate
-from ax_pac.records import observed_data, unevaluated_arms
+from ax_pac.observations import observed_data, unevaluated_arms
 from tests.ax_loops import SEM, experiment_of, new_client, run, squared_distance
 
 EDGES = {"x0": [0.0, 0.1, 0.3, 0.6, 1.0], "x1": [0.0, 0.25, 0.5, 0.75, 1.0]}

@@ -1,0 +1,207 @@
+"""The observations of an experiment that a certificate speaks of, checked."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from typing import Any, NamedTuple
+
+import pandas as pd
+from ax.core.arm import Arm
+from ax.core.data import Data
+from ax.core.experiment import Experiment
+from ax.core.search_space import SearchSpace
+from ax.core.trial_status import TrialStatus
+
+# Ax 1.3.1 fits its models to the data of trials in these states.
+_STATUSES_WITH_DATA = (
+    TrialStatus.COMPLETED,
+    TrialStatus.EARLY_STOPPED,
+    TrialStatus.RUNNING,
+)
+
+
+def observed_data(experiment: Experiment) -> pd.DataFrame:
+    """Return the objective's observations that the surrogate is fitted to.
+
+    Args:
+        experiment: An Ax experiment with one objective.
+
+    Returns:
+        Columns `trial_index, arm_name, mean, sem`, sorted. A NaN mean is no
+        observation, nor is a point outside the search space, of which a warning tells
+        (Ax drops both).
+
+    Raises:
+        ValueError: For several objectives or outcome constraints, for an infinite mean,
+            and for a missing, infinite or negative standard error, naming the trial.
+            Ax would ignore the first two and quietly guess the noise for the last.
+    """
+    global _latest
+    source = Source.of(experiment)
+    if _latest is None or not source.is_same(_latest[0]):
+        _latest = source, _observations(experiment, source)
+    return _latest[1].copy()
+
+
+class Source(NamedTuple):
+    """What observations are read from.
+
+    Args:
+        data: All data. Ax replaces it when some are attached, it never edits it.
+        space: The search space.
+        statuses: Status of each trial by its index.
+        metric: Name of the objective's metric.
+    """
+
+    data: Data
+    space: SearchSpace
+    statuses: dict[int, TrialStatus]
+    metric: str
+
+    @classmethod
+    def of(cls, experiment: Experiment) -> Source:
+        """Take an experiment's; raises as `objective_metric` does."""
+        return cls(
+            experiment.lookup_data(),
+            experiment.search_space,
+            {index: trial.status for index, trial in experiment.trials.items()},
+            objective_metric(experiment),
+        )
+
+    def is_same(self, other: Source) -> bool:
+        """Whether observations read from the two are the same."""
+        same_objects = self.data is other.data and self.space is other.space
+        return same_objects and self[2:] == other[2:]
+
+
+# What was read last: Ax asks several times a trial.
+_latest: tuple[Source, pd.DataFrame] | None = None
+
+
+def _observations(experiment: Experiment, source: Source) -> pd.DataFrame:
+    """Read one metric's observations, checked."""
+    data, statuses, metric = source.data.df, source.statuses, source.metric
+    columns = ["trial_index", "arm_name", "mean", "sem"]
+    if data.empty:
+        return pd.DataFrame(columns=columns)
+    usable = data["trial_index"].map(lambda i: statuses[i] in _STATUSES_WITH_DATA)
+    rows = data.loc[usable & (data["metric_name"] == metric), columns]
+    rows = rows[~rows["arm_name"].isin(_outside(experiment, set(rows["arm_name"])))]
+    rows = rows.sort_values(columns[:2], kind="stable").dropna(subset=["mean"])
+    for row in rows.to_dict("records"):
+        _check_observation(metric, row["trial_index"], row["mean"], row["sem"])
+    return rows.reset_index(drop=True)
+
+
+def _outside(experiment: Experiment, names: set[str]) -> set[str]:
+    """Name the arms outside the search space, with a warning."""
+    space = experiment.search_space
+    outside = {
+        name
+        for name in names
+        if not space.check_membership(experiment.arms_by_name[name].parameters)
+    }
+    if outside:
+        trials = sorted(
+            index
+            for index, trial in experiment.trials.items()
+            if any(arm.name in outside for arm in trial.arms)
+        )
+        warnings.warn(
+            f"trials {trials} lie outside the search space and count for nothing: "
+            "neither model nor certificate uses them. Attach points within the bounds, "
+            "or set up an experiment with wider ones.",
+            stacklevel=2,
+        )
+    return outside
+
+
+def unevaluated_arms(
+    experiment: Experiment, data: pd.DataFrame | None = None
+) -> list[Arm]:
+    """Return the arms that were tried and are not to be proposed again for now.
+
+    An arm without any observation one of whose trials has ended, be it failed,
+    abandoned, or completed without data; and an arm that has one, if its trial was the
+    last to end and brought none, until another trial brings one.
+
+    Args:
+        experiment: An experiment with one objective.
+        data: What `observed_data` returns for it; None calls it.
+
+    Returns:
+        Each once, in the order of their trials; only such as lie in the search space.
+
+    Raises:
+        ValueError: see `observed_data`.
+    """
+    if data is None:
+        data = observed_data(experiment)
+    seen = set(zip(data["trial_index"], data["arm_name"], strict=True))
+    names = set(data["arm_name"])
+    last = int(data["trial_index"].max()) if len(data) else -1
+    arms: dict[str, Arm] = {}
+    for index, trial in experiment.trials.items():
+        if not trial.status.is_terminal:
+            continue
+        for arm in trial.arms:
+            if (index, arm.name) in seen or (arm.name in names and index < last):
+                continue
+            if experiment.search_space.check_membership(arm.parameters):
+                arms[arm.name] = arm
+    return list(arms.values())
+
+
+def objective_metric(experiment: Experiment) -> str:
+    """Return the name of the one metric that is optimised.
+
+    Raises:
+        ValueError: When there is no objective, more than one, or an outcome constraint.
+    """
+    config = experiment.optimization_config
+    if config is None:
+        raise ValueError(
+            "the experiment has no objective yet: call configure_optimization first"
+        )
+    if config.is_moo_problem:
+        raise ValueError(
+            "several objectives are not supported: a PAC certificate speaks of one. "
+            "Scalarise them into one metric."
+        )
+    if config.outcome_constraints:
+        raise ValueError(
+            "outcome constraints are not supported: the certificate would ignore "
+            f"{[str(c) for c in config.outcome_constraints]}. Fold them into the "
+            "objective as a penalty."
+        )
+    names = config.objective.metric_names
+    if len(names) != 1:
+        raise ValueError(
+            f"the objective combines {len(names)} metrics, {names}; report their "
+            "combination as one metric with its own SEM."
+        )
+    return str(names[0])
+
+
+def _check_observation(metric: str, trial_index: int, mean: Any, sem: Any) -> None:
+    """Refuse one observation that the surrogate could only misread."""
+    where = f"trial {trial_index}, metric {metric!r}"
+    remedy = (
+        f"Attach it again with client.attach_data({trial_index}, "
+        f"{{{metric!r}: (mean, sem)}}); the trial is not lost."
+    )
+    if math.isinf(mean):
+        raise ValueError(
+            f"{where}: the mean is {mean}, expected a finite one. {remedy}"
+        )
+    if sem is None or math.isnan(sem):
+        raise ValueError(
+            f"{where}: the standard error of the mean is missing. Without it the noise "
+            f"would be guessed and the certificate void. {remedy}"
+        )
+    if math.isinf(sem) or sem < 0:
+        raise ValueError(
+            f"{where}: the standard error of the mean is {sem}, expected a finite "
+            f"number of at least 0. {remedy}"
+        )
