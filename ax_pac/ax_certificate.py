@@ -77,6 +77,11 @@ def certify_at(
     return record
 
 
+def after_draws(num_observations: int) -> int:
+    """Observations at which a search asks again after draws that did not certify."""
+    return num_observations + max(_FEWEST_BETWEEN, num_observations // _SHARE_BETWEEN)
+
+
 def next_check(
     experiment: Experiment, data: pd.DataFrame, settings: CertificateSettings
 ) -> int:
@@ -100,8 +105,7 @@ def next_check(
         was_drawn = record["num_draws"] and record["effective_sample_size"]
         number = int(record["num_observations"])
         if was_drawn and settings.asks_the_same_as(record["settings"]):
-            between = max(_FEWEST_BETWEEN, number // _SHARE_BETWEEN)
-            return number + between if number < len(data) else 0
+            return after_draws(number) if number < len(data) else 0
     return 0
 
 

@@ -38,7 +38,9 @@ def render_fitted(traces: Sequence[Trace]) -> str:
         "Functions: `set` and `wilson` are GP draws with fixed length scales, `prior` "
         "draws length scales, output scale and mean from the prior that level "
         "`marginal` averages over; the others are test functions, standardised as in "
-        "Wilson 2024 (the Hartmann functions raw).",
+        "Wilson 2024 (the Hartmann functions raw). A check is made after every "
+        "evaluation, the severest test; with `waits = True` only when a search would "
+        "make one.",
         "",
     ]
     for settings, group in _groups(traces):

@@ -103,7 +103,8 @@ def test_pages_have_one_row_a_level_and_dimension(trace, monkeypatch):
 
 
 def test_plans_name_every_setting_that_was_asked_for():
-    assert len(fitted.plan(None, d=2, function="set")) == 100
+    assert len(fitted.plan(None, d=2, function="set")) == 124
+    assert len(fitted.plan(None, d=2, waits=True)) == 24
     assert len(inner_maximum.plan(2, d=4)) == 2
     assert all(fitted.minutes(job) > 0 for job in fitted.plan(1))
     with pytest.raises(ValueError, match="unknown settings"):
