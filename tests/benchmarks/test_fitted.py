@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from benchmarks import check_cost, fitted, inner_maximum
+from benchmarks import check_cost, check_share, fitted, inner_maximum
 from benchmarks.functions import (
     TEST_FUNCTIONS,
     draw_from_prior,
@@ -15,6 +15,7 @@ from benchmarks.functions import (
 from benchmarks.report_fitted import (
     _mean,
     render_check_cost,
+    render_check_share,
     render_fitted,
     render_inner_maximum,
 )
@@ -100,6 +101,18 @@ def test_pages_have_one_row_a_level_and_dimension(trace, monkeypatch):
     assert "| 2 | 2 | 0 of " in page
     page = render_check_cost([check_cost.run(0, {"d": 2, "n": 20})])
     assert "| 2 | 20 | marginal |" in page
+
+
+@pytest.mark.data
+def test_the_page_has_the_share_that_asking_adds(monkeypatch):
+    try:
+        small = check_share.cifar10(train=False, num_images=100)
+    except FileNotFoundError as error:
+        pytest.skip(str(error))
+    monkeypatch.setattr(check_share, "cifar10", lambda train: small)
+    trace = check_share.run(0, {**check_share._ROW, "trials": 14})
+    assert 0.0 < trace.result["evaluate"] < trace.result["asks"]
+    assert "| resnet18 | 14 | 1 |" in render_check_share([trace])
 
 
 def test_plans_name_every_setting_that_was_asked_for():
