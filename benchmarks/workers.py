@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
+import threading
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -33,8 +35,21 @@ def completed_runs(
             pool.shutdown(wait=False, cancel_futures=True)
 
 
+def _end_with_parent() -> None:
+    """Wait for the end of the process that hands out the runs, and end too.
+
+    Nobody would read what a worker goes on computing, and it would slow down whatever
+    is measured next.
+    """
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
+
+
 def _start(threads: int) -> None:
     """Set a worker up: its threads, and silence about other people's packages."""
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     torch.set_num_threads(threads)
     provenance(threads)
     warnings.simplefilter("ignore", FutureWarning)
