@@ -35,10 +35,10 @@ _SEARCHING: weakref.WeakValueDictionary[int, GenerationNode] = (
 # Models whose search left its check out, with the digest of the data.
 _LEFT_OUT: weakref.WeakKeyDictionary[Model, str] = weakref.WeakKeyDictionary()
 
-# Observations between two checks of a search that draw at level `marginal`: at least,
-# and as a share (one in so many) of those at the first.
-_FEWEST_BETWEEN = 2
-_SHARE_BETWEEN = 16
+# Draws at level `marginal` that cost about as much as a proposal and a first look, and
+# the share of the observations (one in so many) that is waited for at most.
+_DRAWS_OF_A_TRIAL = 192
+_LONGEST_WAIT = 8
 
 
 def remember_search(experiment: Experiment, node: GenerationNode) -> None:
@@ -77,9 +77,10 @@ def certify_at(
     return record
 
 
-def after_draws(num_observations: int) -> int:
+def after_draws(num_observations: int, num_draws: int) -> int:
     """Observations at which a search asks again after draws that did not certify."""
-    return num_observations + max(_FEWEST_BETWEEN, num_observations // _SHARE_BETWEEN)
+    wait = min(num_draws // _DRAWS_OF_A_TRIAL, num_observations // _LONGEST_WAIT)
+    return num_observations + 1 + wait
 
 
 def next_check(
@@ -87,9 +88,11 @@ def next_check(
 ) -> int:
     """Return the number of observations before which a search asks for no certificate.
 
-    Draws at level `marginal` that did not certify are not soon followed by such that
-    do, and cost as much as several proposals. Checks that are left out weaken nothing:
-    what one may spend depends on the number of observations alone.
+    A check at level `marginal` that is hopeless ends after few draws. One that only
+    just fails costs as much as several proposals, and is not soon followed by one that
+    holds: as many observations are made first as cost about the same. Checks that are
+    left out weaken nothing: what one may spend depends on the number of observations
+    alone.
 
     Args:
         experiment: The experiment that is searched.
@@ -102,10 +105,11 @@ def next_check(
     if settings.level != "marginal" or find_record(experiment, data, settings):
         return 0
     for record in reversed(certificate_records(experiment)):
-        was_drawn = record["num_draws"] and record["effective_sample_size"]
+        was_drawn = bool(record.get("effective_sample_size"))
         number = int(record["num_observations"])
         if was_drawn and settings.asks_the_same_as(record["settings"]):
-            return after_draws(number) if number < len(data) else 0
+            following = after_draws(number, record["num_draws"])
+            return following if number < len(data) else 0
     return 0
 
 

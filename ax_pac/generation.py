@@ -293,7 +293,7 @@ class CertificateHolds(TransitionCriterion):
     Ax takes a node whose criteria point back to itself for the end of the strategy, on
     every route (`Client`, `run_trials`, `AxClient`, `Orchestrator`), and stores it.
     Pending trials are left aside, so the rule also works while trials run. At level
-    `marginal` a check that failed is followed by some that are left out, see
+    `marginal` a check that only just failed is followed by some that are left out, see
     `next_check`.
 
     Args:

@@ -148,12 +148,13 @@ _PLAN = (
 
 
 def plan(seeds: int | None, **changes: Any) -> list[tuple[dict[str, Any], int]]:
-    """Every setting that agrees with `changes`, its runs in order of the seed.
+    """Every setting that agrees with `changes`, seed by seed.
 
-    `methods` may be a list, separated by commas.
+    Methods are compared by seed, and the speed of a machine drifts with what else it
+    does. `methods` may be a list, separated by commas.
     """
     methods = changes.pop("methods", None)
-    jobs = planned(_PLAN, seeds, changes)
+    jobs = sorted(planned(_PLAN, seeds, changes), key=lambda job: job[1])
     if methods is None:
         return jobs
     wanted = methods.split(",")

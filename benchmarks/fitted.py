@@ -211,7 +211,7 @@ class _Search:
         self.model = fit_model(self.X, self.Y, Yvar)
         certificate = self.certify("marginal")
         if self.waits and certificate.effective_sample_size:
-            self.wait_until = after_draws(self.num_evaluations)
+            self.wait_until = after_draws(self.num_evaluations, certificate.num_draws)
         return certificate
 
     def certify(self, level: str) -> PACCertificate:
