@@ -30,20 +30,12 @@ from ax_pac.verdict import PACCertificate
 # Ax builds a new Acquisition for every call; the certificate belongs to the fitted
 # model, which Ax keeps for as long as the data stay the same.
 _CERTIFICATES: weakref.WeakKeyDictionary[
-    Model, dict[tuple[CertificateSettings, int], PACCertificate]
+    Model, dict[CertificateSettings, PACCertificate]
 ] = weakref.WeakKeyDictionary()
-
-# Models whose search asks for nothing at level `marginal` yet, see `certify`.
-_WAITING: weakref.WeakKeyDictionary[Model, int] = weakref.WeakKeyDictionary()
 
 # Points this close, in length scales of at most the box, are the same thing to the
 # model (correlation 0.998) and one of them is enough while it is under evaluation.
 _SAME_DISTANCE = 0.05
-
-
-def let_wait(model: Model, wait_until: int) -> None:
-    """Have the certificate of a model's data wait, see `certify`; 0 for not."""
-    _WAITING[model] = wait_until
 
 
 class CertifyingAcquisition(Acquisition):
@@ -85,10 +77,9 @@ class CertifyingAcquisition(Acquisition):
     def certificate(self) -> PACCertificate:
         """The certificate for the data of this model, pending points left aside."""
         settings = self.settings
-        wait_until = _WAITING.get(self._model, 0)
         per_model = _CERTIFICATES.setdefault(self._model, {})
-        if (settings, wait_until) not in per_model:
-            per_model[settings, wait_until] = certify(
+        if settings not in per_model:
+            per_model[settings] = certify(
                 self._model,
                 self._observed,
                 self._bounds,
@@ -99,9 +90,8 @@ class CertifyingAcquisition(Acquisition):
                 posterior_transform=self._posterior_transform,
                 seed=self._seed(0),
                 cells=self._cells,
-                wait_until=wait_until,
             )
-        return per_model[settings, wait_until]
+        return per_model[settings]
 
     def optimize(
         self,

@@ -13,15 +13,11 @@ from ax.adapter.base import Adapter
 from ax.core.experiment import Experiment
 from ax.core.observation import ObservationFeatures
 from ax.generation_strategy.generation_node import GenerationNode
-from botorch.models.model import Model
 
-from ax_pac.ax_acquisition import let_wait
 from ax_pac.ax_cells import CanonicalPoints
 from ax_pac.ax_fit import fit_node
 from ax_pac.records import (
     CertificateSettings,
-    certificate_records,
-    data_key,
     find_record,
     keep_record,
 )
@@ -31,14 +27,6 @@ from ax_pac.records import (
 _SEARCHING: weakref.WeakValueDictionary[int, GenerationNode] = (
     weakref.WeakValueDictionary()
 )
-
-# Models whose search left its check out, with the digest of the data.
-_LEFT_OUT: weakref.WeakKeyDictionary[Model, str] = weakref.WeakKeyDictionary()
-
-# Draws at level `marginal` that cost about as much as a proposal and a first look, and
-# the share of the observations (one in so many) that is waited for at most.
-_DRAWS_OF_A_TRIAL = 192
-_LONGEST_WAIT = 8
 
 
 def remember_search(experiment: Experiment, node: GenerationNode) -> None:
@@ -70,68 +58,10 @@ def certify_at(
         start = time.perf_counter()
         adapter = fit_node(node, experiment)
         seconds = time.perf_counter() - start
-        let_wait(adapter.botorch_model, 0)
         record = certify_adapter(
             experiment, data, adapter, settings, fit_seconds=seconds
         )
     return record
-
-
-def after_draws(num_observations: int, num_draws: int) -> int:
-    """Observations at which a search asks again after draws that did not certify."""
-    wait = min(num_draws // _DRAWS_OF_A_TRIAL, num_observations // _LONGEST_WAIT)
-    return num_observations + 1 + wait
-
-
-def next_check(
-    experiment: Experiment, data: pd.DataFrame, settings: CertificateSettings
-) -> int:
-    """Return the number of observations before which a search asks for no certificate.
-
-    A check at level `marginal` that is hopeless ends after few draws. One that only
-    just fails costs as much as several proposals, and is not soon followed by one that
-    holds: as many observations are made first as cost about the same. Checks that are
-    left out weaken nothing: what one may spend depends on the number of observations
-    alone.
-
-    Args:
-        experiment: The experiment that is searched.
-        data: What `observed_data` returned for it.
-        settings: What the search asks.
-
-    Returns:
-        The number, at most that of the observations if the search is to ask now.
-    """
-    if settings.level != "marginal" or find_record(experiment, data, settings):
-        return 0
-    for record in reversed(certificate_records(experiment)):
-        was_drawn = bool(record.get("effective_sample_size"))
-        number = int(record["num_observations"])
-        if was_drawn and settings.asks_the_same_as(record["settings"]):
-            following = after_draws(number, record["num_draws"])
-            return following if number < len(data) else 0
-    return 0
-
-
-def leave_out(
-    node: GenerationNode, experiment: Experiment, data: pd.DataFrame, wait_until: int
-) -> None:
-    """Have a PAC node propose without the certificate that is left out.
-
-    Args:
-        node: A PAC node.
-        experiment: The experiment that it searches.
-        data: What `observed_data` returned for it.
-        wait_until: What `next_check` returned for it.
-    """
-    key = data_key(data)
-    adapter = node.generator_spec._fitted_adapter
-    # Ax asks several times a trial, and transforms all data before it sees that it has
-    # fitted them.
-    if adapter is None or _LEFT_OUT.get(adapter.botorch_model) != key:
-        model = fit_node(node, experiment).botorch_model
-        let_wait(model, wait_until)
-        _LEFT_OUT[model] = key
 
 
 def searching_node(

@@ -56,7 +56,6 @@ def certify(
     posterior_transform: PosteriorTransform | None = None,
     seed: int | None = None,
     cells: Cells | None = None,
-    wait_until: int = 0,
 ) -> PACCertificate:
     """Ask a fitted model whether the best visited point is good enough to stop.
 
@@ -97,8 +96,6 @@ def certify(
         cells: Cells of points that are the same thing. "The best" is then meant over
             their centres, at which the model has to be fitted; the incumbent's cell is
             left out, where the true difference is zero. None for a box without cells.
-        wait_until: For searches, which ask again and again: with fewer observations
-            nothing is drawn at level `marginal`, and the certificate does not hold.
 
     Returns:
         The certificate, whether it holds or not.
@@ -169,13 +166,7 @@ def certify(
             certificate = dataclasses.replace(
                 certificate, certifiable=False, hyperparameter_status=too_few
             )
-    if may_hold and certificate.num_observations < wait_until:
-        certificate = dataclasses.replace(
-            certificate,
-            certifiable=False,
-            hyperparameter_status=f"a search asks again at {wait_until} observations",
-        )
-    elif may_hold:
+    if level == "marginal" and may_hold:
         certificate = _at_level_marginal(
             certificate, acquisition, search, seeds[3], bounds, cells
         )

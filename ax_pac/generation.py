@@ -21,13 +21,7 @@ from botorch.models.transforms.outcome import Standardize
 from ax_pac.acquisition import PACAcquisition
 from ax_pac.ax_acquisition import CertifyingAcquisition
 from ax_pac.ax_cells import CanonicalPoints
-from ax_pac.ax_certificate import (
-    certify_at,
-    leave_out,
-    next_check,
-    node_settings,
-    remember_search,
-)
+from ax_pac.ax_certificate import certify_at, remember_search
 from ax_pac.ax_noise import SmoothedNoise
 from ax_pac.ax_unevaluated import UnevaluatedPoints
 from ax_pac.cells import CellEdges, frozen_edges
@@ -292,9 +286,7 @@ class CertificateHolds(TransitionCriterion):
 
     Ax takes a node whose criteria point back to itself for the end of the strategy, on
     every route (`Client`, `run_trials`, `AxClient`, `Orchestrator`), and stores it.
-    Pending trials are left aside, so the rule also works while trials run. At level
-    `marginal` a check that only just failed is followed by some that are left out, see
-    `next_check`.
+    Pending trials are left aside, so the rule also works while trials run.
 
     Args:
         transition_to: Name of the node that has the criterion.
@@ -307,10 +299,6 @@ class CertificateHolds(TransitionCriterion):
         remember_search(experiment, node)
         data = observed_data(experiment)
         if data.empty:
-            return False
-        wait_until = next_check(experiment, data, node_settings(node))
-        if wait_until > len(data):
-            leave_out(node, experiment, data, wait_until)
             return False
         return PACCertificate.from_dict(certify_at(node, experiment, data)).holds
 

@@ -19,7 +19,6 @@ from ax_pac.ax_certificate import (
     certify_adapter,
     certify_at,
     is_space_filling,
-    next_check,
     searching_node,
 )
 from ax_pac.cells import CellEdges, frozen_edges
@@ -173,9 +172,6 @@ class ExperimentCertified(TransitionCriterion):
         if not has_initial_trials(experiment, self.min_trials):
             return False
         settings = CertificateSettings(**self.settings)
-        data = observed_data(experiment)
-        if next_check(experiment, data, settings) > len(data):
-            return False
         return _certificate(experiment, settings).holds
 
 
@@ -309,10 +305,6 @@ class PACStoppingStrategy(BaseGlobalStoppingStrategy):
         search = searching_node(experiment, self.settings)
         if search is not None and is_space_filling(search, experiment):
             return False, "the initial design is not complete"
-        data = observed_data(experiment)
-        wait_until = next_check(experiment, data, self.settings)
-        if wait_until > len(data):
-            return False, f"the next certificate is due at {wait_until} observations"
         certificate = _certificate(experiment, self.settings)
         return certificate.holds, certificate.reason
 

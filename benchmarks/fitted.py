@@ -14,7 +14,6 @@ import torch
 from torch import Tensor
 
 from ax_pac import PACAcquisition, PACCertificate, certify, fit_model
-from ax_pac.ax_certificate import after_draws
 from ax_pac.challenger import more_informative
 from ax_pac.hyperparameter_posterior import (
     LENGTHSCALE_LOG_SD,
@@ -51,16 +50,8 @@ _INITIAL = {2: 5, 3: 5, 4: 10, 6: 15, 9: 18, 16: 24}
 _MAX_EVALUATIONS = {2: 60, 3: 60, 4: 150, 6: 200, 9: 150, 16: 150}
 
 
-def settings(
-    function: str, d: int, noise: float, *, waits: bool = False
-) -> dict[str, Any]:
-    """Settings of a run.
-
-    A check is made after every evaluation, the severest test of certificates; `waits`
-    leaves out those that a search of ours leaves out.
-    """
-    row: dict[str, Any] = {"function": function, "d": d, "noise": noise}
-    return row | {"waits": True} if waits else row
+def settings(function: str, d: int, noise: float) -> dict[str, Any]:
+    return {"function": function, "d": d, "noise": noise}
 
 
 # Each with its number of runs and the core-minutes of one, measured.
@@ -75,8 +66,6 @@ _PLAN: tuple[tuple[dict[str, Any], int, float], ...] = (
     (settings("rosenbrock4", 4, 0.001), 50, 0.7),
     (settings("wilson", 2, 0.1), 50, 0.3),
     (settings("wilson", 4, 0.1), 50, 1.3),
-    (settings("set", 2, 0.1, waits=True), 24, 0.2),
-    (settings("set", 4, 0.1, waits=True), 24, 0.8),
     (settings("set", 6, 0.1), 40, 8.0),
     (settings("set", 9, 0.1), 20, 6.0),
     (settings("set", 16, 0.1), 20, 8.0),
@@ -97,7 +86,7 @@ def run(seed: int, settings: dict[str, Any]) -> Trace:
     """Search one function; note where each level stops and how good that is."""
     hyperparameters = _hyperparameters(seed, settings)
     function = _function(seed, settings, hyperparameters)
-    search = _Search(function, settings["noise"], seed, settings.get("waits", False))
+    search = _Search(function, settings["noise"], seed)
     stops: dict[str, dict[str, Any]] = {}
     refusals = 0
     while "marginal" not in stops and search.num_evaluations < search.budget:
@@ -180,11 +169,8 @@ def _function(
 class _Search:
     """A search with what it has observed."""
 
-    def __init__(
-        self, function: Function, noise: float, seed: int, waits: bool
-    ) -> None:
-        self.function, self.noise, self.seed, self.waits = function, noise, seed, waits
-        self.wait_until = 0
+    def __init__(self, function: Function, noise: float, seed: int) -> None:
+        self.function, self.noise, self.seed = function, noise, seed
         dim = function.dim
         self.budget = _MAX_EVALUATIONS[dim]
         self.rng = torch.Generator().manual_seed(1_000_003 * dim + seed)
@@ -209,10 +195,7 @@ class _Search:
         """Fit the surrogate and ask whether the search is finished."""
         Yvar = torch.full_like(self.Y, self.noise**2)
         self.model = fit_model(self.X, self.Y, Yvar)
-        certificate = self.certify("marginal")
-        if self.waits and certificate.effective_sample_size:
-            self.wait_until = after_draws(self.num_evaluations, certificate.num_draws)
-        return certificate
+        return self.certify("marginal")
 
     def certify(self, level: str) -> PACCertificate:
         """Ask the surrogate that was fitted last."""
@@ -224,7 +207,6 @@ class _Search:
             epsilon=EPSILON,
             level=level,
             seed=10_000 * self.seed + self.num_evaluations,
-            wait_until=self.wait_until,
         )
 
     def failure(self, hyperparameters: _Hyperparameters | None) -> dict[str, float]:

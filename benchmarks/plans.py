@@ -11,19 +11,16 @@ def matching(
 ) -> list[dict[str, Any]]:
     """Return the settings that agree with `changes`, in their order.
 
-    A row that does not have a setting agrees with no value of it.
-
     Raises:
         ValueError: When a change names a setting that the rows do not have.
     """
     rows = list(rows)
-    known = list(dict.fromkeys(name for row in rows for name in row))
-    if set(changes) - set(known):
-        raise ValueError(f"unknown settings in {[*changes]}, known: {known}")
+    if set(changes) - set(rows[0]):
+        raise ValueError(f"unknown settings in {[*changes]}, known: {[*rows[0]]}")
     return [
         row
         for row in rows
-        if all(row.get(name) == value for name, value in changes.items())
+        if all(row[name] == value for name, value in changes.items())
     ]
 
 

@@ -38,9 +38,7 @@ def render_fitted(traces: Sequence[Trace]) -> str:
         "Functions: `set` and `wilson` are GP draws with fixed length scales, `prior` "
         "draws length scales, output scale and mean from the prior that level "
         "`marginal` averages over; the others are test functions, standardised as in "
-        "Wilson 2024 (the Hartmann functions raw). A check is made after every "
-        "evaluation, the severest test; with `waits = True` only when a search would "
-        "make one.",
+        "Wilson 2024 (the Hartmann functions raw).",
         "",
     ]
     for settings, group in _groups(traces):

