@@ -23,7 +23,9 @@ def render_vgg16_stages(traces: Sequence[Trace]) -> str:
         "`original` here: it has had the training that each stage gets. Searches "
         f"without labels, delta = {search['delta']}, epsilon = {search['epsilon']}, "
         f"{search['num_samples']} images an evaluation, at most {search['max_trials']} "
-        "evaluations. Ratios count weights that are not zero.",
+        "evaluations. Ratios count weights that are not zero. The weight of the loss is "
+        "gamma times the mean squared norm of the original's outputs, for the three "
+        "stages.",
         "",
     ]
     for trace in traces:
@@ -33,10 +35,13 @@ def render_vgg16_stages(traces: Sequence[Trace]) -> str:
 
 def _section(trace: Trace) -> list[str]:
     settings, result = trace.settings, trace.result
+    names = ("weight_convolutions", "weight_linear", "weight_pruning")
+    weights = " / ".join(f"{settings[name]:g}" for name in names)
     where = result["gpu"] or f"{trace.provenance['threads']} CPU thread(s)"
     lines = [
         f"## {settings['train_images']:,} training images, "
-        f"{settings['test_images']:,} test images, seed {trace.seed}",
+        f"{settings['test_images']:,} test images, weights of the loss {weights}, "
+        f"seed {trace.seed}",
         "",
         f"On {where}, {result['seconds'] / 60:.0f} minutes in all. Classifier trained "
         f"for {settings['head_epochs']} epochs, {settings['tune_epochs']} epoch(s) of "

@@ -39,20 +39,26 @@ _LEARNING_RATE = 0.0001
 _BATCH = 50
 
 
-def settings_of(device: str, train: int, test: int, **training: int) -> dict[str, Any]:
+def settings_of(
+    device: str, train: int, test: int, weight: float = 1.0, **training: int
+) -> dict[str, Any]:
     """Settings of a run: where, on how many images, and how long it is trained.
 
     The weights of the loss are in units of the mean squared norm of the original's
-    outputs, which depends on the training: gamma times that norm.
+    outputs, which depends on the training: gamma times that norm. `weight` is that of
+    the stages after the convolutions.
     """
     sizes = {"device": device, "train_images": train, "test_images": test}
-    weights = {"weight_convolutions": 1.0, "weight_linear": 1.0, "weight_pruning": 1.0}
-    return {**sizes, **training, **weights}
+    names = ("convolutions", "linear", "pruning")
+    weights = zip(names, (1.0, weight, weight), strict=True)
+    return {**sizes, **training, **{f"weight_{name}": w for name, w in weights}}
 
 
 # Each with its number of runs and the minutes of one.
 _PLAN: tuple[tuple[dict[str, Any], int, float], ...] = (
-    (settings_of("cpu", 2_000, 1_000, head_epochs=4, tune_epochs=1), 1, 30.0),
+    (settings_of("cpu", 2_000, 1_000, head_epochs=4, tune_epochs=1), 1, 16.0),
+    # What the loss leaves room for: a tenth of the weights.
+    (settings_of("cpu", 2_000, 1_000, 0.2, head_epochs=4, tune_epochs=1), 1, 11.0),
     (settings_of("cuda", 50_000, 10_000, head_epochs=5, tune_epochs=2), 1, 8.0),
 )
 
