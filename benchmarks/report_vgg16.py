@@ -23,8 +23,8 @@ def render_vgg16_stages(traces: Sequence[Trace]) -> str:
         "`original` here: it has had the training that each stage gets. Searches "
         f"without labels, delta = {search['delta']}, epsilon = {search['epsilon']}, "
         f"{search['num_samples']} images an evaluation, at most {search['max_trials']} "
-        "evaluations. Ratios count weights that are not zero. The weight of the loss is "
-        "gamma times the mean squared norm of the original's outputs, for the three "
+        "evaluations. Ratios count weights that are not zero. The weight of the loss "
+        "is gamma times the mean squared norm of the original's outputs, for the three "
         "stages.",
         "",
     ]
