@@ -27,7 +27,7 @@ def test_every_method_is_in_the_plan_and_costs_something():
 def test_the_plan_is_cut_to_the_methods_asked_for():
     jobs = comparison.plan(2, problem="draw2", methods="random,pac")
     assert [(s["method"], seed) for s, seed in jobs] == [
-        *(("random", 0), ("random", 1), ("pac", 0), ("pac", 1)),
+        *(("random", 0), ("pac", 0), ("random", 1), ("pac", 1)),
     ]
     with pytest.raises(ValueError, match=r"unknown methods \['anneal'\]"):
         comparison.plan(1, methods="anneal")
