@@ -40,18 +40,21 @@ _BATCH = 50
 
 
 def settings_of(
-    device: str, train: int, test: int, weight: float = 1.0, **training: int
+    device: str, train: int, test: int, linear: float = 1.0, **training: int
 ) -> dict[str, Any]:
     """Settings of a run: where, on how many images, and how long it is trained.
 
     The weights of the loss are in units of the mean squared norm of the original's
-    outputs, which depends on the training: gamma times that norm. `weight` is that of
-    the stages after the convolutions.
+    outputs, which depends on the training: gamma times that norm. Below one a network
+    of zeros, which pruning can reach, costs less than the original.
     """
     sizes = {"device": device, "train_images": train, "test_images": test}
-    names = ("convolutions", "linear", "pruning")
-    weights = zip(names, (1.0, weight, weight), strict=True)
-    return {**sizes, **training, **{f"weight_{name}": w for name, w in weights}}
+    weights = {
+        "weight_convolutions": 1.0,
+        "weight_linear": linear,
+        "weight_pruning": 1.0,
+    }
+    return {**sizes, **training, **weights}
 
 
 # Each with its number of runs and the minutes of one.
