@@ -16,11 +16,7 @@ from ax.generation_strategy.generation_node import GenerationNode
 
 from ax_pac.ax_cells import CanonicalPoints
 from ax_pac.ax_fit import fit_node
-from ax_pac.records import (
-    CertificateSettings,
-    find_record,
-    keep_record,
-)
+from ax_pac.records import CertificateSettings, find_record, keep_record
 
 # Which PAC node searches an experiment, by the experiment's `id` (Ax's experiments have
 # no hash). Whoever asks the node's question about its experiment shares its fit.

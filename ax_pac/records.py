@@ -97,7 +97,7 @@ class CertificateSettings:
 
     def to_record(self) -> dict[str, Any]:
         """Return the settings as kept with each certificate: cells by their digest."""
-        return {**self.to_dict(), "cells": self._cells_digest}
+        return {**self.to_dict(), "cells": _digest(self.cells)}
 
     @property
     def question(self) -> dict[str, Any]:
@@ -105,18 +105,13 @@ class CertificateSettings:
         settings = self.to_dict()
         return {name: settings[name] for name in (*_QUESTION, "cells")}
 
-    @property
-    def _cells_digest(self) -> str:
-        """Short digest of the cells; empty without any."""
-        return _digest(self.cells)
-
     def asks_the_same_as(self, fields: dict[str, Any]) -> bool:
         """Whether stored settings ask for the same certificate."""
         # Records from before the options existed: raw noise, no cells.
         old = {"noise": "raw", "num_samples": self.num_samples, "cells": ""}
         stored = {**old, **fields}
         question = {name: getattr(self, name) for name in _QUESTION}
-        question["cells"] = self._cells_digest
+        question["cells"] = _digest(self.cells)
         return all(stored.get(name) == value for name, value in question.items())
 
 

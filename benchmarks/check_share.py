@@ -19,7 +19,7 @@ from benchmarks.cifar import cifar10, resnet
 from benchmarks.plans import matching
 from benchmarks.traces import Trace, provenance
 from compression_adapters import compression_problem
-from compression_adapters.loop import configure_client, quiet_ax, trial_seed
+from compression_adapters.loop import new_client, quiet_ax, trial_seed
 from compression_adapters.presets import PRESETS
 from compression_adapters.problem import CompressionProblem
 from compression_adapters.ranks import bin_edges
@@ -95,8 +95,7 @@ def _client(problem: CompressionProblem, kind: str, seed: int) -> Client:
     )
     if kind == "never_asks":
         strategy = _without_end(strategy)
-    client = Client()
-    configure_client(client, problem, kind)
+    client = new_client(problem)
     client.set_generation_strategy(strategy)
     return client
 

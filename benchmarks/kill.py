@@ -98,7 +98,8 @@ def killed_search(
     broken: list[str] = []
     while True:
         before, evaluated_before = stored_trials(killed), _evaluated(killed)
-        at_write = dict(enumerate(kill_at_writes)).get(len(kills), 0)
+        is_planned = len(kills) < len(kill_at_writes)
+        at_write = kill_at_writes[len(kills)] if is_planned else 0
         process = _start(killed, seed, settings, at_write)
         moment = None
         if not kill_at_writes and len(kills) < _MOST_KILLS:

@@ -52,7 +52,7 @@ def _groups(traces: Iterable[Trace]) -> list[tuple[dict[str, Any], list[Trace]]]
         (dict(sorted(group[0].settings.items())), group)
         for group in by_settings(traces)
     ]
-    return sorted(groups, key=lambda g: (g[0].get("d", 0), str(g[0].get("function"))))
+    return sorted(groups, key=lambda g: (g[0]["d"], str(g[0].get("function"))))
 
 
 def _fitted_section(settings: dict[str, Any], traces: Sequence[Trace]) -> list[str]:
@@ -181,7 +181,8 @@ def render_check_share(traces: Sequence[Trace]) -> str:
         "share that asking adds, median (range) |",
         "|---|---|---|---|---|---|---|",
     ]
-    for settings, group in _groups(traces):
+    for group in by_settings(traces):
+        settings = group[0].settings
         results = [trace.result for trace in group]
         asks, never, evaluate = (
             f"{np.median([result[name] for result in results]):.3f}"

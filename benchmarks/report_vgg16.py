@@ -25,7 +25,8 @@ def render_vgg16_stages(traces: Sequence[Trace]) -> str:
         f"{search['num_samples']} images an evaluation, at most {search['max_trials']} "
         "evaluations. Ratios count weights that are not zero. The weight of the loss "
         "is gamma times the mean squared norm of the original's outputs, for the three "
-        "stages.",
+        "stages. Training between them may make the outputs smaller: a network of "
+        "zeros then costs less than the one that is pruned, and is what is found.",
         "",
     ]
     for trace in traces:

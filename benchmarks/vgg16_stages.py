@@ -45,8 +45,9 @@ def settings_of(
     """Settings of a run: where, on how many images, and how long it is trained.
 
     The weights of the loss are in units of the mean squared norm of the original's
-    outputs, which depends on the training: gamma times that norm. Below one a network
-    of zeros, which pruning can reach, costs less than the original.
+    outputs, which depends on the training: gamma times that norm. A network
+    of zeros, which pruning can reach, costs gamma times the norm of what is pruned:
+    below one it wins, and training between stages may have made that norm smaller.
     """
     sizes = {"device": device, "train_images": train, "test_images": test}
     weights = {

@@ -108,7 +108,7 @@ def test_the_page_has_the_share_that_asking_adds(monkeypatch):
     try:
         small = check_share.cifar10(train=False, num_images=100)
     except FileNotFoundError as error:
-        pytest.skip(str(error))
+        pytest.skip(str(error))  # it says what to set: CIFAR-10 is no part of this
     monkeypatch.setattr(check_share, "cifar10", lambda train: small)
     trace = check_share.run(0, {**check_share._ROW, "trials": 14})
     assert 0.0 < trace.result["evaluate"] < trace.result["asks"]
