@@ -23,10 +23,9 @@ def render_vgg16_stages(traces: Sequence[Trace]) -> str:
         "`original` here: it has had the training that each stage gets. Searches "
         f"without labels, delta = {search['delta']}, epsilon = {search['epsilon']}, "
         f"{search['num_samples']} images an evaluation, at most {search['max_trials']} "
-        "evaluations. Ratios count weights that are not zero. The weight of the loss "
-        "is gamma times the mean squared norm of the original's outputs, for the three "
-        "stages. Training between them may make the outputs smaller: a network of "
-        "zeros then costs less than the one that is pruned, and is what is found.",
+        "evaluations. Ratios count weights that are not zero. The loss is "
+        f"`{search['loss']}`, the squared distance to the network before the stage "
+        "over the mean squared norm of that network's outputs.",
         "",
     ]
     for trace in traces:
@@ -36,13 +35,12 @@ def render_vgg16_stages(traces: Sequence[Trace]) -> str:
 
 def _section(trace: Trace) -> list[str]:
     settings, result = trace.settings, trace.result
-    names = ("weight_convolutions", "weight_linear", "weight_pruning")
-    weights = " / ".join(f"{settings[name]:g}" for name in names)
+    gammas = [settings[f"gamma_{row['stage']}"] for row in result["stages"]]
     where = result["gpu"] or f"{trace.provenance['threads']} CPU thread(s)"
     lines = [
         f"## {settings['train_images']:,} training images, "
-        f"{settings['test_images']:,} test images, weights of the loss {weights}, "
-        f"seed {trace.seed}",
+        f"{settings['test_images']:,} test images, gamma "
+        f"{' / '.join(f'{gamma:g}' for gamma in gammas)}, seed {trace.seed}",
         "",
         f"On {where}, {result['seconds'] / 60:.0f} minutes in all. Classifier trained "
         f"for {settings['head_epochs']} epochs, {settings['tune_epochs']} epoch(s) of "
@@ -60,12 +58,12 @@ def _section(trace: Trace) -> list[str]:
         "seconds |",
         "|---|---|---|---|---|---|---|",
     ]
-    for gamma, stage in zip(result["gammas"], result["stages"], strict=True):
+    for gamma, stage in zip(gammas, result["stages"], strict=True):
         certified = f"yes, {stage['level']}" if stage["certified"] else "no"
         lines.append(
             f"| {stage['stage']} | {gamma} | {certified} | {stage['trials']} "
             f"| {100 * stage['compression_ratio']:.1f} "
-            f"| {stage['loss']:.2f} +- {stage['loss_sem']:.2f} "
+            f"| {stage['loss']:.4f} +- {stage['loss_sem']:.4f} "
             f"| {stage['seconds']:.0f} |"
         )
     return [*lines, ""]

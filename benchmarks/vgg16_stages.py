@@ -27,6 +27,8 @@ MINUTES_ONCE = 0.0
 
 SIZE = 64
 SEARCH = {
+    # In units of the outputs' size, which the training between stages changes.
+    "loss": "relative_squared_l2",
     "delta": 0.05,
     "epsilon": 0.05,
     "num_samples": 50,
@@ -42,20 +44,10 @@ _BATCH = 50
 def settings_of(
     device: str, train: int, test: int, linear: float = 1.0, **training: int
 ) -> dict[str, Any]:
-    """Settings of a run: where, on how many images, and how long it is trained.
-
-    The weights of the loss are in units of the mean squared norm of the original's
-    outputs, which depends on the training: gamma times that norm. A network
-    of zeros, which pruning can reach, costs gamma times the norm of what is pruned:
-    below one it wins, and training between stages may have made that norm smaller.
-    """
+    """Settings of a run: where, on how many images, and how long it is trained."""
     sizes = {"device": device, "train_images": train, "test_images": test}
-    weights = {
-        "weight_convolutions": 1.0,
-        "weight_linear": linear,
-        "weight_pruning": 1.0,
-    }
-    return {**sizes, **training, **weights}
+    gammas = {"gamma_td": 1.0, "gamma_svd": linear, "gamma_pruning": 1.0}
+    return {**sizes, **training, **gammas}
 
 
 # Each with its number of runs and the minutes of one.
@@ -155,11 +147,10 @@ def run(seed: int, settings: dict[str, Any]) -> Trace:
     test = [
         part.to(device) for part in images_and_labels(False, settings["test_images"])
     ]
-    trained = {k: v for k, v in settings.items() if not k.startswith("weight")}
+    trained = {k: v for k, v in settings.items() if not k.startswith("gamma")}
     fixed, original, head_seconds = _originals(
         _folder(seed, trained), images, labels, seed, settings
     )
-    gammas = _gammas(original, images, settings)
     rows = [
         _row("original", original, original, test),
         _row("original, convolutions as on ImageNet", fixed, original, test),
@@ -170,22 +161,14 @@ def run(seed: int, settings: dict[str, Any]) -> Trace:
         rows.append(_row("untrained", network, original, test))
         return _tuned(network, images, labels, seed, settings)
 
+    layers: dict[str, dict[str, Any]] = {
+        "td": {"include": nn.Conv2d},
+        "svd": {"include": nn.Linear},
+        "pruning": {"choose": choose_pruning, "tie": "threshold"},
+    }
     stages = [
-        Stage(
-            "td",
-            {"include": nn.Conv2d, "gamma": gammas["convolutions"]},
-            then,
-        ),
-        Stage("svd", {"include": nn.Linear, "gamma": gammas["linear"]}, then),
-        Stage(
-            "pruning",
-            {
-                "choose": choose_pruning,
-                "tie": "threshold",
-                "gamma": gammas["pruning"],
-            },
-            then,
-        ),
+        Stage(name, {**options, "gamma": settings[f"gamma_{name}"]}, then)
+        for name, options in layers.items()
     ]
     table = None
     for number in range(1, len(stages) + 1):
@@ -208,7 +191,6 @@ def run(seed: int, settings: dict[str, Any]) -> Trace:
         seed=seed,
         result={
             "rows": rows,
-            "gammas": list(gammas.values()),
             "stages": table.drop(columns="resumed").to_dict("records"),
             "seconds": time.perf_counter() - start,
             "head_seconds": head_seconds,
@@ -223,19 +205,6 @@ def _folder(seed: int, settings: dict[str, Any]) -> Path:
     """Where a run keeps its stages, so that it goes on where it was interrupted."""
     key = json.dumps([settings, seed, _LEARNING_RATE], sort_keys=True)
     return cache_folder() / NAME / hashlib.sha256(key.encode()).hexdigest()[:12]
-
-
-def _gammas(
-    original: nn.Module, images: Tensor, settings: dict[str, Any]
-) -> dict[str, float]:
-    """Turn weights relative to the outputs into gammas, to three digits."""
-    with torch.inference_mode():
-        outputs = torch.cat([original(batch) for batch in images[:1000].split(500)])
-    norm = float(outputs.square().sum(1).mean())
-    return {
-        kind: float(f"{settings[f'weight_{kind}'] / norm:.3g}")
-        for kind in ("convolutions", "linear", "pruning")
-    }
 
 
 def _originals(

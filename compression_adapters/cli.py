@@ -58,13 +58,6 @@ def main() -> None:
     help="What to evaluate next; challenger is the paper's.",
 )
 @click.option(
-    "--loss",
-    type=click.Choice(["squared_l2", "kl_divergence", "cross_entropy", "top1_error"]),
-    default="squared_l2",
-    show_default=True,
-    help="The first two need no labels.",
-)
-@click.option(
     "--encoding",
     type=click.Choice(["log", "energy", "linear"]),
     default="log",
@@ -149,8 +142,8 @@ def compress(
     if all(options[name] is None for name in TARGETS):
         raise click.UsageError(
             f"{network} has no default weight of the loss: pass --gamma, or --ratio or "
-            "--loss-at-most in its place. Start where gamma times the mean squared "
-            "norm of the outputs is about 1"
+            "--loss-at-most in its place. With --loss relative_squared_l2, whose unit "
+            "is the size of the outputs, start at --gamma 1"
         )
     test_samples = options.pop("test_samples")
     try:

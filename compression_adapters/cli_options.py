@@ -177,6 +177,22 @@ _SEARCH: tuple[Callable[[Any], Any], ...] = (
         help="In place of --gamma: the smallest network that loses no more than this.",
     ),
     click.option(
+        "--loss",
+        type=click.Choice(
+            [
+                "squared_l2",
+                "relative_squared_l2",
+                "kl_divergence",
+                "cross_entropy",
+                "top1_error",
+            ]
+        ),
+        default="squared_l2",
+        show_default=True,
+        help="What is measured. The first three compare with the original's outputs, "
+        "without labels; relative_squared_l2 is 1 for outputs of zero.",
+    ),
+    click.option(
         "--delta",
         type=click.FloatRange(min=0, min_open=True),
         default=0.05,

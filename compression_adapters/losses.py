@@ -45,6 +45,86 @@ def squared_l2(network: nn.Module, batch: Batch) -> Tensor:
     return (outputs - reference).square().flatten(1).sum(dim=1)
 
 
+@dataclass(frozen=True)
+class RelativeSquaredL2:
+    """Compare outputs by their squared distance, in units of their own size.
+
+        l(x) = ||f(x) - f*(x)||^2 / s,  s = mean of ||f*(x)||^2
+
+    A network that puts out zeros loses 1 on average, whatever the unit of the outputs:
+    gamma = 1 makes it cost as much as the network that is left dense, below that zeros
+    win over the dense network. One gamma thus means the same for several networks, and
+    for the stages of one, whose training in between may change the size of the outputs.
+    No labels.
+
+    Args:
+        scale: s, in squared units of the outputs. None: `compression_problem` measures
+            it once, on a few hundred samples; it is a constant of the problem, so that
+            the loss stays one mean over independent samples.
+
+    Raises:
+        ValueError: when called before the scale is known.
+
+    Source: none; Ma et al. 2019, Eq. (5), over a constant.
+
+    Example:
+        >>> batch = Batch(torch.ones(3, 2), reference_outputs=torch.zeros(3, 2))
+        >>> RelativeSquaredL2(scale=4.0)(nn.Identity(), batch)
+        tensor([0.5000, 0.5000, 0.5000])
+    """
+
+    scale: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.scale is not None and not 0.0 < self.scale < math.inf:
+            raise ValueError(f"scale must be positive and finite; got {self.scale}.")
+
+    @property
+    def __name__(self) -> str:
+        """Return what messages call this loss."""
+        return "relative_squared_l2"
+
+    def __call__(self, network: nn.Module, batch: Batch) -> Tensor:
+        """Return one value a sample.
+
+        Args:
+            network: The compressed network.
+            batch: With `reference_outputs`.
+
+        Returns:
+            Shape `m`. Dimensionless.
+        """
+        values = squared_l2(network, batch)
+        if self.scale is None:
+            raise ValueError(
+                "The loss relative_squared_l2 does not know the size of the reference "
+                "outputs yet: compression_problem measures it; or pass scale."
+            )
+        return values / self.scale
+
+    def measured(self, reference_outputs: Tensor) -> "RelativeSquaredL2":
+        """Return this loss with its scale; one that was given is kept.
+
+        Args:
+            reference_outputs: Of samples drawn as those of a trial. Shape `n x ...`.
+
+        Raises:
+            ValueError: when they are all zero.
+        """
+        if self.scale is not None:
+            return self
+        squares = reference_outputs.double().square().flatten(1).sum(dim=1)
+        scale = float(squares.mean())
+        if scale == 0.0:
+            raise ValueError(
+                "The network puts out zeros only, so that nothing can be measured in "
+                "units of its outputs. Has it been pruned to nothing?"
+            )
+        # Rounded, for a search that is continued on another machine: outputs differ in
+        # their last digits there.
+        return RelativeSquaredL2(float(f"{scale:.4g}"))
+
+
 def kl_divergence(temperature: float = 1.0) -> Loss:
     """Make a loss that compares the predicted class probabilities.
 
@@ -248,11 +328,15 @@ class IntermediateSquaredL2:
 
 LOSSES: dict[str, Loss] = {
     "squared_l2": squared_l2,
+    "relative_squared_l2": RelativeSquaredL2(),
     "kl_divergence": kl_divergence(),
     "cross_entropy": cross_entropy,
     "top1_error": top1_error,
 }
 """Losses by name, for the command line."""
+
+LABELLED_LOSSES: Final = ("cross_entropy", "top1_error")
+"""Keys of `LOSSES` that need labels."""
 
 BINARY_LOSSES: Final[tuple[Loss, ...]] = (top1_error,)
 """Losses known to be 0 or 1, whose SEM gets the binomial floor."""

@@ -1,6 +1,6 @@
 """Whether a network and its inputs can be searched, asked before anything slow."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from compression_adapters.layers import LayerSpec
 from compression_adapters.network import evaluation_mode
 from compression_adapters.sampling import forward
 
@@ -65,6 +66,18 @@ def require_searchable(network: nn.Module) -> None:
             raise ValueError(
                 f"{kind} is in training mode. Its statistics have to be those the "
                 "network is used with: finish training and call network.eval()."
+            )
+
+
+def require_slices(layers: Sequence[LayerSpec]) -> None:
+    """Refuse decompositions whose ranks are no slices of one set of factors."""
+    for layer in layers:
+        if not layer.decomposition.searchable:
+            raise ValueError(
+                f"Layer {layer.name!r}: decomposition {layer.decomposition.name!r} "
+                "cannot be searched, because each rank is a slow decomposition of its "
+                "own. Search with another one, and use this one afterwards through "
+                "factorize_network and truncate_network."
             )
 
 

@@ -26,6 +26,7 @@ from ax_pac.cards import (
     TimeSpent,
 )
 from compression_adapters import checkpoint
+from compression_adapters.losses import LABELLED_LOSSES
 from compression_adapters.network import (
     compression_ratio,
     truncated,
@@ -71,7 +72,7 @@ def compress_source(
         ValueError: as `compress` does.
         RuntimeError: when the saved network gives other outputs.
     """
-    needs_labels = options["loss"] in ("cross_entropy", "top1_error")
+    needs_labels = options["loss"] in LABELLED_LOSSES
     result = compress(
         source.network,
         source.inputs,

@@ -11,7 +11,7 @@ from torch.utils.data import Dataset
 from compression_adapters.choices import Choose, Selectors, choose_low_rank
 from compression_adapters.decompositions import Factors
 from compression_adapters.layers import LayerSpec, find_layers, unwrap
-from compression_adapters.losses import BINARY_LOSSES, LOSSES, Loss
+from compression_adapters.losses import BINARY_LOSSES, LOSSES, Loss, RelativeSquaredL2
 from compression_adapters.network import (
     compression_ratio,
     evaluation_mode,
@@ -19,7 +19,11 @@ from compression_adapters.network import (
     truncate_network,
     truncated,
 )
-from compression_adapters.network_checks import check_forward, require_searchable
+from compression_adapters.network_checks import (
+    check_forward,
+    require_searchable,
+    require_slices,
+)
 from compression_adapters.network_profile import drop_ranks_without_gain
 from compression_adapters.objective import require_gamma, scalarize, scalarize_rate
 from compression_adapters.ranks import (
@@ -40,6 +44,8 @@ from compression_adapters.sampling import (
 from compression_adapters.u_statistics import MeanSEM, apply_sem_floor, mean_and_sem
 
 Objective = Literal["ratio", "rate"]
+# For the size of the reference outputs: enough for one digit, as gamma needs.
+_SCALE_SAMPLES = 200
 
 
 @dataclass(frozen=True, eq=False)
@@ -295,7 +301,8 @@ def compression_problem(
         labels: One class index for each input of a tensor pool, for losses that need
             them.
         loss: A key of `LOSSES`, or a function `(network, batch) -> (m,)`, such as
-            `IntermediateSquaredL2("layer2")`.
+            `IntermediateSquaredL2("layer2")`. The scale of `RelativeSquaredL2` is
+            measured here.
         num_samples: m, the samples of one trial, drawn afresh each time. The paper's
             50 by default.
         choose: Which layers to compress, and how; see `find_layers`.
@@ -341,7 +348,7 @@ def compression_problem(
     network = unwrap(network)
     require_searchable(network)
     layers = find_layers(network, choose, include=include, exclude=exclude)
-    _require_decompositions(layers)
+    require_slices(layers)
     few = sampler(2, torch.Generator().manual_seed(0)).inputs
     channels_last = check_forward(network, few, getattr(loss, "outputs", None))
     if skip_no_gain:
@@ -361,7 +368,7 @@ def compression_problem(
         round_to=round_to,
         singular_values=spectra,
     )
-    return CompressionProblem(
+    problem = CompressionProblem(
         network=network,
         layers=layers,
         parameters=parameters,
@@ -374,18 +381,19 @@ def compression_problem(
         binary_loss=binary_loss,
         channels_last=channels_last,
     )
+    if isinstance(loss, RelativeSquaredL2):
+        return _with_scale(problem, loss)
+    return problem
 
 
-def _require_decompositions(layers: Sequence[LayerSpec]) -> None:
-    """Refuse decompositions whose ranks are no slices of one set of factors."""
-    for layer in layers:
-        if not layer.decomposition.searchable:
-            raise ValueError(
-                f"Layer {layer.name!r}: decomposition {layer.decomposition.name!r} "
-                "cannot be searched, because each rank is a slow decomposition of its "
-                "own. Search with another one, and use this one afterwards through "
-                "factorize_network and truncate_network."
-            )
+def _with_scale(
+    problem: CompressionProblem, loss: RelativeSquaredL2
+) -> CompressionProblem:
+    """Measure the size of the reference outputs, on batches as large as a trial's."""
+    seeds = range(-(-_SCALE_SAMPLES // problem.num_samples))
+    outputs = [problem._batch(seed).reference_outputs for seed in seeds]
+    known = [rows for rows in outputs if rows is not None]
+    return replace(problem, loss=loss.measured(torch.cat(known)))
 
 
 def _sampler(inputs: Any, labels: Tensor | None, num_samples: int) -> Sampler:

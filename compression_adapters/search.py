@@ -108,9 +108,10 @@ def compress(
         level: What the certificate accounts for, see `PACCertificate`.
         relative: Whether delta is a share of the objective at the incumbent.
         labels: Class indices of a tensor pool, for losses that need them.
-        loss: `"squared_l2"` (no labels), `"kl_divergence"` (no labels),
-            `"cross_entropy"`, `"top1_error"`, or a function `(network, batch) -> (m,)`,
-            such as `IntermediateSquaredL2("layer2")`.
+        loss: `"squared_l2"`, `"relative_squared_l2"` (in units of the outputs' own
+            size) and `"kl_divergence"` need no labels, `"cross_entropy"` and
+            `"top1_error"` do; or a function `(network, batch) -> (m,)`, such as
+            `IntermediateSquaredL2("layer2")`.
         num_samples: m, samples an evaluation; `"auto"` draws as many as cost about
             what the optimiser costs a trial, at least 50, see `search_auto`.
         choose: Which layers to compress, and how; by default all linear layers and 2d

@@ -10,6 +10,7 @@ from torch import nn
 from compression_adapters import compress, compression_problem
 from compression_adapters.losses import (
     IntermediateSquaredL2,
+    RelativeSquaredL2,
     cross_entropy,
     kl_divergence,
     squared_l2,
@@ -42,6 +43,51 @@ def test_squared_l2_sums_over_all_output_dimensions():
     np.testing.assert_allclose(squared_l2(identity, batch()), expected, rtol=1e-12)
     image = Batch(torch.ones(3, 2, 4, 4), reference_outputs=torch.zeros(3, 2, 4, 4))
     assert squared_l2(identity, image).tolist() == [32.0] * 3
+
+
+def test_relative_loss_is_the_same_in_any_unit_of_the_outputs():
+    point = {"layer_0": 0.5, "layer_2": 0.5}
+    means = []
+    for unit in (1.0, 100.0):
+        network = small_network()
+        with torch.no_grad():
+            for weight in network[2].parameters():
+                weight.mul_(unit)
+        problem = compression_problem(
+            network, pool(), gamma=1.0, loss="relative_squared_l2"
+        )
+        means.append(problem.evaluate(point, seed=3)["loss"].mean)
+    assert means[1] == pytest.approx(means[0], rel=1e-3)
+
+
+def test_relative_loss_of_zeros_is_one_on_the_samples_of_its_scale():
+    problem = compression_problem(
+        small_network(), pool(), gamma=1.0, loss="relative_squared_l2", num_samples=50
+    )
+
+    class Zeros(nn.Module):
+        def forward(self, inputs):
+            return torch.zeros_like(problem.network(inputs))
+
+    # The scale is the mean over the samples of these four seeds, to four digits.
+    means = [problem.network_loss(Zeros(), seed=seed).mean for seed in range(4)]
+    assert np.mean(means) == pytest.approx(1.0, abs=1e-3)
+
+
+def test_relative_loss_keeps_a_scale_that_was_given():
+    loss = RelativeSquaredL2(7.0)
+    problem = compression_problem(small_network(), pool(), gamma=1.0, loss=loss)
+    assert problem.loss is loss
+
+
+def test_relative_loss_says_what_is_missing():
+    batch = Batch(torch.ones(2, 3), reference_outputs=torch.zeros(2, 3))
+    with pytest.raises(ValueError, match="compression_problem measures it"):
+        RelativeSquaredL2()(identity, batch)
+    with pytest.raises(ValueError, match="puts out zeros only"):
+        RelativeSquaredL2().measured(torch.zeros(2, 3))
+    with pytest.raises(ValueError, match="scale must be positive"):
+        RelativeSquaredL2(0.0)
 
 
 @pytest.mark.parametrize("temperature", [0.5, 1.0, 4.0])

@@ -218,6 +218,15 @@ def test_training_uses_labels_where_there_are_any(
     assert type(source.network[0]) is nn.Linear
 
 
+@pytest.mark.parametrize("loss", ["relative_squared_l2", "top1_error"])
+def test_every_stage_takes_the_loss(tmp_path, loss):
+    result = invoke(tmp_path, *LINEAR, *PRUNING, "--loss", loss, "--max-trials", "8")
+    assert result.exit_code == 0, result.output
+    losses = [row["loss"] for row in read_stages(tmp_path)["stages"]]
+    assert len(losses) == 2
+    assert all(0 <= value <= 1 for value in losses)
+
+
 def test_a_folder_without_stages_is_refused(tmp_path):
     with pytest.raises(ValueError, match=r"no finished stages: expected stages.json"):
         read_stages(tmp_path)

@@ -8,16 +8,17 @@ from torch import nn
 
 from compression_adapters.losses import (
     BINARY_LOSSES,
+    LABELLED_LOSSES,
     LOSSES,
     IntermediateSquaredL2,
+    RelativeSquaredL2,
     kl_divergence,
 )
 from compression_adapters.sampling import Batch
 
 # name -> (loss, does it need labels)
-CASES = {
-    name: (loss, name.startswith(("cross", "top1"))) for name, loss in LOSSES.items()
-}
+CASES = {name: (loss, name in LABELLED_LOSSES) for name, loss in LOSSES.items()}
+CASES["relative_squared_l2"] = (RelativeSquaredL2(4.0), False)
 CASES["kl_divergence(4)"] = (kl_divergence(4.0), False)
 CASES["squared_l2 inside"] = (IntermediateSquaredL2("0"), False)
 
@@ -93,6 +94,6 @@ def test_loss_refuses_a_network_without_tensor_output(case, batch):
 
 
 def test_binary_losses_are_zero_or_one_and_the_others_are_not(network, batch):
-    for loss in LOSSES.values():
+    for loss, _ in CASES.values():
         values = loss(network, batch)
         assert bool(((values == 0) | (values == 1)).all()) == (loss in BINARY_LOSSES)
