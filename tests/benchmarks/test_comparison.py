@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 
 from benchmarks import comparison
-from benchmarks.cifar import shared_file
 from benchmarks.comparison_run import Budget, common_incumbent, search_with
 from benchmarks.methods import METHODS, build_method
 from benchmarks.methods_base import Observation, RandomSearch, Seconds
@@ -132,12 +131,9 @@ def test_the_quick_comparison_stays_in_its_bands():
 
 @pytest.mark.slow
 @pytest.mark.data
+@pytest.mark.usefixtures("cifar10_here")
 def test_the_quick_comparison_on_resnet18_stays_in_its_bands():
     """Ours at level pairwise against the best rule, as measured before: .2 and .35."""
-    try:
-        shared_file("data/cifar10_jpeg.npz")
-    except FileNotFoundError as error:
-        pytest.skip(str(error))
     ours = comparison.run(0, comparison.settings("resnet18", "pac_pairwise"))
     rule = comparison.run(
         0, comparison.settings("resnet18", "rule_evbmf", evaluations=15)

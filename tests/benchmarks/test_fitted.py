@@ -104,11 +104,9 @@ def test_pages_have_one_row_a_level_and_dimension(trace, monkeypatch):
 
 
 @pytest.mark.data
+@pytest.mark.usefixtures("cifar10_here")
 def test_the_page_has_the_share_that_asking_adds(monkeypatch):
-    try:
-        small = check_share.cifar10(train=False, num_images=100)
-    except FileNotFoundError as error:
-        pytest.skip(str(error))  # it says what to set: CIFAR-10 is no part of this
+    small = check_share.cifar10(train=False, num_images=100)
     monkeypatch.setattr(check_share, "cifar10", lambda train: small)
     trace = check_share.run(0, {**check_share._ROW, "trials": 14})
     assert 0.0 < trace.result["evaluate"] < trace.result["asks"]

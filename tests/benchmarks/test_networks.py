@@ -58,11 +58,8 @@ def test_the_page_puts_a_rule_at_the_ratio_of_the_search():
 
 
 @pytest.mark.data
+@pytest.mark.usefixtures("cifar10_here")
 def test_networks_are_measured_on_the_test_images(monkeypatch):
-    try:
-        shared_file("data/cifar10_jpeg.npz")
-    except FileNotFoundError as error:
-        pytest.skip(str(error))
     small = networks.cifar10(train=False, num_images=100)
     monkeypatch.setattr(networks, "cifar10", lambda train: small)
     networks.reference_outputs.cache_clear()

@@ -6,7 +6,6 @@ import pytest
 import torch
 
 from benchmarks import paper_fc3, paper_gamma, paper_proxy, paper_table2
-from benchmarks.cifar import shared_file
 from benchmarks.imagenet import DATA_VARIABLE, ImageRows, imagenet_network
 from benchmarks.network_problems import NetworkEvaluation
 from benchmarks.published import (
@@ -195,16 +194,13 @@ def test_fc3_by_the_published_way_lands_where_it_did():
 
 @pytest.mark.slow
 @pytest.mark.data
+@pytest.mark.usefixtures("cifar10_here")
 @pytest.mark.parametrize("network", ["resnet18", "vgg16"])
 def test_the_quick_proxy_is_as_monotone_as_the_paper_says(network):
     """The quick version of Figs. 2 and 3: eight random choices of ranks.
 
     By chance a rank correlation of eight is above .83 once in a hundred times.
     """
-    try:
-        shared_file("data/cifar10_jpeg.npz")
-    except FileNotFoundError as error:
-        pytest.skip(str(error))
     settings = paper_proxy.settings(network, "here")
     settings |= {"points": 8, "distance_images": 250, "error_images": 1_000}
     trace = paper_proxy.run(0, settings)
@@ -213,12 +209,9 @@ def test_the_quick_proxy_is_as_monotone_as_the_paper_says(network):
 
 @pytest.mark.slow
 @pytest.mark.data
+@pytest.mark.usefixtures("cifar10_here")
 def test_the_quick_searches_of_resnet18_stay_in_their_bands():
     """The quick version of Tables 2 and 6: one search each."""
-    try:
-        shared_file("data/cifar10_jpeg.npz")
-    except FileNotFoundError as error:
-        pytest.skip(str(error))
     trace = paper_gamma.run(0, paper_gamma.settings("resnet18", "here", 0.02))
     assert 0.08 < trace.result["ratio"] < 0.30
     assert trace.result["top1"] > 0.74
