@@ -37,6 +37,8 @@ def _section(trace: Trace) -> list[str]:
     settings, result = trace.settings, trace.result
     gammas = [settings[f"gamma_{row['stage']}"] for row in result["stages"]]
     where = result["gpu"] or f"{trace.provenance['threads']} CPU thread(s)"
+    original = result["rows"][0]["top1"]
+    error = 100 * (original * (1 - original) / settings["test_images"]) ** 0.5
     lines = [
         f"## {settings['train_images']:,} training images, "
         f"{settings['test_images']:,} test images, gamma "
@@ -44,13 +46,13 @@ def _section(trace: Trace) -> list[str]:
         "",
         f"On {where}, {result['seconds'] / 60:.0f} minutes in all. Classifier trained "
         f"for {settings['head_epochs']} epochs, {settings['tune_epochs']} epoch(s) of "
-        f"fine-tuning a stage. Revision {trace.provenance['revision']}.",
+        f"fine-tuning a stage. So many test images know an accuracy to +-{error:.1f} "
+        f"points (one standard error). Revision {trace.provenance['revision']}.",
         "",
         "| network | top-1 % | against the original | convolutions % | "
         "linear layers % | both % |",
         "|---|---|---|---|---|---|",
     ]
-    original = result["rows"][0]["top1"]
     lines += [_network(row, original) for row in result["rows"]]
     lines += [
         "",

@@ -54,7 +54,7 @@ def settings_of(
 _PLAN: tuple[tuple[dict[str, Any], int, float], ...] = (
     (settings_of("cpu", 2_000, 1_000, head_epochs=4, tune_epochs=1), 1, 16.0),
     # What the loss leaves room for: a tenth of the weights.
-    (settings_of("cpu", 2_000, 1_000, 0.2, head_epochs=4, tune_epochs=1), 1, 11.0),
+    (settings_of("cpu", 2_000, 1_000, 0.2, head_epochs=4, tune_epochs=1), 3, 15.0),
     (settings_of("cuda", 50_000, 10_000, head_epochs=5, tune_epochs=2), 1, 8.0),
 )
 
