@@ -40,10 +40,10 @@ RATIOS = (0.09, 0.12, 0.15, 0.18, 0.25, 0.4, 0.6)
 DELTA = 0.05
 NUM_SAMPLES = 50
 _MAX_TRIALS = 200
-# Weights of the loss that lead to ratios from about 15 % to 60 %, measured.
+# Weights of the loss that lead to ratios from about 15 % up, measured.
 GAMMAS = {
     "resnet18": (0.02, 0.15, 1.0, 2.0, 4.0),
-    "resnet50": (0.02, 0.15, 1.0, 2.0, 4.0),
+    "resnet50": (0.005, 0.02, 0.15, 1.0, 2.0, 4.0),
 }
 
 
