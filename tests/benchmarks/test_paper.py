@@ -195,13 +195,17 @@ def test_fc3_by_the_published_way_lands_where_it_did():
 @pytest.mark.slow
 @pytest.mark.data
 @pytest.mark.usefixtures("cifar10_here")
-@pytest.mark.parametrize("network", ["resnet18", "vgg16"])
-def test_the_quick_proxy_is_as_monotone_as_the_paper_says(network):
+@pytest.mark.parametrize(
+    ("network", "scale"), [("resnet18", "log"), ("vgg16", "linear")]
+)
+def test_the_quick_proxy_is_as_monotone_as_the_paper_says(network, scale):
     """The quick version of Figs. 2 and 3: eight random choices of ranks.
 
-    By chance a rank correlation of eight is above .83 once in a hundred times.
+    By chance a rank correlation of eight is above .83 once in a hundred times. Where
+    layers follow each other without a shortcut, ranks that are drawn on the logarithmic
+    scale leave nothing but guessing, and there is nothing to rank.
     """
-    settings = paper_proxy.settings(network, "here")
+    settings = paper_proxy.settings(network, "here", scale)
     settings |= {"points": 8, "distance_images": 250, "error_images": 1_000}
     trace = paper_proxy.run(0, settings)
     assert trace.result["rank_correlations"]["output"] > 0.83
