@@ -229,8 +229,9 @@ def _figures_2_and_3(traces: Sequence[Trace], figures: Path) -> list[str]:
         "Spearman's rank correlation of mean squared distance and top-1 error over "
         "random ranks (the paper shows the scatter, for ResNet50 and VGG-16, and gives "
         "no number). *linear*: every rank on its own, uniform up to the maximal one; "
-        "*log*: about the same share of all layers, on a logarithmic scale, so that "
-        "all errors are met.",
+        "*log*: about the same share of all layers, on a logarithmic scale. That meets "
+        "all errors of the ResNets; of VGG-16, whose layers follow each other without "
+        "a shortcut, it leaves a network that guesses.",
         "",
         "| network | ranks | points | top-1 error, range | layer | rank correlation |",
         "|---|---|---|---|---|---|",
