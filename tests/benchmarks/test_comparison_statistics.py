@@ -143,6 +143,14 @@ def test_a_faithful_run_that_was_not_made_is_multiplied_and_said_to_be():
     assert "Extrapolated" not in render_fabolas(profiles)
 
 
+def test_a_faithful_run_that_was_made_stands_beside_ours():
+    runs = [made_up("pac", seed, [0.9, 0.5, 0.2], 10.0) for seed in (0, 1)]
+    runs.append(made_up("fabolas_faithful", 1, [0.9, 0.6], 300.0))
+    page = render_fabolas([], runs)
+    assert "| pac | 1 | 600 | 30.0 | 20 | 0.600 | 0.200 |" in page
+    assert "Whole runs" not in render_fabolas([], runs[:2])
+
+
 def test_a_claim_holds_by_its_interval_and_not_by_one_run():
     def rows(seeds: int, fabolas_seconds: float) -> list[str]:
         runs = {
