@@ -42,8 +42,8 @@ first one that is missing. NETWORK is what `ax-pac compress` takes.
 \b
 As in the paper:
   ax-pac stages vgg16 --data IMAGES --epochs 3 --out runs/vgg16 \\
-    --stage convolutions:gamma=0.001 --stage linear:gamma=0.001 \\
-    --stage pruning:gamma=0.01
+    --loss relative_squared_l2 --stage convolutions:gamma=1 \\
+    --stage linear:gamma=0.2 --stage pruning:gamma=1
 """
 
 
