@@ -94,16 +94,15 @@ class RelativeSquaredL2:
         Returns:
             Shape `m`. Dimensionless.
         """
-        values = squared_l2(network, batch)
         if self.scale is None:
             raise ValueError(
                 "The loss relative_squared_l2 does not know the size of the reference "
                 "outputs yet: compression_problem measures it; or pass scale."
             )
-        return values / self.scale
+        return squared_l2(network, batch) / self.scale
 
     def measured(self, reference_outputs: Tensor) -> "RelativeSquaredL2":
-        """Return this loss with its scale; one that was given is kept.
+        """Return this loss with the scale of these outputs.
 
         Args:
             reference_outputs: Of samples drawn as those of a trial. Shape `n x ...`.
@@ -111,8 +110,6 @@ class RelativeSquaredL2:
         Raises:
             ValueError: when they are all zero.
         """
-        if self.scale is not None:
-            return self
         squares = reference_outputs.double().square().flatten(1).sum(dim=1)
         scale = float(squares.mean())
         if scale == 0.0:

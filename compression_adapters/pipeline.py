@@ -26,7 +26,6 @@ from ax_pac.cards import (
     TimeSpent,
 )
 from compression_adapters import checkpoint
-from compression_adapters.losses import LABELLED_LOSSES
 from compression_adapters.network import (
     compression_ratio,
     truncated,
@@ -72,11 +71,10 @@ def compress_source(
         ValueError: as `compress` does.
         RuntimeError: when the saved network gives other outputs.
     """
-    needs_labels = options["loss"] in LABELLED_LOSSES
     result = compress(
         source.network,
         source.inputs,
-        labels=source.labels if needs_labels else None,
+        labels=source.labels_for(options["loss"]),
         choose=source.choose,
         progress=progress,
         **options,

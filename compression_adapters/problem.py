@@ -381,7 +381,7 @@ def compression_problem(
         binary_loss=binary_loss,
         channels_last=channels_last,
     )
-    if isinstance(loss, RelativeSquaredL2):
+    if isinstance(loss, RelativeSquaredL2) and loss.scale is None:
         return _with_scale(problem, loss)
     return problem
 

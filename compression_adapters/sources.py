@@ -13,6 +13,7 @@ from torch.utils.data import Dataset, Subset
 
 from compression_adapters.checkpoint import load_weights
 from compression_adapters.choices import Choose, choose_linear, choose_low_rank
+from compression_adapters.losses import LABELLED_LOSSES
 from compression_adapters.network import evaluation_mode
 from compression_adapters.presets import PRESETS, Preset, accuracy
 from compression_adapters.torchvision_networks import (
@@ -57,6 +58,10 @@ class Source:
     test: tuple[Tensor, Tensor] | Dataset[Any] | None = field(default=None, repr=False)
     gamma: float | None = None
     note: str = ""
+
+    def labels_for(self, loss: str | None) -> Tensor | None:
+        """Return the labels that a search by this loss, a key of `LOSSES`, takes."""
+        return self.labels if loss in LABELLED_LOSSES else None
 
 
 def open_source(

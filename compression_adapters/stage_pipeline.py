@@ -14,7 +14,6 @@ from torch import Tensor, nn
 from compression_adapters.checkpoint import load_compressed
 from compression_adapters.choices import choose_pruning
 from compression_adapters.fine_tuning import Schedule, fine_tune
-from compression_adapters.losses import LABELLED_LOSSES
 from compression_adapters.measurements import compare_costs, measure_cost
 from compression_adapters.recipe import recipe_of
 from compression_adapters.report import NETWORK_FOLDER
@@ -164,7 +163,7 @@ def compress_source_in_stages(
             stages[:number],
             folder=out / STAGES_FOLDER,
             choose=source.choose,
-            labels=source.labels if options.get("loss") in LABELLED_LOSSES else None,
+            labels=source.labels_for(options.get("loss")),
             **options,
         )
         name = " + ".join(stage.name for stage in stages[:number])

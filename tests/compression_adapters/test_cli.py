@@ -12,6 +12,7 @@ from click.testing import CliRunner
 
 from ax_pac import DEFAULT_LEVEL, LEVELS
 from compression_adapters import cli, cli_options, load_compressed, presets
+from compression_adapters.losses import LOSSES
 from tests.networks import labels, pool, small_network
 
 ARGUMENTS = ["--gamma", "0.5", "--delta", "0.3", "--epsilon", "0.05"]
@@ -300,3 +301,9 @@ def test_a_command_given_again_goes_on_where_it_was(own_module, tmp_path):
     result = invoke(*command, "--db", "other.db")
     assert result.exit_code == 2
     assert "one of --db and --resume" in result.output
+
+
+def test_every_loss_can_be_asked_for():
+    for command in ("compress", "stages"):
+        options = {option.name: option for option in cli.main.commands[command].params}
+        assert list(options["loss"].type.choices) == list(LOSSES)
