@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -237,7 +238,8 @@ class FunctionDraws(NamedTuple):
 
     Args:
         failure: Probability that some candidate exceeds delta, estimated without bias
-            but for what is left out, which is bounded and added. Shape `S`, in [0, 1].
+            but for what is left out, which is bounded and added. Shape `S`, or shorter
+            where the first were enough, in [0, 1].
         active_set_size: Largest number of candidates that took part in a draw.
         pairwise: Each candidate's own probability of exceeding delta, averaged over
             the settings. Shape `N`.
@@ -254,6 +256,7 @@ def draw_failures(
     tolerance: float,
     generator: torch.Generator,
     num_rounds: int = _NUM_ROUNDS,
+    is_enough: Callable[[Tensor], bool] | None = None,
 ) -> FunctionDraws:
     """Estimate under each setting how probably any point beats the incumbent.
 
@@ -270,6 +273,8 @@ def draw_failures(
         tolerance: Probability that does not matter, in (0, 1).
         generator: Source of every random number.
         num_rounds: How often candidates are added; 0 for those of the problem alone.
+        is_enough: Asked with the estimates so far, after each part of the settings; the
+            other settings are left out once it says so. Default: none is left out.
 
     Returns:
         The estimates, and more about the draws.
@@ -281,21 +286,27 @@ def draw_failures(
     num_added = min(_NUM_ADDED[0] * dim, _NUM_ADDED[1])
     most = num_candidates + num_rounds * num_added
     chunk = max(1, _CHUNK_SIZE // (most * len(problem.Z)))
-    failure, largest, pairwise = [], 0, torch.zeros(num_candidates).double()
+    failure, largest = torch.zeros(0, dtype=torch.float64), 0
+    pairwise = torch.zeros(num_candidates, dtype=torch.float64)
+    enough = False
     for lengthscale, outputscale in zip(
         sample.lengthscale.split(chunk), sample.outputscale.split(chunk), strict=True
     ):
         functions = _Functions(problem, lengthscale, outputscale)
         scores = functions.scores()
         pairwise += torch.special.ndtr(scores).sum(0)
+        if enough:
+            continue
         size = functions.keep_candidates(scores, tolerance)
         for _ in range(num_rounds):
             functions.add_candidates(num_added, generator)
             size = functions.keep_candidates(functions.scores(), tolerance)
         largest = max(largest, size)
-        failure.append(_reveal_until_negligible(functions, tolerance, generator))
+        drawn = _reveal_until_negligible(functions, tolerance, generator)
+        failure = torch.cat([failure, drawn])
+        enough = is_enough is not None and is_enough(failure)
     pairwise /= len(sample.outputscale)
-    return FunctionDraws(torch.cat(failure), largest, pairwise)
+    return FunctionDraws(failure, largest, pairwise)
 
 
 def _reveal_until_negligible(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import math
 from collections.abc import Iterator
 
@@ -185,14 +186,21 @@ def _draw_until_decided(
     values = torch.zeros(0, dtype=torch.float64)
     pairwise = torch.zeros(len(problem.candidates), dtype=torch.float64)
     active_set_size = 0
-    while len(values) < most:
+    effective, worth, status, given_up = 0.0, 1.0, "ok", False
+    while len(values) < most and not given_up:
         first = len(values)
         chains.extend(first + _BATCH)
         sample = chains.sample(first=first)
-        draws = draw_failures(problem, sample, tolerance, generator)
+        gives_up = functools.partial(
+            _is_hopeless_with, values, epsilon, alpha, worth, most
+        )
+        draws = draw_failures(problem, sample, tolerance, generator, is_enough=gives_up)
         values = torch.cat([values, draws.failure])
         active_set_size = max(active_set_size, draws.active_set_size)
-        pairwise += draws.pairwise * len(draws.failure)
+        pairwise += draws.pairwise * len(sample.outputscale)
+        if len(values) < first + _BATCH:  # given up half-way
+            effective, status = worth * len(values), _diagnosis(sample, 0.0)
+            break
         # What the probabilities are worth, which scatter under each setting as well;
         # the settings have to be enough on their own.
         effective = effective_sample_size(values.reshape(-1, NUM_CHAINS).mT)
@@ -203,9 +211,7 @@ def _draw_until_decided(
         status = _diagnosis(sample, fewest if is_bounded else 0.0)
         if is_bounded and status == "ok":
             break
-        # Giving up early is free: it can only withhold a certificate.
-        if is_hopeless(values, epsilon, alpha, worth, most):
-            break
+        given_up = is_hopeless(values, epsilon, alpha, worth, most)
     return MarginalFailure(
         estimate=float(values.mean()),
         num_draws=len(values),
@@ -215,6 +221,21 @@ def _draw_until_decided(
         challenger=int(pairwise.argmax()),
         hyperparameter_status=status,
     )
+
+
+def _is_hopeless_with(
+    values: Tensor,
+    epsilon: float,
+    alpha: float,
+    worth: float,
+    most: int,
+    failure: Tensor,
+) -> bool:
+    """Whether values and these failures together are hopeless.
+
+    Giving up is free, however early: it can only withhold a certificate.
+    """
+    return is_hopeless(torch.cat([values, failure]), epsilon, alpha, worth, most)
 
 
 def _diagnosis(sample: HyperparameterSample, fewest: float) -> str:

@@ -286,7 +286,7 @@ def test_a_bad_incumbent_is_certified_no_more_often_than_alpha(monkeypatch, epsi
     rng = np.random.default_rng(0)
 
     def certified_share(probability: float) -> float:
-        def bernoulli(problem, sample, tolerance, generator):
+        def bernoulli(problem, sample, tolerance, generator, is_enough):
             failed = rng.random(len(sample.outputscale)) < probability
             failure = torch.from_numpy(failed).double()
             return FunctionDraws(failure, 1, torch.zeros(1).double())
@@ -320,6 +320,35 @@ def test_what_is_left_out_is_added_in_full():
     # At least as often, and by no more than what was left out.
     error = 4.0 * math.sqrt(0.25 / 2048)
     assert shares[0] - error < shares[1] < shares[0] + 2.0 * 0.2 + error
+
+
+def test_what_is_clearly_above_epsilon_is_given_up_half_way_with_the_same_challenger():
+    problem = DifferenceProblem(*fitted(d=4), delta=0.05, weight=1.0)
+    chains = HyperparameterChains(
+        problem.Z, problem.Y, problem.noise, generator=seeded()
+    )
+    chains.extend(256)
+    looks = []
+
+    def is_enough(failure: torch.Tensor) -> bool:
+        looks.append(len(failure))
+        return len(failure) >= 100
+
+    every = draw_failures(problem, chains.sample(), 1e-3, seeded())
+    some = draw_failures(problem, chains.sample(), 1e-3, seeded(), is_enough=is_enough)
+    assert len(every.failure) == 256
+    assert looks[-2] < 100 <= looks[-1] == len(some.failure) < 256
+    assert torch.equal(some.failure, every.failure[: len(some.failure)])
+    assert torch.equal(some.pairwise, every.pairwise)
+
+
+def test_giving_up_half_way_refuses_and_is_worth_what_was_drawn():
+    model, incumbent, candidates = fitted(n=40, d=4)
+    failure = marginal_failure(model, incumbent, candidates, delta=0.01, **SETTINGS)
+    assert failure.upper_bound > 0.05
+    assert failure.num_draws < 64
+    assert failure.effective_sample_size == failure.num_draws
+    assert failure.estimate > 0.05
 
 
 def test_the_challenger_is_the_candidate_feared_most_over_all_hyperparameters():
