@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -81,6 +82,7 @@ def render_comparison(traces: Sequence[Trace], folder: Path | None = None) -> st
     for trace in traces:
         key = json.dumps([trace.settings[name] for name in _GROUP])
         groups.setdefault(key, []).append(Run(trace))
+    lines += _all_weights([run for runs in groups.values() for run in runs])
     for runs in groups.values():
         lines += _section(_ordered(runs), folder or FOLDER)
     lines += _fronts([Run(trace) for trace in traces])
@@ -96,6 +98,32 @@ def _ordered(runs: Sequence[Run]) -> dict[str, list[Run]]:
         for name in METHODS
         if any(run.method == name for run in runs)
     }
+
+
+def _all_weights(runs: Sequence[Run]) -> list[str]:
+    """The claims over all weights of the network that is searched at several."""
+    own = [
+        run
+        for run in runs
+        if (run.trace.settings["problem"], run.trace.settings["num_samples"])
+        == ("resnet18", 50)
+    ]
+    gammas = {run.trace.settings["gamma"] for run in own}
+    count = Counter((run.method, run.trace.seed) for run in own)
+    # A seed counts where it was run at every weight, so that all weigh the same.
+    whole = _ordered([r for r in own if count[r.method, r.trace.seed] == len(gammas)])
+    table = claims(whole)
+    if len(gammas) < 2 or not table:
+        return []
+    return [
+        "## resnet18, all weights together",
+        "",
+        f"A pair is a seed at one of {', '.join(map(str, sorted(gammas)))}, for the "
+        "seeds that were run at each of these. Pairs of one seed see the same samples, "
+        "so that they are less than independent.",
+        "",
+        *table,
+    ]
 
 
 def _section(runs: dict[str, list[Run]], folder: Path) -> list[str]:

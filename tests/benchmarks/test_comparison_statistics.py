@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 
 import numpy as np
@@ -171,6 +172,22 @@ def test_a_claim_holds_by_its_interval_and_not_by_one_run():
     assert "p = 0.00391, followed that long 100%" in rows(8, 3.0)[-2]
     assert rows(8, 2.0)[2].endswith("| no |")
     assert all(row.endswith("| too few runs |") for row in rows(2, 3.0)[2:-1])
+
+
+def test_over_all_weights_a_seed_counts_that_was_run_at_each(tmp_path):
+    traces = []
+    for gamma, seeds in ((0.02, 6), (0.05, 4)):
+        for method, values in (("pac", [0.9, 0.2]), ("ax_default", [0.9, 0.3, 0.19])):
+            for seed in range(seeds):
+                trace = made_up(method, seed, values, 2.0)
+                changed = {**trace.settings, "gamma": gamma}
+                traces.append(dataclasses.replace(trace, settings=changed))
+    title = "## resnet18, all weights together"
+    page = render_comparison(traces, tmp_path)
+    together = page.split(title)[1].split("## ")[0]
+    # Four seeds at two weights; the two that only one of them has are left out.
+    assert "pac's time | 8 | 1.50 (1.50 to 1.50) | no |" in together
+    assert title not in render_comparison(traces[:12], tmp_path)
 
 
 def test_the_committed_page_is_the_one_that_the_traces_give(tmp_path):
