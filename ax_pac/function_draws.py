@@ -33,7 +33,7 @@ _NUM_ROUNDS = 2
 _NUM_ADDED = (150, 600)
 _ADDED_DISTANCES = (-1.5, 0.3)
 # Doubles in the largest temporary: settings are scored in chunks of this size.
-_CHUNK_SIZE = 2_000_000
+_CHUNK_SIZE = 500_000
 
 
 class DifferenceProblem:
