@@ -18,7 +18,7 @@ GAMMAS = {
 }
 _RUNS = 10
 # Core-minutes of a run, measured.
-_MINUTES = {"pac_published": 0.5, "pac": 0.4}
+_MINUTES = {"pac_published": 0.2, "pac": 0.4}
 _EVALUATIONS = 100
 
 

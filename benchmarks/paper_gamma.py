@@ -18,7 +18,7 @@ PAPER_GAMMAS = (0.00006, 0.00008, 0.0001, 0.0003, 0.0005)
 GAMMAS = (0.01, 0.02, 0.05, 0.15, 0.5)
 _RUNS = {"resnet18": 10, "resnet50": 5}
 # Core-minutes of a run, measured.
-_MINUTES = {"resnet18": 1.5, "resnet50": 4.0}
+_MINUTES = {"resnet18": 1.2, "resnet50": 4.0}
 _IMAGENET_MINUTES = {"resnet18": 30.0, "resnet50": 90.0}
 _EVALUATIONS = 150
 

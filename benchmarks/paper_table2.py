@@ -19,10 +19,10 @@ GAMMAS = (0.8, 0.9, 1.0, 1.1, 1.2)
 # random search and Fabolas in the paper is not said; random search gets as many
 # evaluations as ours needs at most.
 METHODS = {
-    "random": (0.5, 60),
-    "fabolas_lean": (2.0, 60),
-    "pac_published": (1.0, 60),
-    "pac": (1.0, 60),
+    "random": (0.15, 60),
+    "fabolas_lean": (0.6, 60),
+    "pac_published": (0.3, 60),
+    "pac": (0.4, 60),
 }
 _RUNS = 10
 
