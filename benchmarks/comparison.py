@@ -106,6 +106,8 @@ _ONE_GAMMA = (
     *RULES,
 )
 _RUNS = {0.02: 10}  # at other weights half as many
+# Random search has to be followed for as long as it is compared.
+_LONGER = {("random", 0.02): {"evaluations": 1200}}
 
 _PLAN = (
     *(
@@ -114,7 +116,14 @@ _PLAN = (
         if method in _ONE_GAMMA
     ),
     *(
-        _row("resnet18", method, _RUNS.get(gamma, 5), minutes, gamma=gamma)
+        _row(
+            "resnet18",
+            method,
+            _RUNS.get(gamma, 5),
+            minutes,
+            gamma=gamma,
+            **_LONGER.get((method, gamma), {}),
+        )
         for gamma in NETWORK_GAMMAS["resnet18"]
         for method, minutes in _MINUTES.items()
         if method not in _ONE_GAMMA
