@@ -47,6 +47,62 @@ def claims(runs: Runs) -> list[str]:
     return [*lines, *(f"| {' | '.join(row)} |" for row in rows), ""]
 
 
+def kept(groups: Sequence[Runs]) -> list[str]:
+    """How far what each level certified is from the best that anything found.
+
+    The best is a lower bound of what there is where no optimum is known, so that
+    a certificate counted as kept may be broken, and none counted as broken is kept.
+
+    Args:
+        groups: Runs on one and the same problem each.
+    """
+    rows = []
+    for name in PAC_LEVELS:
+        excess, number = [], 0
+        for runs in groups:
+            best = best_known(runs)
+            number += len(runs.get(name, ()))
+            excess += [
+                run.trace.result["own"]["objective"] - best
+                for run in runs.get(name, ())
+                if run.trace.result["stopped"]
+            ]
+        if excess:
+            broken = sum(e > _delta(groups[0]) for e in excess)
+            rows.append(
+                f"| {name} | {len(excess)} of {number} | {np.median(excess):.4f} "
+                f"| {max(excess):.4f} | {broken} |"
+            )
+    if not rows:
+        return []
+    return [
+        "What was certified, beside the best J that any run on the same problem came "
+        f"to ({', '.join(f'{best_known(runs):.4g}' for runs in groups)}), which may "
+        f"not be the best there is; delta is {_delta(groups[0]):g}.",
+        "",
+        "| level | certified | J above it, median | largest | by more than delta |",
+        "|---|---|---|---|---|",
+        *rows,
+        "",
+    ]
+
+
+def _delta(runs: Runs) -> float:
+    return float(next(iter(runs.values()))[0].trace.result["delta"])
+
+
+def best_known(runs: Runs) -> float:
+    """Smallest true objective of any incumbent of any method, or the optimum."""
+    values = []
+    for run in (run for group in runs.values() for run in group):
+        result = run.trace.result
+        values += [result["own"]["objective"], result["common"]["objective"]]
+        values += [trial["own"] for trial in run.trace.trials]
+        if result.get("optimum") is not None:
+            values.append(result["optimum"])
+    return float(np.nanmin(values))
+
+
 def _against_fabolas(runs: Runs, method: str) -> list[tuple[str, ...]]:
     rows = []
     for level in PAC_LEVELS:

@@ -27,7 +27,7 @@ from benchmarks.comparison_statistics import (
     signed_rank,
 )
 from benchmarks.methods import METHODS, RULES
-from benchmarks.report_claims import PAC_LEVELS, claims
+from benchmarks.report_claims import PAC_LEVELS, claims, kept
 from benchmarks.traces import FOLDER, Trace
 
 REFERENCE = "pac"
@@ -108,7 +108,7 @@ def _all_weights(runs: Sequence[Run]) -> list[str]:
         if (run.trace.settings["problem"], run.trace.settings["num_samples"])
         == ("resnet18", 50)
     ]
-    gammas = {run.trace.settings["gamma"] for run in own}
+    gammas = set(map(_gamma, own))
     count = Counter((run.method, run.trace.seed) for run in own)
     # A seed counts where it was run at every weight, so that all weigh the same.
     whole = _ordered([r for r in own if count[r.method, r.trace.seed] == len(gammas)])
@@ -123,7 +123,12 @@ def _all_weights(runs: Sequence[Run]) -> list[str]:
         "so that they are less than independent.",
         "",
         *table,
+        *kept([_ordered([r for r in own if _gamma(r) == g]) for g in sorted(gammas)]),
     ]
+
+
+def _gamma(run: Run) -> float:
+    return float(run.trace.settings["gamma"])
 
 
 def _section(runs: dict[str, list[Run]], folder: Path) -> list[str]:
@@ -147,6 +152,7 @@ def _section(runs: dict[str, list[Run]], folder: Path) -> list[str]:
     lines += _clocks(runs)
     if REFERENCE in runs:
         lines += claims(runs)
+        lines += kept([runs])
         lines += _quality(runs)
         lines += _times(runs)
     lines += _outside_certificates(runs)

@@ -19,7 +19,7 @@ from benchmarks.comparison_statistics import (
     paired,
     signed_rank,
 )
-from benchmarks.report_claims import claims
+from benchmarks.report_claims import claims, kept
 from benchmarks.report_comparison import render_comparison
 from benchmarks.report_fabolas import render_fabolas
 from benchmarks.traces import FOLDER, Trace, read_traces
@@ -172,6 +172,30 @@ def test_a_claim_holds_by_its_interval_and_not_by_one_run():
     assert "p = 0.00391, followed that long 100%" in rows(8, 3.0)[-2]
     assert rows(8, 2.0)[2].endswith("| no |")
     assert all(row.endswith("| too few runs |") for row in rows(2, 3.0)[2:-1])
+
+
+def test_a_certificate_is_held_against_the_best_that_any_method_found():
+    def runs(best: float) -> dict[str, list[Run]]:
+        return {
+            "pac_joint": [Run(made_up("pac_joint", s, [0.9, 0.3])) for s in range(3)],
+            "pac": [Run(made_up("pac", 0, [0.9, 0.24])), Run(made_up("pac", 1, [9.0]))],
+            # Not where it ended: on the way.
+            "random": [Run(made_up("random", 0, [0.9, best, 0.5]))],
+        }
+
+    first, second = runs(0.2), runs(0.26)
+    first["pac"][1].trace.result["stopped"] = False
+    second["pac"].pop()
+    page = kept([first, second])
+    assert "(0.2, 0.24)" in page[0]  # in the second one it is PAC's own
+    assert page[4:] == [
+        "| pac_joint | 6 of 6 | 0.0800 | 0.1000 | 6 |",
+        "| pac | 2 of 3 | 0.0200 | 0.0400 | 0 |",
+        "",
+    ]
+    for run in first["random"]:
+        run.trace.result["optimum"] = 0.1
+    assert "(0.1)" in kept([first])[0]
 
 
 def test_over_all_weights_a_seed_counts_that_was_run_at_each(tmp_path):
