@@ -27,8 +27,7 @@ JITTER = 1e-8
 NUM_CHAINS = 64
 _NUM_STARTS = 512
 _PRIOR_PERIOD = 3
-# Doubles in the matrices that are factorised at a time; more do not fit into a core's
-# cache, which makes them twice as dear.
+# Doubles in the matrices that are factorised at a time: what fits into a core's cache.
 _CHUNK_SIZE = 120_000
 _DEGREES_OF_FREEDOM = 5.0
 _MAX_SHRINKS = 100

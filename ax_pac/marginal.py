@@ -41,8 +41,10 @@ _MOST_DRAWS = 9.0
 # probability is added.
 NEGLIGIBLE_SHARE = 0.04
 MAX_R_HAT = 1.2
-# Draws between two looks at the bound.
+# Draws between two looks at the bound, and before a first look at whether to give up:
+# how far a few of them scatter says little.
 _BATCH = 64
+_FEWEST_TO_GIVE_UP = 16
 
 
 @dataclasses.dataclass(frozen=True)
@@ -235,7 +237,10 @@ def _is_hopeless_with(
 
     Giving up is free, however early: it can only withhold a certificate.
     """
-    return is_hopeless(torch.cat([values, failure]), epsilon, alpha, worth, most)
+    drawn = torch.cat([values, failure])
+    if len(drawn) < _FEWEST_TO_GIVE_UP:
+        return False
+    return is_hopeless(drawn, epsilon, alpha, worth, most)
 
 
 def _diagnosis(sample: HyperparameterSample, fewest: float) -> str:

@@ -22,6 +22,7 @@ from ax_pac.joint import joint_failure
 from ax_pac.marginal import (
     _diagnosis,
     _draw_until_decided,
+    _is_hopeless_with,
     is_noise_alone,
     marginal_failure,
 )
@@ -349,6 +350,15 @@ def test_giving_up_half_way_refuses_and_is_worth_what_was_drawn():
     assert failure.num_draws < 64
     assert failure.effective_sample_size == failure.num_draws
     assert failure.estimate > 0.05
+
+
+def test_a_few_draws_are_no_reason_to_give_up():
+    def gives_up(num: int, before: int = 0) -> bool:
+        drawn = (torch.ones(before).double(), 0.05, 0.05, 1.0, 500)
+        return _is_hopeless_with(*drawn, torch.ones(num).double())
+
+    assert [gives_up(1), gives_up(15), gives_up(16)] == [False, False, True]
+    assert gives_up(1, before=64)
 
 
 def test_the_challenger_is_the_candidate_feared_most_over_all_hyperparameters():
