@@ -27,8 +27,7 @@ JITTER = 1e-8
 NUM_CHAINS = 64
 _NUM_STARTS = 512
 _PRIOR_PERIOD = 3
-# Doubles in the matrices that are factorised at a time: what fits into a core's cache.
-_CHUNK_SIZE = 120_000
+_CHUNK_SIZE = 120_000  # doubles factorised at a time: what fits into a core's cache
 _DEGREES_OF_FREEDOM = 5.0
 _MAX_SHRINKS = 100
 _NUM_GROUPS = 8
@@ -289,8 +288,8 @@ class _Likelihood:
 
     def __call__(self, theta: Tensor) -> Tensor:
         """Evaluate at length scales and output scales, `B x (d + 1) -> B`."""
-        number = max(1, _CHUNK_SIZE // len(self._Y) ** 2)
-        return torch.cat([self._evaluate(chunk) for chunk in theta.split(number)])
+        chunks = theta.split(max(1, _CHUNK_SIZE // len(self._Y) ** 2))
+        return torch.cat([self._evaluate(chunk) for chunk in chunks])
 
     def _evaluate(self, theta: Tensor) -> Tensor:
         num, n = len(theta), len(self._Y)
