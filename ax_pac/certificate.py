@@ -20,8 +20,8 @@ from ax_pac.cells import Cells
 from ax_pac.challenger import ChallengerSearch, find_challenger, scored_cells
 from ax_pac.difference import scalar_weight
 from ax_pac.hyperparameters import fewest_observations, too_few_observations
-from ax_pac.joint import filled_in, joint_failure
-from ax_pac.marginal import marginal_failure
+from ax_pac.joint import JointFailure, filled_in, joint_failure
+from ax_pac.marginal import MarginalFailure, marginal_failure
 from ax_pac.verdict import (
     DEFAULT_LEVEL,
     PACCertificate,
@@ -204,12 +204,12 @@ def _at_level_joint(
     )
     certificate = dataclasses.replace(
         certificate,
-        failure_probability=min(1.0, result.upper_bound + alpha),
+        failure_probability=_reported(result, certificate.epsilon, alpha),
         alpha=alpha,
         num_draws=result.num_draws,
         active_set_size=result.active_set_size,
     )
-    return certificate, is_filter and result.share <= certificate.epsilon
+    return certificate, is_filter and result.estimate <= certificate.epsilon
 
 
 def _at_level_marginal(
@@ -252,7 +252,7 @@ def _at_level_marginal(
     return dataclasses.replace(
         certificate,
         challenger=challenger,
-        failure_probability=min(1.0, result.upper_bound + alpha),
+        failure_probability=_reported(result, certificate.epsilon, alpha),
         certifiable=result.hyperparameter_status == "ok",
         alpha=alpha,
         num_draws=result.num_draws,
@@ -260,6 +260,18 @@ def _at_level_marginal(
         effective_sample_size=result.effective_sample_size,
         hyperparameter_status=result.hyperparameter_status,
     )
+
+
+def _reported(
+    result: JointFailure | MarginalFailure, epsilon: float, alpha: float
+) -> float:
+    """The bound; where the estimate itself is above epsilon, the estimate.
+
+    A check that is refused ends after a few draws, whose bound says next to nothing.
+    """
+    if result.estimate > epsilon:
+        return result.estimate
+    return min(1.0, result.upper_bound + alpha)
 
 
 def _candidates(

@@ -41,7 +41,7 @@ class JointFailure(NamedTuple):
     active_set_size: int
 
     @property
-    def share(self) -> float:
+    def estimate(self) -> float:
         """Draws that failed, as a share of all."""
         return self.num_failures / max(self.num_draws, 1)
 

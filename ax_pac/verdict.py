@@ -31,8 +31,9 @@ class PACCertificate:
         score: Largest standardised gap found, at the challenger. Dimensionless.
         failure_probability: The level's probability that the incumbent is not good
             enough. At `pairwise`, `Phi(score)`. At `joint` and `marginal`, an upper
-            bound that holds but for `alpha`, plus `alpha`; where a weaker level alone
-            is above epsilon, what that level says.
+            bound that holds but for `alpha`, plus `alpha`; where the estimate itself is
+            above epsilon, the estimate; where a weaker level alone is above epsilon,
+            what that level says.
         certifiable: Whether this level can speak at all about these data.
         reason: One sentence for a person.
         challenger: The point whose score is highest. `d` values in the model's input
@@ -127,9 +128,10 @@ def reason_of(certificate: PACCertificate) -> str:
             f"probability {probability} (pairwise: each challenger on its own, which "
             "is necessary, not sufficient)"
         )
+    says = "bounded by" if certificate.holds else "put at"
     claim = (
         f"the probability that any point beats the incumbent by more than {delta} is "
-        f"bounded by {probability}"
+        f"{says} {probability}"
     )
     if certificate.hyperparameter_status is None:
         return (

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 
@@ -12,6 +13,9 @@ from torch.quasirandom import SobolEngine
 
 from ax_pac import PACAcquisition, PACCertificate, certify, find_challenger, fit_model
 from ax_pac.cells import Cells
+from ax_pac.certificate import _reported
+from ax_pac.marginal import MarginalFailure
+from ax_pac.verdict import reason_of
 from tests.conftest import bowl, noisy_model
 
 
@@ -194,3 +198,28 @@ def test_a_space_of_few_cells_can_be_certified():
             cells=cells,
         )
         assert certificate.holds, certificate.reason
+
+
+def test_a_refused_check_reports_its_estimate_and_any_other_its_bound():
+    def reported(estimate: float, bound: float) -> float:
+        failure = MarginalFailure(estimate, 20, 20.0, bound, 9, 0, "ok")
+        return _reported(failure, epsilon=0.05, alpha=0.005)
+
+    # Twenty draws whose mean is .2 bound it by .7.
+    assert reported(0.2, 0.7) == 0.2
+    # Not known to be above epsilon, nor to be below.
+    assert reported(0.03, 0.08) == pytest.approx(0.085)
+    assert reported(0.01, 0.04) == pytest.approx(0.045)
+    assert reported(0.04, 1.0) == 1.0
+
+
+@pytest.mark.parametrize(
+    ("probability", "says"), [(0.04, "bounded by"), (0.2, "put at")]
+)
+def test_the_reason_of_a_refusal_claims_no_bound(probability, says):
+    X = torch.linspace(0, 1, 12, dtype=torch.float64).unsqueeze(-1)
+    model = fit_model(X, -((X - 0.4) ** 2), torch.full_like(X, 1e-6))
+    box = torch.tensor([[0.0], [1.0]], dtype=torch.float64)
+    certificate = certify(model, X, box, delta=0.1, epsilon=0.05, seed=0)
+    changed = dataclasses.replace(certificate, failure_probability=probability)
+    assert f"is {says} {probability}" in reason_of(changed)

@@ -121,7 +121,7 @@ def test_points_between_the_candidates_count():
         alpha=0.5,
         seed=0,
         num_draws=2000,
-    ).share
+    ).estimate
     candidates = torch.rand(400, d, generator=seeded(9), dtype=torch.float64)
     problem = DifferenceProblem(model, score.incumbent, candidates, delta, 1.0, box)
     num = 256
