@@ -153,11 +153,11 @@ def test_a_faithful_run_that_was_made_stands_beside_ours():
 
 
 def test_a_claim_holds_by_its_interval_and_not_by_one_run():
-    def rows(seeds: int, fabolas_seconds: float) -> list[str]:
+    def rows(seeds: int, fabolas_seconds: float, seconds: float = 1.0) -> list[str]:
         runs = {
             method: [Run(made_up(method, seed, values, s)) for seed in range(seeds)]
             for method, values, s in (
-                ("pac", [0.9, 0.2], 1.0),
+                ("pac", [0.9, 0.2], seconds),
                 ("fabolas_lean", [0.9, 0.5, 0.2], fabolas_seconds),
                 ("ax_default", [0.9, 0.3, 0.19], 2.0),
                 ("random", [0.9, 0.8, 0.7], 1.0),
@@ -165,13 +165,16 @@ def test_a_claim_holds_by_its_interval_and_not_by_one_run():
         }
         return claims(runs)
 
-    shown = [row.rsplit("|", 2)[1].strip() for row in rows(8, 3.0)[2:-1]]
+    shown = [row.rsplit("|", 2)[1].strip() for row in rows(8, 3.0)[2:6]]
     # 9 seconds against 2; 6 against 2; worse by .01; .8 against .2 at p = 2 ** -8.
     assert shown == ["yes", "yes", "yes", "yes"]
     assert "4.50 (4.50 to 4.50), not reached 0" in rows(8, 3.0)[2]
-    assert "p = 0.00391, followed that long 100%" in rows(8, 3.0)[-2]
+    assert "| 8 | +0.6000 (+0.6000 to +0.6000), p = 0.00391" in rows(8, 3.0)[5]
+    assert "followed that long 8 of 8 |" in rows(8, 3.0)[5]
+    # Ours took four seconds, random search was followed for three.
+    assert "| 0 | followed that long 0 of 8 | too few runs |" in rows(8, 3.0, 2.0)[5]
     assert rows(8, 2.0)[2].endswith("| no |")
-    assert all(row.endswith("| too few runs |") for row in rows(2, 3.0)[2:-1])
+    assert all(row.endswith("| too few runs |") for row in rows(2, 3.0)[2:6])
 
 
 def test_a_certificate_is_held_against_the_best_that_any_method_found():
