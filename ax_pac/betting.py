@@ -66,11 +66,16 @@ def betting_upper(values: Tensor, alpha: float, worth: float = 1.0) -> float:
 
 
 def is_hopeless(
-    values: Tensor, mean: float, alpha: float, worth: float, num_values: int
+    values: Tensor,
+    mean: float,
+    alpha: float,
+    worth: float,
+    num_values: int,
+    num_errors: float = 1.0,
 ) -> bool:
     """Whether so many values in all are unlikely to refute the mean.
 
-    The wealth is extrapolated at its growth so far and one standard error more.
+    The wealth is extrapolated at its growth so far and some standard errors more.
 
     Args:
         values: Those there are. Shape `N`, N at least 2.
@@ -78,10 +83,11 @@ def is_hopeless(
         alpha: Level of the bound.
         worth: As in `log_wealth`.
         num_values: How many values there may be.
+        num_errors: Standard errors of the growth.
     """
     growth = _growth(values, mean)
     error = growth.std(-1) / math.sqrt(worth * len(values))
-    reached = worth * num_values * (growth.mean(-1) + error)
+    reached = worth * num_values * (growth.mean(-1) + num_errors * error)
     return bool(reached.max() < math.log(len(_STAKES) / alpha))
 
 

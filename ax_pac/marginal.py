@@ -41,10 +41,12 @@ _MOST_DRAWS = 9.0
 # probability is added.
 NEGLIGIBLE_SHARE = 0.04
 MAX_R_HAT = 1.2
-# Draws between two looks at the bound, and before a first look at whether to give up:
-# how far a few of them scatter says little.
+# Draws between two looks at the bound.
 _BATCH = 64
+# Half-way between them a check gives up only on so many draws, by so many standard
+# errors: there are many such looks, and a refusal by bad luck costs an evaluation.
 _FEWEST_TO_GIVE_UP = 16
+_ERRORS_TO_GIVE_UP = 2.5
 
 
 @dataclasses.dataclass(frozen=True)
@@ -240,7 +242,7 @@ def _is_hopeless_with(
     drawn = torch.cat([values, failure])
     if len(drawn) < _FEWEST_TO_GIVE_UP:
         return False
-    return is_hopeless(drawn, epsilon, alpha, worth, most)
+    return is_hopeless(drawn, epsilon, alpha, worth, most, _ERRORS_TO_GIVE_UP)
 
 
 def _diagnosis(sample: HyperparameterSample, fewest: float) -> str:
