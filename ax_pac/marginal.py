@@ -190,8 +190,8 @@ def _draw_until_decided(
     values = torch.zeros(0, dtype=torch.float64)
     pairwise = torch.zeros(len(problem.candidates), dtype=torch.float64)
     active_set_size = 0
-    effective, worth, status, given_up = 0.0, 1.0, "ok", False
-    while len(values) < most and not given_up:
+    worth = 1.0
+    while len(values) < most:
         first = len(values)
         chains.extend(first + _BATCH)
         sample = chains.sample(first=first)
@@ -215,7 +215,8 @@ def _draw_until_decided(
         status = _diagnosis(sample, fewest if is_bounded else 0.0)
         if is_bounded and status == "ok":
             break
-        given_up = is_hopeless(values, epsilon, alpha, worth, most)
+        if is_hopeless(values, epsilon, alpha, worth, most):
+            break
     return MarginalFailure(
         estimate=float(values.mean()),
         num_draws=len(values),

@@ -41,6 +41,15 @@ from benchmarks.report import write_reports
 from benchmarks.traces import Trace, append_trace, missing
 from benchmarks.workers import completed_runs
 
+# Those that the page of the comparison and the page of the paper come from.
+AGAINST_OTHERS = (
+    comparison,
+    fabolas_profile,
+    paper_table2,
+    paper_fc3,
+    paper_proxy,
+    paper_gamma,
+)
 BENCHMARKS = {
     module.NAME: module
     for module in (
@@ -62,23 +71,9 @@ BENCHMARKS = {
         sample_size,
         gammas,
         many_workers,
-        comparison,
-        fabolas_profile,
-        paper_table2,
-        paper_fc3,
-        paper_proxy,
-        paper_gamma,
+        *AGAINST_OTHERS,
     )
 }
-# Those that the page of the comparison and the page of the paper come from.
-AGAINST_OTHERS = (
-    comparison,
-    fabolas_profile,
-    paper_table2,
-    paper_fc3,
-    paper_proxy,
-    paper_gamma,
-)
 
 
 @click.group()

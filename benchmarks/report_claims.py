@@ -63,11 +63,12 @@ def kept(groups: Sequence[Runs]) -> list[str]:
     Args:
         groups: Runs on one and the same problem each.
     """
+    bests = [_best_known(runs) for runs in groups]
+    delta = float(next(iter(groups[0].values()))[0].trace.result["delta"])
     rows = []
     for name in PAC_LEVELS:
         excess, number = [], 0
-        for runs in groups:
-            best = best_known(runs)
+        for runs, best in zip(groups, bests, strict=True):
             number += len(runs.get(name, ()))
             excess += [
                 run.trace.result["own"]["objective"] - best
@@ -75,7 +76,7 @@ def kept(groups: Sequence[Runs]) -> list[str]:
                 if run.trace.result["stopped"]
             ]
         if excess:
-            broken = sum(e > _delta(groups[0]) for e in excess)
+            broken = sum(e > delta for e in excess)
             rows.append(
                 f"| {name} | {len(excess)} of {number} | {np.median(excess):.4f} "
                 f"| {max(excess):.4f} | {broken} |"
@@ -84,8 +85,8 @@ def kept(groups: Sequence[Runs]) -> list[str]:
         return []
     return [
         "What was certified, beside the best J that any run on the same problem came "
-        f"to ({', '.join(f'{best_known(runs):.4g}' for runs in groups)}), which may "
-        f"not be the best there is; delta is {_delta(groups[0]):g}.",
+        f"to ({', '.join(f'{best:.4g}' for best in bests)}), which may not be the "
+        f"best there is; delta is {delta:g}.",
         "",
         "| level | certified | J above it, median | largest | by more than delta |",
         "|---|---|---|---|---|",
@@ -94,11 +95,7 @@ def kept(groups: Sequence[Runs]) -> list[str]:
     ]
 
 
-def _delta(runs: Runs) -> float:
-    return float(next(iter(runs.values()))[0].trace.result["delta"])
-
-
-def best_known(runs: Runs) -> float:
+def _best_known(runs: Runs) -> float:
     """Smallest true objective of any incumbent of any method, or the optimum."""
     values = []
     for run in (run for group in runs.values() for run in group):

@@ -82,10 +82,11 @@ def render_comparison(traces: Sequence[Trace], folder: Path | None = None) -> st
     for trace in traces:
         key = json.dumps([trace.settings[name] for name in _GROUP])
         groups.setdefault(key, []).append(Run(trace))
-    lines += _all_weights([run for runs in groups.values() for run in runs])
+    everything = [run for runs in groups.values() for run in runs]
+    lines += _all_weights(everything)
     for runs in groups.values():
         lines += _section(_ordered(runs), folder or FOLDER)
-    lines += _fronts([Run(trace) for trace in traces])
+    lines += _fronts(everything)
     return "\n".join(lines)
 
 
@@ -102,12 +103,7 @@ def _ordered(runs: Sequence[Run]) -> dict[str, list[Run]]:
 
 def _all_weights(runs: Sequence[Run]) -> list[str]:
     """The claims over all weights of the network that is searched at several."""
-    own = [
-        run
-        for run in runs
-        if (run.trace.settings["problem"], run.trace.settings["num_samples"])
-        == ("resnet18", 50)
-    ]
+    own = _at_all_weights(runs, "resnet18")
     gammas = set(map(_gamma, own))
     count = Counter((run.method, run.trace.seed) for run in own)
     # A seed counts where it was run at every weight, so that all weigh the same.
@@ -124,6 +120,16 @@ def _all_weights(runs: Sequence[Run]) -> list[str]:
         "",
         *table,
         *kept([_ordered([r for r in own if _gamma(r) == g]) for g in sorted(gammas)]),
+    ]
+
+
+def _at_all_weights(runs: Sequence[Run], problem: str) -> list[Run]:
+    """Runs on a problem, with the number of samples that all its weights have."""
+    return [
+        run
+        for run in runs
+        if run.trace.settings["problem"] == problem
+        and run.trace.settings["num_samples"] == 50
     ]
 
 
@@ -347,12 +353,10 @@ def _fronts(runs: Sequence[Run]) -> list[str]:
         volumes, points = {}, {}
         own = [
             run
-            for run in runs
-            if run.trace.settings["problem"] == network
-            and run.trace.settings["num_samples"] == 50
-            and "top1" in run.trace.result["common"]
+            for run in _at_all_weights(runs, network)
+            if "top1" in run.trace.result["common"]
         ]
-        gammas = {run.trace.settings["gamma"] for run in own}
+        gammas = set(map(_gamma, own))
         if len(gammas) < 2:
             continue
         for method, group in _ordered(own).items():
