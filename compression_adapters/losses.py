@@ -3,7 +3,7 @@
 import difflib
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, is_dataclass
 from typing import Any, Final
 
 import torch
@@ -147,19 +147,37 @@ def kl_divergence(temperature: float = 1.0) -> Loss:
         >>> kl_divergence(2.0)(nn.Identity(), batch)
         tensor([0., 0., 0.])
     """
-    if not 0.0 < temperature < math.inf:
-        raise ValueError(f"temperature must be positive and finite; got {temperature}.")
+    return _KLDivergence(temperature)
 
-    def kl_divergence_loss(network: nn.Module, batch: Batch) -> Tensor:
+
+@dataclass(frozen=True)
+class _KLDivergence:
+    """What `kl_divergence` returns; its `repr` is stored with a search."""
+
+    temperature: float
+
+    def __post_init__(self) -> None:
+        if not 0.0 < self.temperature < math.inf:
+            raise ValueError(
+                f"temperature must be positive and finite; got {self.temperature}."
+            )
+
+    @property
+    def __name__(self) -> str:
+        """Return what messages call this loss."""
+        return "kl_divergence"
+
+    def __call__(self, network: nn.Module, batch: Batch) -> Tensor:
         outputs, reference = _outputs_and_reference(network, batch)
-        log_p = F.log_softmax(outputs / temperature, dim=-1)
-        log_p_reference = F.log_softmax(reference / temperature, dim=-1)
+        log_p = F.log_softmax(outputs / self.temperature, dim=-1)
+        log_p_reference = F.log_softmax(reference / self.temperature, dim=-1)
         terms = log_p_reference.exp() * (log_p_reference - log_p)
         # Non-negative by definition; rounding may leave -1e-9.
         kl = terms.flatten(1).sum(dim=1).clamp_min(0.0)
-        return kl * temperature**2
+        return kl * self.temperature**2
 
-    return kl_divergence_loss
+    def __repr__(self) -> str:
+        return f"kl_divergence(temperature={self.temperature!r})"
 
 
 def cross_entropy(network: nn.Module, batch: Batch) -> Tensor:
@@ -337,6 +355,49 @@ LABELLED_LOSSES: Final = ("cross_entropy", "top1_error")
 
 BINARY_LOSSES: Final[tuple[Loss, ...]] = (top1_error,)
 """Losses known to be 0 or 1, whose SEM gets the binomial floor."""
+
+
+def stored_loss_name(loss: Loss) -> str:
+    """Return the name under which a search stores its loss.
+
+    The same in another process and in later versions, wherever the code has moved.
+
+    Args:
+        loss: One of ours: its key in `LOSSES`, with its settings where it has any. A
+            loss of the user's: a dataclass by its `repr`, a function by its path.
+
+    Example:
+        >>> stored_loss_name(squared_l2), stored_loss_name(kl_divergence(2.0))
+        ('squared_l2', 'kl_divergence(temperature=2.0)')
+    """
+    made: Any = loss
+    if is_dataclass(made):
+        return repr(made)
+    for name, own in LOSSES.items():
+        if made is own:
+            return name
+    named = made if hasattr(made, "__qualname__") else type(made)
+    return f"{named.__module__}.{named.__qualname__}"
+
+
+def is_stored_loss(stored: str, name: str) -> bool:
+    """Whether a stored name is that of a loss, under its present or an older name.
+
+    Version 0.1 stored the paths of functions. It stored `kl_divergence` without its
+    temperature, so that such a record stands for any.
+
+    Args:
+        stored: As a search has it.
+        name: From `stored_loss_name`.
+
+    Example:
+        >>> is_stored_loss("compression_adapters.losses.squared_l2", "squared_l2")
+        True
+    """
+    older = stored.removeprefix("compression_adapters.losses.")
+    if older == "kl_divergence.<locals>.kl_divergence_loss":
+        return name.startswith("kl_divergence(")
+    return name in (stored, older)
 
 
 def _outputs_and_reference(network: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:

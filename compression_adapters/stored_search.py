@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import json
 import math
@@ -18,6 +17,7 @@ from torch import nn
 
 from ax_pac import StoredClient, open_client
 from compression_adapters.loop import configure_client, quiet_ax
+from compression_adapters.losses import is_stored_loss, stored_loss_name
 from compression_adapters.problem import CompressionProblem
 
 DEFAULT_NAME: Final = "compression"
@@ -108,6 +108,8 @@ def _check(client: StoredClient, asked: dict[str, Any], where: str) -> int:
     asked = json.loads(json.dumps(asked))
     for setting in sorted({*stored, *asked}, key=_importance):
         before, now = stored.get(setting), asked.get(setting)
+        if setting == "loss" and is_stored_loss(str(before), str(now)):
+            continue
         if not _same(before, now):
             raise ValueError(
                 f"The search {where} was made with {setting} = "
@@ -151,17 +153,9 @@ def _settings_of(problem: CompressionProblem) -> dict[str, Any]:
         "network": network_digest(problem.network),
         "gamma": problem.gamma,
         "objective": problem.objective,
-        "loss": _name_of(problem.loss),
+        "loss": stored_loss_name(problem.loss),
         "num_samples": problem.num_samples,
     }
-
-
-def _name_of(loss: Any) -> str:
-    """Name a loss function so that another process gives it the same name."""
-    if dataclasses.is_dataclass(loss):
-        return repr(loss)
-    named = loss if hasattr(loss, "__qualname__") else type(loss)
-    return f"{named.__module__}.{named.__qualname__}"
 
 
 def network_digest(network: nn.Module) -> str:

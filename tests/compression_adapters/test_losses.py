@@ -1,6 +1,7 @@
 """The values of the losses, against formulas written out."""
 
 import math
+from dataclasses import is_dataclass
 
 import numpy as np
 import pytest
@@ -9,11 +10,14 @@ from torch import nn
 
 from compression_adapters import compress, compression_problem
 from compression_adapters.losses import (
+    LOSSES,
     IntermediateSquaredL2,
     RelativeSquaredL2,
     cross_entropy,
+    is_stored_loss,
     kl_divergence,
     squared_l2,
+    stored_loss_name,
     top1_error,
 )
 from compression_adapters.sampling import Batch
@@ -234,3 +238,42 @@ def test_no_hook_is_left_where_the_network_fails():
     with pytest.raises(RuntimeError):
         IntermediateSquaredL2("0").outputs(network, torch.ones(3, 7))
     assert not hooks(network)
+
+
+def own_loss(network, batch):
+    return network(batch.inputs).flatten(1).sum(1)
+
+
+@pytest.mark.parametrize(
+    ("loss", "name"),
+    [
+        *((loss, key) for key, loss in LOSSES.items() if not is_dataclass(loss)),
+        (kl_divergence(), "kl_divergence(temperature=1.0)"),
+        (kl_divergence(2.5), "kl_divergence(temperature=2.5)"),
+        (RelativeSquaredL2(1.235), "RelativeSquaredL2(scale=1.235)"),
+        (IntermediateSquaredL2("1"), "IntermediateSquaredL2(layer='1')"),
+        (own_loss, f"{__name__}.own_loss"),
+    ],
+)
+def test_a_loss_is_stored_by_its_own_name(loss, name):
+    assert stored_loss_name(loss) == name
+    assert is_stored_loss(name, name)
+
+
+@pytest.mark.parametrize("name", ["squared_l2", "cross_entropy", "top1_error"])
+def test_version_0_1_stored_the_path_of_a_loss(name):
+    assert is_stored_loss(f"compression_adapters.losses.{name}", name)
+    assert not is_stored_loss("compression_adapters.losses.other", name)
+    assert not is_stored_loss(f"elsewhere.losses.{name}", name)
+
+
+@pytest.mark.parametrize("temperature", [1.0, 3.0])
+def test_version_0_1_stored_no_temperature(temperature):
+    old = "compression_adapters.losses.kl_divergence.<locals>.kl_divergence_loss"
+    assert is_stored_loss(old, stored_loss_name(kl_divergence(temperature)))
+    assert not is_stored_loss(old, "squared_l2")
+
+
+def test_another_temperature_is_another_loss():
+    names = [stored_loss_name(kl_divergence(t)) for t in (1.0, 2.0)]
+    assert not is_stored_loss(*names)
