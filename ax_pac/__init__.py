@@ -3,8 +3,24 @@
 Importing this package registers its classes with Ax, so that a saved search loads.
 """
 
-from ax_pac.acquisition import PACAcquisition, select_incumbent, standardized_gap
-from ax_pac.analysis import (
+from ax_pac.acquisition.analytic import (
+    PACAcquisition,
+    select_incumbent,
+    standardized_gap,
+)
+from ax_pac.acquisition.expected_improvement import (
+    LogPACExpectedImprovement,
+    PACExpectedImprovement,
+)
+from ax_pac.acquisition.optimize import find_challenger
+from ax_pac.analysis.cards import (
+    CertificateHistory,
+    ChallengerGap,
+    IncumbentHistory,
+    TimeSpent,
+    certificate_analyses,
+)
+from ax_pac.analysis.plots import (
     certificate_history,
     plot_certificate_history,
     plot_challenger_gap,
@@ -12,34 +28,21 @@ from ax_pac.analysis import (
     plot_times,
     time_table,
 )
-from ax_pac.cards import (
-    CertificateHistory,
-    ChallengerGap,
-    IncumbentHistory,
-    TimeSpent,
-    certificate_analyses,
-)
-from ax_pac.certificate import certify
-from ax_pac.challenger import find_challenger
-from ax_pac.expected_improvement import (
-    LogPACExpectedImprovement,
-    PACExpectedImprovement,
-)
-from ax_pac.generation import pac_generation_strategy
-from ax_pac.hyperparameters import fit_model
-from ax_pac.noise import smoothed_sems
-from ax_pac.ray_workers import ray_orchestrator
-from ax_pac.records import certificate_records
-from ax_pac.stopping import (
-    PACStoppingStrategy,
-    certified_generation_strategy,
+from ax_pac.certificate.levels import certify
+from ax_pac.certificate.record import DEFAULT_LEVEL, LEVELS, PACCertificate
+from ax_pac.experiment.records import certificate_records
+from ax_pac.orchestration.ray_orchestrator import ray_orchestrator
+from ax_pac.storage.client import StoredClient, open_client
+from ax_pac.storage.registry import register_with_ax
+from ax_pac.strategy.certification import (
     certify_experiment,
     incumbent_arm,
     latest_certificate,
 )
-from ax_pac.storage import register_with_ax
-from ax_pac.stored_client import StoredClient, open_client
-from ax_pac.verdict import DEFAULT_LEVEL, LEVELS, PACCertificate
+from ax_pac.strategy.generation import pac_generation_strategy
+from ax_pac.strategy.stopping import PACStoppingStrategy, certified_generation_strategy
+from ax_pac.surrogate.fit import fit_model
+from ax_pac.surrogate.noise import smoothed_sems
 
 __all__ = [
     "DEFAULT_LEVEL",

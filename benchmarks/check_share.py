@@ -19,10 +19,11 @@ from benchmarks.cifar import cifar10, resnet
 from benchmarks.plans import matching
 from benchmarks.traces import Trace, provenance
 from compression_adapters import compression_problem
-from compression_adapters.loop import new_client, quiet_ax, trial_seed
-from compression_adapters.presets import PRESETS
-from compression_adapters.problem import CompressionProblem
-from compression_adapters.ranks import bin_edges
+from compression_adapters.evaluation.problem import CompressionProblem
+from compression_adapters.presets.registry import PRESETS
+from compression_adapters.rank_space.parameters import bin_edges
+from compression_adapters.search.client import new_client, quiet_ax
+from compression_adapters.search.trials import trial_seed
 
 NAME = "check_share"
 DESCRIPTION = "share of a trial that a check which ends at the pairwise filter adds"

@@ -14,7 +14,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from benchmarks.traces import ROOT
-from compression_adapters.torchvision_networks import torchvision_network
+from compression_adapters.presets.torchvision import torchvision_network
 
 _MEAN = torch.tensor([0.4914, 0.4822, 0.4465]).view(3, 1, 1)
 _STD = torch.tensor([0.2470, 0.2435, 0.2616]).view(3, 1, 1)

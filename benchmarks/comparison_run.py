@@ -12,12 +12,12 @@ from torch import Tensor
 
 from ax_pac import certify, fit_model, select_incumbent, smoothed_sems
 from ax_pac.cells import Cells
-from ax_pac.hyperparameters import fewest_observations
+from ax_pac.surrogate.fit import fewest_observations
 from benchmarks.methods_base import Method, Observation, Point, Seconds, Stopwatch
 from benchmarks.problems import Problem
 from benchmarks.streams import trial_seed
 from compression_adapters import MeanSEM
-from compression_adapters.loop import quiet_ax
+from compression_adapters.search.client import quiet_ax
 
 # What each level is asked for, the published one and ours.
 LEVELS = {"pairwise": 0.005, "joint": 0.005, "marginal": 0.05}

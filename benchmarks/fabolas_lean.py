@@ -29,7 +29,7 @@ from linear_operator.utils.warnings import NumericalWarning
 from torch import Tensor
 from torch.quasirandom import SobolEngine
 
-from ax_pac.hyperparameters import lengthscale_constraint
+from ax_pac.surrogate.fit import lengthscale_constraint
 from benchmarks.fabolas import FabolasData
 
 _NUM_MAX_VALUE_CANDIDATES = 500

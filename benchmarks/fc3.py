@@ -19,8 +19,9 @@ from compression_adapters import (
     Rank,
     compression_ratio,
 )
-from compression_adapters.presets import PRESETS, accuracy
-from compression_adapters.search import compress
+from compression_adapters.api import compress
+from compression_adapters.evaluation.accuracy import accuracy
+from compression_adapters.presets.registry import PRESETS
 
 NAME = "fc3"
 DESCRIPTION = "FC3 on MNIST: evaluations, true regret, accuracy and time"

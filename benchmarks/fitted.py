@@ -14,13 +14,13 @@ import torch
 from torch import Tensor
 
 from ax_pac import PACAcquisition, PACCertificate, certify, fit_model
-from ax_pac.challenger import more_informative
-from ax_pac.hyperparameter_posterior import (
+from ax_pac.acquisition.optimize import more_informative
+from ax_pac.surrogate.fit import fewest_observations
+from ax_pac.surrogate.mcmc import (
     LENGTHSCALE_LOG_SD,
     LENGTHSCALE_MEDIAN,
     OUTPUTSCALE_LOG_SD,
 )
-from ax_pac.hyperparameters import fewest_observations
 from benchmarks.functions import (
     TEST_FUNCTIONS,
     Function,

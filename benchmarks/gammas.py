@@ -12,9 +12,10 @@ from benchmarks.fc3 import full_objective
 from benchmarks.plans import minutes_of, planned
 from benchmarks.traces import Trace, provenance
 from compression_adapters import compress, compression_ratio
-from compression_adapters.presets import PRESETS, accuracy
-from compression_adapters.search import CompressionResult
-from compression_adapters.targets import compress_at
+from compression_adapters.evaluation.accuracy import accuracy
+from compression_adapters.presets.registry import PRESETS
+from compression_adapters.search.result import CompressionResult
+from compression_adapters.search.targets import compress_at
 
 NAME = "gammas"
 DESCRIPTION = "FC3: five gammas from one run, and a search for each of them"

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from compression_adapters.torchvision_networks import image_folder, pretrained
+from compression_adapters.presets.torchvision import image_folder, pretrained
 
 DATA_VARIABLE = "AX_PAC_IMAGENET"
 WEIGHTS_VARIABLE = "AX_PAC_WEIGHTS"

@@ -15,8 +15,8 @@ from botorch.models import SingleTaskGP
 from torch import Tensor
 
 from ax_pac import PACAcquisition, certify
-from ax_pac.challenger import find_challenger, more_informative
-from ax_pac.joint import joint_failure
+from ax_pac.acquisition.optimize import find_challenger, more_informative
+from ax_pac.certificate.joint import joint_failure
 from benchmarks.functions import draw_from_prior
 from benchmarks.known import known_model, unit_kernel
 from benchmarks.plans import matching

@@ -20,9 +20,10 @@ from ax_pac import open_client
 from benchmarks.plans import matching
 from benchmarks.traces import Trace, provenance
 from compression_adapters import compression_problem
-from compression_adapters.loop import trial_seed
-from compression_adapters.problem import CompressionProblem
-from compression_adapters.search import CompressionResult, search_problem
+from compression_adapters.evaluation.problem import CompressionProblem
+from compression_adapters.search.result import CompressionResult
+from compression_adapters.search.run import search_problem
+from compression_adapters.search.trials import trial_seed
 
 NAME = "kill"
 DESCRIPTION = "searches in SQLite, killed (SIGKILL) at random moments until they end"

@@ -7,8 +7,8 @@ from gpytorch.kernels import MaternKernel, ScaleKernel
 from torch import Tensor
 
 from ax_pac import PACAcquisition
-from ax_pac.certificate import spending
-from ax_pac.joint import joint_failure
+from ax_pac.certificate.joint import joint_failure
+from ax_pac.certificate.levels import spending
 
 
 def unit_kernel(lengthscale: Tensor) -> ScaleKernel:

@@ -15,7 +15,7 @@ from ax.api.configs import RangeParameterConfig
 from ax.exceptions.core import OptimizationComplete
 
 from ax_pac import latest_certificate, pac_generation_strategy, ray_orchestrator
-from ax_pac.ray_runner import import_ray
+from ax_pac.orchestration.ray_runner import import_ray
 from benchmarks.plans import matching
 from benchmarks.traces import Trace, provenance
 

@@ -17,8 +17,8 @@ from botorch.acquisition.analytic import LogExpectedImprovement
 from botorch.acquisition.analytic import LogProbabilityOfImprovement as LogPI
 
 from ax_pac import certificate_records, incumbent_arm, pac_generation_strategy
-from ax_pac.generation import generator_kwargs
-from ax_pac.records import CertificateSettings
+from ax_pac.adapter.generator import generator_kwargs
+from ax_pac.experiment.settings import CertificateSettings
 from benchmarks.methods_base import (
     Ask,
     Observation,
@@ -27,8 +27,8 @@ from benchmarks.methods_base import (
     Task,
     best_observation,
 )
-from compression_adapters.loop import quiet_ax
-from compression_adapters.starts import line_points
+from compression_adapters.search.client import quiet_ax
+from compression_adapters.search.initial_design import line_points
 
 
 class AxSearch:

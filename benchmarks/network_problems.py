@@ -23,12 +23,13 @@ from compression_adapters import (
     compression_ratio,
     mean_and_sem,
 )
-from compression_adapters.choices import Choose
-from compression_adapters.network import truncated
-from compression_adapters.presets import PRESETS, choose_3x3
-from compression_adapters.ranks import Rank, bin_edges
-from compression_adapters.torchvision_networks import torchvision_network
-from compression_adapters.u_statistics import apply_sem_floor
+from compression_adapters.evaluation.estimates import apply_sem_floor
+from compression_adapters.layers.selection import Choose
+from compression_adapters.network.truncation import truncated
+from compression_adapters.presets.registry import PRESETS
+from compression_adapters.presets.torchvision import choose_3x3, torchvision_network
+from compression_adapters.rank_space.parameters import bin_edges
+from compression_adapters.rank_space.scales import Rank
 
 # Images behind the truth at every step; what is returned is measured on all.
 TRUE_IMAGES = 2_000

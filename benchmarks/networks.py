@@ -28,8 +28,8 @@ from compression_adapters import (
     compression_problem,
     compression_ratio,
 )
-from compression_adapters.network import truncated
-from compression_adapters.presets import PRESETS
+from compression_adapters.network.truncation import truncated
+from compression_adapters.presets.registry import PRESETS
 
 NAME = "networks"
 DESCRIPTION = "ResNet18 and ResNet50 on CIFAR-10: search against rules without one"

@@ -21,9 +21,9 @@ from torch import Tensor
 from torch.quasirandom import SobolEngine
 
 from ax_pac import PACAcquisition
-from ax_pac.challenger import more_informative
-from ax_pac.joint import joint_failure
-from ax_pac.noise import smoothed_sems
+from ax_pac.acquisition.optimize import more_informative
+from ax_pac.certificate.joint import joint_failure
+from ax_pac.surrogate.noise import smoothed_sems
 from benchmarks.known import joint_holds, known_model, unit_kernel
 from benchmarks.plans import matching
 from benchmarks.traces import Trace, provenance

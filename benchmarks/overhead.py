@@ -25,7 +25,7 @@ from ax.generators.torch.botorch_modular.surrogate import Surrogate
 from ax.orchestration.orchestrator import Orchestrator, OrchestratorOptions
 from torch.quasirandom import SobolEngine
 
-import ax_pac.ax_acquisition
+import ax_pac.adapter.acquisition
 from ax_pac import (
     PACStoppingStrategy,
     certificate_records,
@@ -119,8 +119,8 @@ def clocked() -> Iterator[Clock]:
         (Acquisition, "optimize", "propose"),
         (Acquisition, "__init__", "propose"),
         (TorchAdapter, "predict", "propose"),
-        (ax_pac.ax_acquisition, "certify", "certificate"),
-        (ax_pac.ax_acquisition.CertifyingAcquisition, "_propose", "propose"),
+        (ax_pac.adapter.acquisition, "certify", "certificate"),
+        (ax_pac.adapter.acquisition.CertifyingAcquisition, "_propose", "propose"),
     ]
     originals = [getattr(owner, name) for owner, name, _ in places]
     for (owner, name, part), original in zip(places, originals, strict=True):

@@ -14,7 +14,7 @@ from benchmarks.paper_runs import network_of, planned_source
 from benchmarks.plans import minutes_of
 from benchmarks.traces import Trace, provenance
 from compression_adapters import IntermediateSquaredL2
-from compression_adapters.network import truncated
+from compression_adapters.network.truncation import truncated
 
 NAME = "paper_proxy"
 DESCRIPTION = "paper, Figs. 2 and 3: squared distance against top-1 error, random ranks"

@@ -29,7 +29,7 @@ from benchmarks.published import (
 )
 from benchmarks.traces import FOLDER, Trace
 from compression_adapters import find_layers
-from compression_adapters.presets import PRESETS
+from compression_adapters.presets.registry import PRESETS
 
 _INTRODUCTION = """
 The paper's figures are those that it prints (means of ten runs), for ILSVRC2012 and

@@ -12,7 +12,7 @@ from benchmarks.networks import DELTA, measured
 from benchmarks.plans import minutes_of, planned
 from benchmarks.traces import Trace, provenance
 from compression_adapters import compress
-from compression_adapters.presets import PRESETS
+from compression_adapters.presets.registry import PRESETS
 
 NAME = "sample_size"
 DESCRIPTION = "ResNet18 on CIFAR-10: as many samples as the search costs, or 50"

@@ -20,13 +20,14 @@ from scipy.stats import norm
 from torch import Tensor, nn
 from torch.quasirandom import SobolEngine
 
-from ax_pac.noise import smoothed_sems
+from ax_pac.surrogate.noise import smoothed_sems
 from benchmarks.cifar import cifar10, outputs_of, resnet
 from benchmarks.plans import matching
 from benchmarks.traces import Trace, provenance
 from compression_adapters import compression_problem, compression_ratio
-from compression_adapters.presets import PRESETS, cache_folder
-from compression_adapters.u_statistics import MeanSEM, apply_sem_floor
+from compression_adapters.evaluation.estimates import MeanSEM, apply_sem_floor
+from compression_adapters.presets.mnist import cache_folder
+from compression_adapters.presets.registry import PRESETS
 
 NAME = "sem_coverage"
 DESCRIPTION = "Coverage of mean +- z SEM on FC3 and ResNet18, raw and smoothed"

@@ -7,13 +7,10 @@ from botorch.models import SingleTaskGP
 from torch import Tensor
 
 from ax_pac import PACAcquisition
-from ax_pac.challenger import find_challenger
-from ax_pac.function_draws import DifferenceProblem, draw_failures
-from ax_pac.hyperparameter_posterior import (
-    HyperparameterChains,
-    HyperparameterSample,
-)
-from ax_pac.joint import filled_in
+from ax_pac.acquisition.optimize import find_challenger
+from ax_pac.certificate.joint import filled_in
+from ax_pac.certificate.marginal_draws import DifferenceProblem, draw_failures
+from ax_pac.surrogate.mcmc import HyperparameterChains, HyperparameterSample
 
 # Of the search for points that may beat the incumbent, beside the usual one.
 _EFFORT = 8

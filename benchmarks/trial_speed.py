@@ -16,8 +16,8 @@ from compression_adapters import (
     factorize_network,
     truncate_network,
 )
-from compression_adapters.network import evaluation_mode
-from compression_adapters.presets import PRESETS
+from compression_adapters.network.modes import evaluation_mode
+from compression_adapters.presets.registry import PRESETS
 
 NAME = "trial_speed"
 DESCRIPTION = "A trial beside a forward pass, and beside decomposing in every trial"

@@ -18,7 +18,8 @@ from benchmarks.cifar import cifar10_pixels, shared_file
 from benchmarks.plans import minutes_of, planned
 from benchmarks.traces import Trace, provenance
 from compression_adapters import choose_pruning, fine_tune
-from compression_adapters.presets import accuracy, cache_folder
+from compression_adapters.evaluation.accuracy import accuracy
+from compression_adapters.presets.mnist import cache_folder
 from compression_adapters.stages import Stage, compress_in_stages
 
 NAME = "vgg16_stages"

@@ -1,21 +1,15 @@
 """The network side: which ranks a network has, what they cost, what they lose."""
 
+import importlib
 from typing import TYPE_CHECKING, Any
 
-from compression_adapters.checkpoint import (
-    load_compressed,
-    load_weights,
-    save_compressed,
-)
-from compression_adapters.choices import (
-    choose_linear,
-    choose_low_rank,
-    choose_pruning,
-)
 from compression_adapters.decompositions import DECOMPOSITIONS, Decomposition
-from compression_adapters.fine_tuning import fine_tune, reestimate_batch_norm
-from compression_adapters.layers import LayerSpec, find_layers
-from compression_adapters.losses import (
+from compression_adapters.evaluation.estimates import (
+    MeanSEM,
+    mean_and_sem,
+    pairwise_mean_and_sem,
+)
+from compression_adapters.evaluation.losses import (
     LOSSES,
     IntermediateSquaredL2,
     Loss,
@@ -25,49 +19,62 @@ from compression_adapters.losses import (
     squared_l2,
     top1_error,
 )
-from compression_adapters.network import (
-    compression_ratio,
-    factorize_network,
-    layer_table,
-    num_weights,
-    truncate_network,
-    truncated,
-    whole_network_ratio,
+from compression_adapters.evaluation.problem import (
+    CompressionProblem,
+    compression_problem,
 )
-from compression_adapters.network_profile import NetworkProfile, profile
-from compression_adapters.objective import scalarize, scalarize_rate
-from compression_adapters.problem import CompressionProblem, compression_problem
-from compression_adapters.ranks import (
-    ENCODINGS,
-    Rank,
-    RankParameter,
-    layer_ranks,
-    parameterization_from_ranks,
-    rank_parameters,
-)
-from compression_adapters.recipe import CompressionRecipe
-from compression_adapters.sampling import (
+from compression_adapters.evaluation.sampling import (
     Batch,
     Sampler,
     dataset_sampler,
     generator_sampler,
 )
-from compression_adapters.u_statistics import (
-    MeanSEM,
-    mean_and_sem,
-    pairwise_mean_and_sem,
+from compression_adapters.evaluation.scalarization import scalarize, scalarize_rate
+from compression_adapters.layers.selection import (
+    choose_linear,
+    choose_low_rank,
+    choose_pruning,
 )
+from compression_adapters.layers.survey import LayerSpec, find_layers
+from compression_adapters.network.checkpoint import (
+    load_compressed,
+    load_weights,
+    save_compressed,
+)
+from compression_adapters.network.counts import (
+    compression_ratio,
+    layer_table,
+    num_weights,
+    whole_network_ratio,
+)
+from compression_adapters.network.fine_tuning import fine_tune, reestimate_batch_norm
+from compression_adapters.network.profile import NetworkProfile, profile
+from compression_adapters.network.recipe import CompressionRecipe
+from compression_adapters.network.truncation import (
+    factorize_network,
+    truncate_network,
+    truncated,
+)
+from compression_adapters.rank_space.parameters import (
+    RankParameter,
+    layer_ranks,
+    parameterization_from_ranks,
+    rank_parameters,
+)
+from compression_adapters.rank_space.scales import ENCODINGS, Rank
 
 if TYPE_CHECKING:
-    from compression_adapters.search import (
-        CompressionResult,
-        EvaluationError,
-        compress,
-    )
+    from compression_adapters.api import compress
+    from compression_adapters.search.loop import EvaluationError
+    from compression_adapters.search.result import CompressionResult
 
-# Not here, so that this import stays free of torchvision: `presets`. The front door is
-# imported when it is first asked for: it brings Ax, which takes seconds.
-_FRONT_DOOR = ("CompressionResult", "EvaluationError", "compress")
+# Not here, so that this import stays free of torchvision: `presets`. What brings Ax,
+# which takes seconds, is imported when it is first asked for.
+_SEARCH = {
+    "CompressionResult": "compression_adapters.search.result",
+    "EvaluationError": "compression_adapters.search.loop",
+    "compress": "compression_adapters.api",
+}
 
 __all__ = [
     "DECOMPOSITIONS",
@@ -124,9 +131,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    """Import the front door when it is first used."""
-    if name in _FRONT_DOOR:
-        from compression_adapters import search
-
-        return getattr(search, name)
+    """Import what brings Ax when it is first used."""
+    if name in _SEARCH:
+        return getattr(importlib.import_module(_SEARCH[name]), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

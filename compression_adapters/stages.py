@@ -12,11 +12,11 @@ from typing import Any, Final
 import pandas as pd
 from torch import nn
 
-from compression_adapters.checkpoint import load_compressed, save_compressed
-from compression_adapters.layers import layer_weights, unwrap
-from compression_adapters.network import compression_ratio
-from compression_adapters.search import compress
-from compression_adapters.stored_search import DEFAULT_NAME
+from compression_adapters.api import compress
+from compression_adapters.layers.survey import layer_weights, unwrap
+from compression_adapters.network.checkpoint import load_compressed, save_compressed
+from compression_adapters.network.counts import compression_ratio
+from compression_adapters.search.stored import DEFAULT_NAME
 
 STAGE_FILE: Final = "stage.json"
 LAYERS_FILE: Final = "layers.csv"

@@ -1,9 +1,13 @@
-"""Who may import whom: the table of `docs/index.md`, enforced."""
+"""Who may import whom: one row per folder, each on the rows above it.
+
+The same picture, with what each folder is for, is in `docs/contributing/structure.md`.
+"""
 
 from __future__ import annotations
 
 import ast
 import sys
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -11,175 +15,148 @@ import pytest
 ROOT = Path(__file__).parents[1]
 
 NUMERICS = {"torch", "botorch", "gpytorch", "linear_operator", "numpy", "scipy"}
-# One row a file or package, first match wins: what it may import besides the standard
-# library. `ax.api.configs` allows that module only.
-ALLOWED: tuple[tuple[str, set[str]], ...] = (
-    ("ax_pac/difference.py", NUMERICS),
-    ("ax_pac/acquisition.py", NUMERICS | {"ax_pac.difference"}),
-    ("ax_pac/expected_improvement.py", NUMERICS | {"ax_pac.acquisition"}),
-    ("ax_pac/noise.py", {"numpy", "scipy"}),
-    ("ax_pac/hyperparameters.py", NUMERICS),
-    ("ax_pac/hyperparameter_posterior.py", NUMERICS | {"ax_pac.hyperparameters"}),
-    (
-        "ax_pac/function_draws.py",
-        NUMERICS
-        | {"ax_pac.acquisition", "ax_pac.cells", "ax_pac.hyperparameter_posterior"},
-    ),
-    ("ax_pac/cells.py", {"torch"}),
-    ("ax_pac/challenger.py", NUMERICS | {"ax_pac.acquisition", "ax_pac.cells"}),
-    (
-        "ax_pac/difference_draws.py",
-        NUMERICS | {"ax_pac.acquisition", "ax_pac.challenger"},
-    ),
-    (
-        "ax_pac/joint.py",
-        NUMERICS
-        | {"ax_pac.acquisition", "ax_pac.challenger", "ax_pac.difference_draws"},
-    ),
-    (
-        "ax_pac/marginal.py",
-        NUMERICS
-        | {
-            *("ax_pac.acquisition", "ax_pac.difference", "ax_pac.hyperparameters"),
-            *("ax_pac.hyperparameter_posterior", "ax_pac.betting"),
-            *("ax_pac.function_draws", "ax_pac.cells"),
-        },
-    ),
-    ("ax_pac/betting.py", {"torch", "scipy"}),
-    ("ax_pac/verdict.py", {"ax_pac.acquisition"}),
-    (
-        "ax_pac/certificate.py",
-        NUMERICS
-        | {
-            *("ax_pac.acquisition", "ax_pac.cells", "ax_pac.challenger"),
-            *("ax_pac.difference", "ax_pac.hyperparameters"),
-            *("ax_pac.joint", "ax_pac.marginal", "ax_pac.verdict"),
-        },
-    ),
-    ("ax_pac/database.py", {"ax", "pandas", "sqlalchemy"}),
-    ("ax_pac/ray_runner.py", {"ax", "pandas", "torch", "ray"}),
-    ("ax_pac/", NUMERICS | {"ax", "pandas", "plotly", "ax_pac"}),
-    (
-        "compression_adapters/ax_space.py",
-        {"ax.api.configs", "compression_adapters.ranks"},
-    ),
-    (
-        "compression_adapters/loop.py",
-        {"numpy", "pandas", "tqdm", "ax", "ax_pac", "compression_adapters"},
-    ),
-    ("compression_adapters/starts.py", {"ax", "compression_adapters"}),
-    (
-        "compression_adapters/result.py",
-        {"torch", "pandas", "ax", "ax_pac", "compression_adapters"},
-    ),
-    (
-        "compression_adapters/search.py",
-        {"torch", "pandas", "ax", "ax_pac", "compression_adapters"},
-    ),
-    (
-        "compression_adapters/stored_search.py",
-        {"torch", "ax", "ax_pac", "compression_adapters"},
-    ),
-    (
-        "compression_adapters/parallel_search.py",
-        {"ax", "ax_pac", "compression_adapters"},
-    ),
-    (
-        "compression_adapters/sample_size.py",
-        {"torch", "ax", "ax_pac", "compression_adapters"},
-    ),
-    (
-        "compression_adapters/stages.py",
-        {"torch", "pandas", "compression_adapters"},
-    ),
-    (
-        "compression_adapters/targets.py",
-        {"torch", "pandas", "compression_adapters"},
-    ),
-    (
-        "compression_adapters/cli",  # and its parts
-        {"torch", "click", "compression_adapters"},
-    ),
-    (
-        "compression_adapters/pipeline.py",
-        {"torch", "pandas", "plotly", "ax_pac", "compression_adapters"},
-    ),
-    (
-        "compression_adapters/presets.py",
-        {
-            *("torch", "torchvision", "safetensors", "platformdirs"),
-            "compression_adapters",
-        },
-    ),
-    (
-        "compression_adapters/torchvision_networks.py",
-        {"torch", "torchvision", "compression_adapters"},
-    ),
-    (
-        "compression_adapters/",
-        {
-            *("torch", "tensorly", "numpy", "pandas", "plotly", "safetensors"),
-            "compression_adapters",
-        },
-    ),
-)
-FRONT_DOOR = {
-    *("search", "loop", "starts", "stored_search", "sample_size", "stages", "targets"),
-    *("pipeline", "cli", "cli_options", "cli_stages", "parallel_search"),
-    *("stage_pipeline", "stage_report", "result"),
+# Folder (or single module): what it may import besides the standard library and itself.
+# A folder is only named in rows below its own, so that no import goes upwards.
+ROWS: dict[str, set[str]] = {
+    "ax_pac.cells": {"torch"},
+    "ax_pac.surrogate": NUMERICS,
+    "ax_pac.acquisition": NUMERICS | {"ax_pac.cells"},
+    "ax_pac.certificate": NUMERICS
+    | {"ax_pac.cells", "ax_pac.surrogate", "ax_pac.acquisition"},
+    "ax_pac.experiment": {"ax", "numpy", "pandas"}
+    | {"ax_pac.cells", "ax_pac.surrogate", "ax_pac.certificate"},
+    "ax_pac.adapter": NUMERICS
+    | {"ax", "pandas", "ax_pac.cells", "ax_pac.surrogate", "ax_pac.acquisition"}
+    | {"ax_pac.certificate", "ax_pac.experiment"},
+    "ax_pac.strategy": {"ax", "numpy", "pandas", "torch", "ax_pac.cells"}
+    | {"ax_pac.surrogate", "ax_pac.certificate", "ax_pac.experiment", "ax_pac.adapter"},
+    "ax_pac.analysis": {
+        "ax",
+        "numpy",
+        "scipy",
+        "pandas",
+        "plotly",
+        "ax_pac.experiment",
+    },
+    "ax_pac.storage": {"ax", "botorch", "gpytorch", "pandas", "sqlalchemy"}
+    | {"ax_pac.acquisition", "ax_pac.experiment", "ax_pac.adapter", "ax_pac.strategy"},
+    "ax_pac.orchestration": {"ax", "pandas", "torch", "ray"},
+    "ax_pac": {"ax_pac"},
+    "compression_adapters.decompositions": {"torch", "numpy", "tensorly"},
+    "compression_adapters.layers": {"torch", "compression_adapters.decompositions"},
+    "compression_adapters.rank_space": {
+        "torch",
+        "numpy",
+        "compression_adapters.layers",
+    },
+    "compression_adapters.network": {"torch", "numpy", "pandas", "safetensors"}
+    | {"compression_adapters.decompositions", "compression_adapters.layers"}
+    | {"compression_adapters.rank_space"},
+    "compression_adapters.evaluation": {"torch", "numpy"}
+    | {"compression_adapters.decompositions", "compression_adapters.layers"}
+    | {"compression_adapters.rank_space", "compression_adapters.network"},
+    "compression_adapters.presets": {"torch", "torchvision", "numpy", "safetensors"}
+    | {"platformdirs", "compression_adapters.decompositions"}
+    | {"compression_adapters.layers", "compression_adapters.evaluation"},
+    "compression_adapters.report": {"pandas", "plotly", "numpy"},
+    "compression_adapters.search": {"torch", "numpy", "pandas", "tqdm", "ax", "ax_pac"}
+    | {"compression_adapters.layers", "compression_adapters.rank_space"}
+    | {"compression_adapters.network", "compression_adapters.evaluation"},
+    "compression_adapters.api": {"torch", "ax", "ax_pac", "compression_adapters.layers"}
+    | {"compression_adapters.rank_space", "compression_adapters.evaluation"}
+    | {"compression_adapters.search"},
+    "compression_adapters.stages": {"torch", "pandas", "compression_adapters.layers"}
+    | {"compression_adapters.network", "compression_adapters.search"}
+    | {"compression_adapters.api"},
+    "compression_adapters.cli": {"torch", "pandas", "plotly", "click", "ax_pac"}
+    | {"compression_adapters.layers", "compression_adapters.network"}
+    | {"compression_adapters.evaluation", "compression_adapters.presets"}
+    | {"compression_adapters.report", "compression_adapters.search"}
+    | {"compression_adapters.api", "compression_adapters.stages"},
+    "compression_adapters": {"compression_adapters"},
 }
 
-FILES = sorted(
-    path.relative_to(ROOT).as_posix()
-    for package in ("ax_pac", "compression_adapters")
-    for path in (ROOT / package).rglob("*.py")
-)
+
+def modules() -> dict[str, Path]:
+    """Every module of the two packages, by its dotted name."""
+    found = {}
+    for package in ("ax_pac", "compression_adapters"):
+        for path in sorted((ROOT / package).rglob("*.py")):
+            parts = path.relative_to(ROOT).with_suffix("").parts
+            found[".".join(parts).removesuffix(".__init__")] = path
+    return found
 
 
-def imported_modules(path: Path) -> set[str]:
-    """Every module that a file imports, at any depth of its code."""
-    modules: set[str] = set()
-    for node in ast.walk(ast.parse(path.read_text())):
+MODULES = modules()
+
+
+def row_of(module: str) -> str:
+    """The most specific row that a module belongs to."""
+    rows = [row for row in ROWS if module == row or module.startswith(row + ".")]
+    return max(rows, key=len)
+
+
+def imported(module: str) -> set[str]:
+    """Every module that a module imports, at any depth of its code."""
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(MODULES[module].read_text())):
         if isinstance(node, ast.Import):
-            modules.update(alias.name for alias in node.names)
+            names.update(alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, f"{path}: relative import"
-            modules.add(node.module or "")
-    return modules
+            assert node.level == 0, f"{module}: relative import"
+            inside = {f"{node.module}.{alias.name}" for alias in node.names}
+            names.update(inside & MODULES.keys() or {node.module or ""})
+    return names
 
 
-def may_import(file: str, module: str) -> bool:
-    if module.split(".")[0] in sys.stdlib_module_names:
+def may_import(module: str, name: str) -> bool:
+    row = row_of(module)
+    top = name.split(".")[0]
+    if top in sys.stdlib_module_names or name == row or name.startswith(row + "."):
         return True
-    allowed = next(names for prefix, names in ALLOWED if file.startswith(prefix))
-    return any(module == name or module.startswith(name + ".") for name in allowed)
+    return any(
+        name == allowed or name.startswith(allowed + ".") for allowed in ROWS[row]
+    )
 
 
-@pytest.mark.parametrize("file", FILES)
-def test_imports_follow_the_table(file):
-    forbidden = [m for m in imported_modules(ROOT / file) if not may_import(file, m)]
-    assert not forbidden, f"{file} may not import {forbidden}"
+def test_imports_follow_the_rows():
+    forbidden = [
+        f"{module} imports {name}"
+        for module in MODULES
+        for name in sorted(imported(module))
+        if not may_import(module, name)
+    ]
+    assert not forbidden
 
 
-@pytest.mark.parametrize("file", [f for f in FILES if "compression_adapters" in f])
-def test_only_the_front_door_knows_the_other_package(file):
-    if Path(file).stem in FRONT_DOOR | {"__init__"}:
-        return
-    for module in imported_modules(ROOT / file):
-        assert module.split(".")[0] != "ax_pac"
-        assert module.removeprefix("compression_adapters.") not in FRONT_DOOR
+def test_no_row_names_one_below_it_and_no_files_import_in_a_circle():
+    order = list(ROWS)
+    for position, row in enumerate(order):
+        own = {name for name in ROWS[row] if name in order and name != row}
+        assert all(order.index(name) < position for name in own), row
+    graph = {
+        module: {name for name in imported(module) if name in MODULES} - {module}
+        for module in MODULES
+        # A package's own `__init__` imports its parts, which is no circle.
+        if MODULES[module].name != "__init__.py"
+    }
+    try:
+        TopologicalSorter(graph).prepare()
+    except CycleError as error:
+        pytest.fail(f"imports go in a circle: {' -> '.join(error.args[1])}")
 
 
-def test_the_rule_would_catch_a_breach():
-    assert not may_import("compression_adapters/losses.py", "ax.api.client")
-    assert not may_import("compression_adapters/ax_space.py", "ax.core")
-    assert not may_import("ax_pac/certificate.py", "ax.api.client")
-    assert not may_import("ax_pac/generation.py", "compression_adapters.ranks")
-    assert may_import("compression_adapters/ax_space.py", "ax.api.configs")
+def test_every_folder_says_in_one_sentence_what_it_is_for():
+    for row in ROWS:
+        text = ast.get_docstring(ast.parse(MODULES[row].read_text()))
+        assert text, f"{row} has no docstring"
+    assert not [m for m in MODULES if m.endswith(".utils")]
 
 
-@pytest.mark.parametrize("file", FILES)
-def test_modules_stay_readable_in_one_sitting(file):
-    lines = (ROOT / file).read_text().splitlines()
-    assert len(lines) <= 420, f"{file} has {len(lines)} lines: split it"
-    assert Path(file).stem != "utils"
+def test_the_rules_would_catch_a_breach():
+    assert not may_import("compression_adapters.evaluation.losses", "ax.api.client")
+    assert not may_import("compression_adapters.network.recipe", "ax_pac")
+    assert not may_import("ax_pac.certificate.levels", "ax.api.client")
+    assert not may_import("ax_pac.surrogate.fit", "ax_pac.acquisition.analytic")
+    assert not may_import("ax_pac.strategy.generation", "compression_adapters.layers")
+    assert may_import("compression_adapters.search.client", "ax.api.configs")

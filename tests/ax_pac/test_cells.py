@@ -22,9 +22,9 @@ from ax_pac import (
     pac_generation_strategy,
 )
 from ax_pac.cells import Cells, frozen_edges
-from ax_pac.records import CertificateSettings
-from tests.ax_loops import SEM, SETTINGS, experiment_of, new_client, run
+from ax_pac.experiment.settings import CertificateSettings
 from tests.conftest import noisy_model
+from tests.helpers.ax_loops import SEM, SETTINGS, experiment_of, new_client, run
 
 STAIRS = (0.0, 0.25, 0.5, 0.75, 1.0)
 EDGES = {"x0": [0.0, 0.1, 0.3, 0.6, 1.0], "x1": [0.0, 0.2, 0.5, 0.7, 1.0]}

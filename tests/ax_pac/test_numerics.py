@@ -14,9 +14,9 @@ from gpytorch.kernels import MaternKernel, ScaleKernel
 from torch import Tensor
 
 from ax_pac import LogPACExpectedImprovement, PACAcquisition, certify, fit_model
-from ax_pac.acquisition import VARIANCE_FLOOR
-from ax_pac.certificate import absolute_delta
-from ax_pac.hyperparameters import SMALLEST_SPREAD
+from ax_pac.acquisition.analytic import VARIANCE_FLOOR
+from ax_pac.certificate.levels import absolute_delta
+from ax_pac.surrogate.fit import SMALLEST_SPREAD
 
 # GPyTorch raises a noise variance below 1e-6 of the data's to that, and says so.
 pytestmark = pytest.mark.filterwarnings("ignore:Very small noise values")

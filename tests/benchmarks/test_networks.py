@@ -10,7 +10,7 @@ from benchmarks.rank_rules import fraction_rule
 from benchmarks.report_networks import render_networks
 from benchmarks.traces import Trace
 from compression_adapters import compression_problem
-from compression_adapters.presets import PRESETS
+from compression_adapters.presets.registry import PRESETS
 
 
 def test_a_missing_file_says_what_to_set(monkeypatch, tmp_path):

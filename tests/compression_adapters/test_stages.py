@@ -8,7 +8,7 @@ from torch import nn
 
 from compression_adapters import choose_linear, choose_pruning, load_compressed
 from compression_adapters.stages import Stage, compress_in_stages
-from tests.networks import pool, small_network
+from tests.helpers.networks import pool, small_network
 
 OPTIONS = {"gamma": 0.5, "delta": 0.5, "epsilon": 0.1}
 LOW_RANK = Stage("low-rank", {"choose": choose_linear})

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from compression_adapters.losses import (
+from compression_adapters.evaluation.losses import (
     BINARY_LOSSES,
     LABELLED_LOSSES,
     LOSSES,
@@ -14,7 +14,7 @@ from compression_adapters.losses import (
     RelativeSquaredL2,
     kl_divergence,
 )
-from compression_adapters.sampling import Batch
+from compression_adapters.evaluation.sampling import Batch
 
 # name -> (loss, does it need labels)
 CASES = {name: (loss, name in LABELLED_LOSSES) for name, loss in LOSSES.items()}

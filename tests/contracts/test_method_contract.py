@@ -22,7 +22,7 @@ from benchmarks.methods import (
 )
 from benchmarks.methods_base import Method, Observation, Point, Task
 from compression_adapters import compression_problem, compression_ratio
-from compression_adapters.ranks import bin_edges
+from compression_adapters.rank_space.parameters import bin_edges
 
 NUM_FABOLAS_INITIAL = NUM_INITIAL_POINTS * len(SUBSETS)
 

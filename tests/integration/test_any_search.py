@@ -16,7 +16,7 @@ from ax_pac import (
     incumbent_arm,
     latest_certificate,
 )
-from tests.ax_loops import SEM, experiment_of, new_client
+from tests.helpers.ax_loops import SEM, experiment_of, new_client
 
 # Ax's default acquisition says when it optimises again from other points.
 pytestmark = pytest.mark.filterwarnings("ignore:Optimization failed")

@@ -34,8 +34,8 @@ from ax_pac import (
     latest_certificate,
     pac_generation_strategy,
 )
-from ax_pac.difference import believe_pending
-from tests.ax_loops import SEM, experiment_of, new_client, run, squared_distance
+from ax_pac.acquisition.difference import believe_pending
+from tests.helpers.ax_loops import SEM, experiment_of, new_client, run, squared_distance
 
 
 def batch_of(client: Any, number: int) -> torch.Tensor:

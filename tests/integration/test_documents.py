@@ -11,7 +11,7 @@ import torch
 from ax.api.client import Client
 from ax.api.configs import RangeParameterConfig
 
-from tests.networks import pool, small_network
+from tests.helpers.networks import pool, small_network
 
 ROOT = Path(__file__).parents[2]
 PAGES = ["README.md", *(str(p.relative_to(ROOT)) for p in ROOT.glob("docs/**/*.md"))]

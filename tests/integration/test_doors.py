@@ -15,7 +15,7 @@ from ax.exceptions.core import OptimizationComplete, OptimizationShouldStop
 from ax.generation_strategy.generation_strategy import GenerationStrategy
 from ax.orchestration.orchestrator import Orchestrator, OrchestratorOptions
 
-import ax_pac.ax_acquisition
+import ax_pac.adapter.acquisition
 from ax_pac import (
     PACStoppingStrategy,
     certificate_records,
@@ -23,7 +23,7 @@ from ax_pac import (
     latest_certificate,
     pac_generation_strategy,
 )
-from tests.ax_loops import SEM, experiment_of, new_client, run, squared_distance
+from tests.helpers.ax_loops import SEM, experiment_of, new_client, run, squared_distance
 
 QUESTION: dict[str, Any] = {"delta": 0.1, "epsilon": 0.05}
 MAX_TRIALS = 40
@@ -136,13 +136,13 @@ def reference() -> Experiment:
 def computed(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """One entry for each certificate that is computed, by whomever."""
     calls: list[int] = []
-    certify = ax_pac.ax_acquisition.certify
+    certify = ax_pac.adapter.acquisition.certify
 
     def counted(model: Any, *arguments: Any, **settings: Any) -> Any:
         calls.append(len(model.train_targets))
         return certify(model, *arguments, **settings)
 
-    monkeypatch.setattr(ax_pac.ax_acquisition, "certify", counted)
+    monkeypatch.setattr(ax_pac.adapter.acquisition, "certify", counted)
     return calls
 
 

@@ -18,10 +18,13 @@ from ax.orchestration.orchestrator import FailureRateExceededError
 from click.testing import CliRunner
 
 from ax_pac import StoredClient, latest_certificate, ray_orchestrator
-from compression_adapters import cli, presets, squared_l2
-from compression_adapters.search import EvaluationError, compress
-from tests.ax_loops import experiment_of, new_client
-from tests.networks import labels, pool, small_network
+from compression_adapters import squared_l2
+from compression_adapters.api import compress
+from compression_adapters.cli import commands as cli
+from compression_adapters.presets import registry as presets
+from compression_adapters.search.loop import EvaluationError
+from tests.helpers.ax_loops import experiment_of, new_client
+from tests.helpers.networks import labels, pool, small_network
 
 ray = pytest.importorskip("ray", reason="the extra ray is not installed")
 
@@ -163,7 +166,7 @@ class TestOnOneCluster:
         def loss(network, batch):
             return squared_l2(network, batch)
 
-        import compression_adapters.parallel_search as module
+        import compression_adapters.search.ray_loop as module
 
         shown = []
 
@@ -243,7 +246,7 @@ class TestOnOneCluster:
     @pytest.mark.slow
     def test_the_cluster_that_ray_address_names_is_used_and_left_running(self):
         code = (
-            "import ray; from ax_pac.ray_runner import ray_session\n"
+            "import ray; from ax_pac.orchestration.ray_runner import ray_session\n"
             "with ray_session(7):\n"
             "    print('cpus', ray.cluster_resources()['CPU'])\n"
             "print('after', ray.is_initialized())"

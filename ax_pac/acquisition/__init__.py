@@ -1,0 +1,1 @@
+"""Acquisition functions on the difference to the incumbent, and their maximiser."""

@@ -1,0 +1,359 @@
+"""The PAC criterion: which point is most likely to beat the incumbent by delta?"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from botorch.acquisition.analytic import AnalyticAcquisitionFunction
+from botorch.acquisition.input_constructors import acqf_input_constructor
+from botorch.acquisition.objective import PosteriorTransform
+from botorch.models.model import Model
+from botorch.utils.transforms import t_batch_mode_transform
+from torch import Tensor
+
+from ax_pac.acquisition.difference import (
+    DenseDifference,
+    DifferencePosterior,
+    JointDifference,
+    believe_pending,
+    is_plain_gp,
+    scalar_weight,
+)
+
+# Share of the summed prior (or posterior) variances below which the variance of a
+# difference is taken to be rounding error. It has to scale with the outcome: at the
+# incumbent the variance is zero and its square root has no gradient. A floor makes the
+# score of a losing point larger, so it can only make a certificate harder to obtain.
+VARIANCE_FLOOR = 1e-12
+
+
+def standardized_gap(mean: Tensor, covariance: Tensor, delta: float) -> Tensor:
+    """Standardise the gap between a candidate and the incumbent, less delta.
+
+        u(x) = (mu_x - mu_inc - delta) / sqrt(var_x + var_inc - 2 cov_{x,inc})
+
+    with index 0 the candidate and index 1 the incumbent. `Phi(u)` is the posterior
+    probability that the candidate beats the incumbent by more than delta; the score is
+    optimised rather than the probability because `Phi` is flat in its tails.
+
+    Args:
+        mean: Joint posterior mean. Shape `... x 2`. Unit: objective units.
+        covariance: Joint posterior covariance. Shape `... x 2 x 2`.
+        delta: Tolerance. Unit: objective units.
+
+    Returns:
+        The score. Shape `...`. Unit: dimensionless (standard deviations).
+
+    Source: Ma et al. 2019, Eq. (11). Deviation: the variance of the difference is
+    clamped below at 1e-12 of the summed variances, so that score and gradient stay
+    finite where candidate and incumbent coincide.
+
+    Example:
+        >>> import torch
+        >>> mean = torch.tensor([1.0, 0.5], dtype=torch.float64)
+        >>> covariance = torch.tensor([[1.0, 0.5], [0.5, 1.0]], dtype=torch.float64)
+        >>> round(standardized_gap(mean, covariance, delta=0.1).item(), 6)
+        0.4
+    """
+    variances = covariance.diagonal(dim1=-2, dim2=-1).sum(-1)
+    variance = variances - covariance[..., 0, 1] - covariance[..., 1, 0]
+    gap = mean[..., 0] - mean[..., 1]
+    return (gap - delta) / _floored_deviation(variance, variances)
+
+
+def _floored_deviation(variance: Tensor, scale: Tensor) -> Tensor:
+    """Return the standard deviation of a difference, floored relative to `scale`."""
+    tiny = torch.finfo(variance.dtype).tiny
+    floor = (VARIANCE_FLOOR * scale.detach()).clamp_min(tiny)
+    return torch.maximum(variance, floor).sqrt()
+
+
+def select_incumbent(
+    model: Model,
+    X_observed: Tensor,
+    posterior_transform: PosteriorTransform | None = None,
+) -> Tensor:
+    """Select the visited point of highest posterior mean.
+
+    Not the best observation: under noise that is the luckiest point, not the best one.
+
+    Args:
+        model: A fitted single-outcome model.
+        X_observed: Visited points. Shape `n x d`. Unit: the model's input units.
+        posterior_transform: As in BoTorch; minimisation is a weight of -1.
+
+    Returns:
+        The incumbent. Shape `1 x d`.
+
+    Raises:
+        ValueError: When there are no points or their dtype is not float64.
+    """
+    check_points(X_observed)
+    with torch.no_grad():
+        posterior = model.posterior(X_observed, posterior_transform=posterior_transform)
+        best = int(posterior.mean.squeeze(-1).argmax())
+    return X_observed[best : best + 1].detach().clone()
+
+
+def check_points(X_observed: Tensor) -> None:
+    """Refuse an empty, misshapen or single-precision set of visited points."""
+    if X_observed.ndim != 2 or X_observed.shape[0] == 0 or X_observed.shape[1] == 0:
+        raise ValueError(
+            "the visited points must have shape `n x d` with at least one point; got "
+            f"shape {tuple(X_observed.shape)}. A model without data has no incumbent: "
+            "evaluate some points first."
+        )
+    if X_observed.dtype != torch.float64:
+        raise ValueError(
+            f"the visited points must be float64, got {X_observed.dtype}: in single "
+            "precision the variance of the difference to the incumbent is rounding "
+            "error. Convert the data and the model with `.double()`."
+        )
+
+
+def check_model(model: Model, posterior_transform: PosteriorTransform | None) -> None:
+    """Refuse a model in single precision, without data or with several outcomes."""
+    dtypes = {p.dtype for p in model.parameters() if p.is_floating_point()}
+    inputs = getattr(model, "train_inputs", None)
+    if isinstance(inputs, (tuple, list)) and inputs and torch.is_tensor(inputs[0]):
+        if inputs[0].shape[-2] == 0:
+            raise ValueError("the model has no data: evaluate some points and fit it.")
+        dtypes.add(inputs[0].dtype)
+    if dtypes - {torch.float64}:
+        raise ValueError(
+            f"the model must be float64, got {sorted(map(str, dtypes))}: in single "
+            "precision the variance of the difference to the incumbent is rounding "
+            "error. Convert data and model with `.double()` before fitting."
+        )
+    if posterior_transform is None and model.num_outputs != 1:
+        raise ValueError(
+            f"the model has {model.num_outputs} outcomes: pass a posterior_transform "
+            "that makes one objective of them."
+        )
+
+
+def check_delta(delta: float) -> float:
+    """Return delta as a float, or refuse what is not positive and finite."""
+    if not (isinstance(delta, (int, float)) and math.isfinite(delta) and delta > 0):
+        raise ValueError(
+            f"delta must be a positive, finite number of objective units, got {delta!r}"
+        )
+    return float(delta)
+
+
+class PACAcquisition(AnalyticAcquisitionFunction):
+    """Score a point by how likely it is to beat the incumbent by more than delta.
+
+        u(x) = (mu_x - mu_inc - delta) / sqrt(var_x + var_inc - 2 cov_{x,inc})
+
+    where mean and covariance are those of the joint posterior of `[x, incumbent]`.
+    `Phi(u(x)) = P(f(x) > f(incumbent) + delta | data)`, and when the largest of these
+    probabilities is at most epsilon, Eq. (12) of the source certifies the incumbent.
+    The incumbent is the visited point of highest posterior mean. With the incumbent's
+    variance and covariance set to zero the score is that of the probability of
+    improvement over `mu_inc + delta`.
+
+    For an exact single-task GP the score is computed from the posterior of the
+    difference `f(x) - f(incumbent)` with one triangular solve; every other model goes
+    through its joint posterior. Both give the same number.
+
+    Args:
+        model: A fitted single-outcome model in float64.
+        X_baseline: Visited points, among which the incumbent is chosen. Shape
+            `n x d`. Unit: the model's input units.
+        delta: Tolerance, positive. Unit: objective units *of the transformed
+            posterior*: if the platform standardises outcomes outside the model, delta
+            is read in standard deviations (see `docs/certificate.md`).
+        posterior_transform: As in BoTorch. The score is always maximised; a minimised
+            objective arrives as a weight of -1.
+        X_pending: Points under evaluation. Shape `p x d`. The model is conditioned on
+            its own posterior mean there, with the mean observation noise: means stay,
+            variances shrink, so the score moves on to other points.
+
+    Raises:
+        ValueError: When delta is not positive and finite, when there are no visited
+            points, or when model or points are not float64.
+
+    Source: Ma et al. 2019, Eq. (11). Deviation: the variance is clamped below, see
+    `standardized_gap`; pending points are not in the source.
+
+    Example:
+        >>> import torch
+        >>> from ax_pac import PACAcquisition, fit_model
+        >>> X = torch.linspace(0, 1, 6, dtype=torch.float64).unsqueeze(-1)
+        >>> model = fit_model(X, (6 * X).sin(), torch.full_like(X, 1e-4))
+        >>> acquisition = PACAcquisition(model, X, delta=0.1)
+        >>> acquisition(X.unsqueeze(-2)).shape
+        torch.Size([6])
+    """
+
+    _log: bool = False
+
+    def __init__(
+        self,
+        model: Model,
+        X_baseline: Tensor,
+        delta: float,
+        posterior_transform: PosteriorTransform | None = None,
+        X_pending: Tensor | None = None,
+    ) -> None:
+        check_model(model, posterior_transform)
+        super().__init__(model=model, posterior_transform=posterior_transform)
+        self.delta = check_delta(delta)
+        self.register_buffer(
+            "incumbent", select_incumbent(model, X_baseline, posterior_transform)
+        )
+        self.observed_model = model
+        self.set_X_pending(X_pending)
+
+    def set_X_pending(self, X_pending: Tensor | None = None) -> None:
+        """Replace the points under evaluation.
+
+        Args:
+            X_pending: Shape `p x d`, or None for no pending points.
+        """
+        if X_pending is not None and X_pending.shape[0] == 0:
+            X_pending = None
+        self.X_pending = None if X_pending is None else X_pending.detach().clone()
+        self._difference: DifferencePosterior | None = None
+        weight = scalar_weight(self.posterior_transform)
+        if weight is not None and is_plain_gp(self.observed_model):
+            self._difference = DifferencePosterior(
+                self.observed_model, self.incumbent, self.X_pending, weight
+            )
+        elif self.X_pending is not None:
+            self.model = believe_pending(self.observed_model, self.X_pending)
+        else:
+            self.model = self.observed_model
+
+    @t_batch_mode_transform(expected_q=1)
+    def forward(self, X: Tensor) -> Tensor:
+        """Evaluate the score.
+
+        Args:
+            X: Candidates. Shape `batch_shape x 1 x d`. Unit: the model's input units.
+
+        Returns:
+            The score. Shape `batch_shape`. Unit: dimensionless (standard deviations).
+        """
+        gap, deviation = self.pointwise_difference(X)
+        return (gap - self.delta) / deviation
+
+    def pointwise_difference(self, X: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the posterior of `f(x) - f(incumbent)`, each point by itself.
+
+        Args:
+            X: Candidates. Shape `batch_shape x 1 x d`. Unit: the model's input units.
+
+        Returns:
+            Mean and standard deviation of the transformed objective's difference, the
+            latter floored as in `standardized_gap`. Shape `batch_shape` each. Unit:
+            objective units.
+        """
+        if self._difference is not None:
+            gap, variance, scale = self._difference(X.squeeze(-2))
+            return gap, _floored_deviation(variance, scale)
+        incumbent = self.incumbent.expand(*X.shape[:-2], 1, X.shape[-1])
+        posterior = self.model.posterior(
+            torch.cat([X, incumbent], dim=-2),
+            posterior_transform=self.posterior_transform,
+        )
+        mean = posterior.mean.squeeze(-1)
+        covariance = posterior.distribution.covariance_matrix
+        scale = covariance.diagonal(dim1=-2, dim2=-1).sum(-1)
+        variance = scale - covariance[..., 0, 1] - covariance[..., 1, 0]
+        return mean[..., 0] - mean[..., 1], _floored_deviation(variance, scale)
+
+    @torch.no_grad()
+    def pair_covariance(self, x: Tensor) -> Tensor:
+        """Return the covariance of `[f(x), f(incumbent)]`, pending points believed.
+
+        Args:
+            x: One point. Shape `1 x d`. Unit: the model's input units.
+
+        Returns:
+            Shape `2 x 2`. Unit: squared objective units.
+        """
+        if self._difference is not None:
+            return self._difference.pair_covariance(x)
+        posterior = self.model.posterior(
+            torch.cat([x, self.incumbent]),
+            posterior_transform=self.posterior_transform,
+        )
+        return posterior.distribution.covariance_matrix
+
+    @torch.no_grad()
+    def difference(self, points: Tensor) -> JointDifference:
+        """Return the joint posterior of `f(x) - f(incumbent)` over a set of points.
+
+        Args:
+            points: Shape `N x d`. Unit: the model's input units.
+
+        Returns:
+            Mean, variance and, on demand, covariances of the transformed objective, in
+            objective units and their square.
+        """
+        if self._difference is not None:
+            return self._difference.at(points)
+        posterior = self.model.posterior(
+            torch.cat([points, self.incumbent]),
+            posterior_transform=self.posterior_transform,
+        )
+        mean = posterior.mean.squeeze(-1)
+        covariance = posterior.distribution.covariance_matrix
+        contrast = covariance[:-1] - covariance[-1:]
+        return DenseDifference(
+            mean[:-1] - mean[-1], contrast[:, :-1] - contrast[:, -1:]
+        )
+
+
+@acqf_input_constructor(PACAcquisition)
+def construct_pac_inputs(
+    model: Model,
+    X_baseline: Tensor,
+    delta: float,
+    posterior_transform: PosteriorTransform | None = None,
+    X_pending: Tensor | None = None,
+    constraints_tuple: tuple[Tensor, Tensor] | None = None,
+    objective_thresholds: Tensor | None = None,
+    ref_point: Tensor | None = None,
+) -> dict[str, Any]:
+    """Build the arguments of `PACAcquisition` from what a platform hands over.
+
+    Args:
+        model: A fitted single-outcome model.
+        X_baseline: Visited points. Shape `n x d`.
+        delta: Tolerance. Unit: objective units.
+        posterior_transform: As in BoTorch.
+        X_pending: Points under evaluation. Shape `p x d`.
+        constraints_tuple: Outcome constraints; refused.
+        objective_thresholds: Thresholds of several objectives; refused.
+        ref_point: Reference point of several objectives; refused.
+
+    Returns:
+        Keyword arguments of `PACAcquisition`.
+
+    Raises:
+        ValueError: For outcome constraints or several objectives. An analytic
+            acquisition function would ignore them silently.
+    """
+    if constraints_tuple is not None:
+        raise ValueError(
+            "outcome constraints are not supported by PACAcquisition: its certificate "
+            "speaks of one unconstrained objective. Fold the constraint into the "
+            "objective as a penalty."
+        )
+    if objective_thresholds is not None or ref_point is not None:
+        raise ValueError(
+            "several objectives are not supported by PACAcquisition: scalarise them "
+            "into one."
+        )
+    return {
+        "model": model,
+        "X_baseline": X_baseline,
+        "delta": delta,
+        "posterior_transform": posterior_transform,
+        "X_pending": X_pending,
+    }

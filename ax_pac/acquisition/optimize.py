@@ -1,0 +1,321 @@
+"""The search for the challenger: where could a better point be?"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from botorch.exceptions.warnings import OptimizationWarning
+from botorch.generation import gen_candidates_scipy
+from botorch.models.model import Model
+from torch import Tensor
+from torch.quasirandom import SobolEngine
+
+from ax_pac.acquisition.analytic import PACAcquisition
+from ax_pac.cells import Cells
+
+# Size of one search for the challenger. The counts are those at which no certificate
+# was found false for want of a better search in two, four and six dimensions.
+_NUM_SPACE_FILLING = 512
+
+
+_NUM_CLOUD = 512
+
+
+_NUM_FACES = 128
+
+
+_NUM_POLISHED = 8
+
+
+_MAX_ITERATIONS = 100
+
+
+# Spaces of at most this many cells are searched by enumeration; in larger ones a point
+# climbs from cell to cell for at most this many rounds.
+_MAX_ENUMERATED = 4096
+
+
+_MAX_CLIMBS = 50
+
+
+class ChallengerSearch(NamedTuple):
+    """What one search of the box found.
+
+    Args:
+        challenger: The point with the highest score. Shape `1 x d`.
+        score: Its score. Dimensionless (standard deviations).
+        points: Every point that was scored, the polished ones first. Shape `N x d`.
+        scores: Their scores. Shape `N`.
+    """
+
+    challenger: Tensor
+    score: float
+    points: Tensor
+    scores: Tensor
+
+
+def find_challenger(
+    acquisition: PACAcquisition,
+    X_observed: Tensor,
+    bounds: Tensor,
+    *,
+    seed: int | None = None,
+    effort: int = 1,
+    cells: Cells | None = None,
+) -> ChallengerSearch:
+    """Search the box for the point with the highest score.
+
+    The maximum typically lies in a thin shell around the incumbent, often on a face of
+    the box; neither is met by space-filling points in more than a few dimensions. So
+    the starts are space-filling points, points on faces, a cloud at several scales
+    around incumbent and visited points, and the visited points; the best of them, not
+    all in one place, are polished by gradient.
+
+    With `cells`, the candidates are the centres of the cells, and the incumbent's cell
+    is not one of them: it scores minus infinity. Few cells are all scored; of many,
+    the best found as above climb to neighbours while that is an improvement.
+
+    Args:
+        acquisition: The score, with its incumbent.
+        X_observed: Visited points. Shape `n x d`.
+        bounds: The box, lower row first. Shape `2 x d`.
+        seed: Seed of the random starting points; None draws a fresh one.
+        effort: Multiple of the usual number of starting points and of polished ones.
+        cells: Which points are the same, if there are such.
+
+    Returns:
+        The challenger, its score, and every point that was scored.
+    """
+    if cells is not None and cells.number <= _MAX_ENUMERATED:
+        points, scores = scored_cells(acquisition, cells.all_points(), cells)
+        return _ranked(points, scores)
+    lower, width = bounds[0], bounds[1] - bounds[0]
+
+    def score_in_unit_box(U: Tensor) -> Tensor:
+        return acquisition(lower + width * U)
+
+    def compressed(U: Tensor) -> Tensor:
+        # Monotone, so the maximiser stays; it tames the wall around the incumbent,
+        # where the score falls to minus infinity.
+        return torch.asinh(score_in_unit_box(U))
+
+    starts = _starting_points(acquisition, X_observed, bounds, seed, effort)
+    if cells is None:
+        with torch.no_grad():
+            scores = score_in_unit_box(starts.unsqueeze(-2))
+    else:
+        points, scores = scored_cells(acquisition, lower + width * starts, cells)
+        starts = (points - lower) / width
+    best = _spread_out_best(starts, scores, effort * _NUM_POLISHED)
+    polished = _polished(compressed, best)
+    if cells is not None:
+        points = lower + width * torch.cat([polished.squeeze(-2), starts])
+        return _climbed(acquisition, points, cells, effort * _NUM_POLISHED)
+    with torch.no_grad():
+        scores = torch.cat([score_in_unit_box(polished), scores])
+    scores = scores.nan_to_num(nan=-math.inf)
+    points = torch.cat([polished.squeeze(-2), starts])
+    return _ranked(torch.minimum(lower + width * points, bounds[1]), scores)
+
+
+def _polished(score: Callable[[Tensor], Tensor], starts: Tensor) -> Tensor:
+    """Climb from each start, `k x d`, within the unit box; return `k x 1 x d`."""
+    zeros = torch.zeros(starts.shape[-1], dtype=torch.float64)
+    with warnings.catch_warnings(record=True) as caught:
+        points, _ = gen_candidates_scipy(
+            starts.unsqueeze(-2),
+            score,
+            lower_bounds=zeros,
+            upper_bounds=zeros + 1.0,
+            options={"maxiter": _MAX_ITERATIONS},
+        )
+    for warning in caught:
+        # A line search that ends early, as at the cliff around a point that is known
+        # without noise, has climbed all the same. BoTorch lets no filter hide this.
+        if not issubclass(warning.category, OptimizationWarning):
+            warnings.warn_explicit(
+                warning.message, warning.category, warning.filename, warning.lineno
+            )
+    return points.detach()
+
+
+def _ranked(points: Tensor, scores: Tensor) -> ChallengerSearch:
+    """Pick the highest score."""
+    top = int(scores.argmax())
+    return ChallengerSearch(points[top : top + 1], float(scores[top]), points, scores)
+
+
+def scored_cells(
+    acquisition: PACAcquisition, points: Tensor, cells: Cells
+) -> tuple[Tensor, Tensor]:
+    """Score the cells that points lie in, each cell once.
+
+    Args:
+        acquisition: The score, with its incumbent.
+        points: Shape `N x d`.
+        cells: Which points are the same.
+
+    Returns:
+        The cells' canonical points, `M x d` with M at most N, and their scores, `M`:
+        minus infinity for the incumbent's cell.
+    """
+    points = cells.canonical(points).unique(dim=0)
+    with torch.no_grad():
+        scores = acquisition(points.unsqueeze(-2)).nan_to_num(nan=-math.inf)
+    return points, scores.masked_fill(
+        cells.are_same(points, acquisition.incumbent), -math.inf
+    )
+
+
+def _climbed(
+    acquisition: PACAcquisition, points: Tensor, cells: Cells, num_best: int
+) -> ChallengerSearch:
+    """Let the best cells climb to neighbours: rounding may leave the maximum."""
+    found = [scored_cells(acquisition, points, cells)]
+    points, scores = found[0]
+    best = points[scores.topk(min(num_best, len(scores))).indices]
+    level = torch.full((len(best),), -math.inf, dtype=torch.float64)
+    for _ in range(_MAX_CLIMBS):
+        around = torch.cat([best, cells.neighbours(best)])
+        points, scores = scored_cells(acquisition, around, cells)
+        found.append((points, scores))
+        top = scores.topk(len(best))
+        # Scored in another batch, a point differs by rounding.
+        if not (top.values > level + 1e-9).any():
+            break
+        best, level = points[top.indices], top.values
+    points, where = torch.cat([points for points, _ in found]).unique(
+        dim=0, return_inverse=True
+    )
+    scores = torch.full((len(points),), -math.inf, dtype=torch.float64).scatter_reduce(
+        0, where, torch.cat([scores for _, scores in found]), "amax"
+    )
+    return _ranked(points, scores)
+
+
+def _starting_points(
+    acquisition: PACAcquisition,
+    X_observed: Tensor,
+    bounds: Tensor,
+    seed: int | None,
+    effort: int,
+) -> Tensor:
+    """Points of the unit box from which the challenger is searched, `N x d`."""
+    lower, width = bounds[0], bounds[1] - bounds[0]
+    d = len(lower)
+    entropy = np.random.SeedSequence(seed)
+    sobol_seed, torch_seed = (int(s) for s in entropy.generate_state(2))
+    rng = torch.Generator().manual_seed(torch_seed)
+    num_filling, num_faces = effort * _NUM_SPACE_FILLING, effort * _NUM_FACES
+    filling = SobolEngine(d, scramble=True, seed=sobol_seed).draw(
+        num_filling + num_faces, dtype=torch.float64
+    )
+    filling, faces = filling[:num_filling], filling[num_filling:]
+    to_face = torch.rand(faces.shape, generator=rng) < max(0.5 / d, 0.15)
+    faces = torch.where(to_face, faces.round(), faces)
+
+    visited = (X_observed - lower) / width
+    incumbent = (acquisition.incumbent - lower) / width
+    num_cloud = effort * _NUM_CLOUD
+    half = num_cloud // 2
+    which = torch.randint(len(visited), (num_cloud - half,), generator=rng)
+    centres = torch.cat([incumbent.expand(half, d), visited[which]])
+    direction = torch.randn(num_cloud, d, generator=rng, dtype=torch.float64)
+    exponent = torch.rand(num_cloud, 1, generator=rng, dtype=torch.float64)
+    radius = 10.0 ** (-3.0 + 2.5 * exponent)
+    cloud = centres + radius * direction * relative_lengthscales(acquisition.model, d)
+    return torch.cat([filling, faces, cloud, visited]).clamp(0.0, 1.0)
+
+
+def relative_lengthscales(model: Model, d: int) -> Tensor:
+    """Length scales in units of the box, at most one; ones where a model has none."""
+    kernel = getattr(model, "covar_module", None)
+    kernel = getattr(kernel, "base_kernel", kernel)
+    lengthscale = getattr(kernel, "lengthscale", None)
+    if lengthscale is None or lengthscale.numel() not in (1, d):
+        return torch.ones(d, dtype=torch.float64)
+    return lengthscale.detach().double().reshape(-1).clamp(max=1.0).expand(d)
+
+
+def _spread_out_best(points: Tensor, scores: Tensor, num_best: int) -> Tensor:
+    """Choose high-scoring starts that are not all in one place, `k x d`."""
+    order = scores.nan_to_num(nan=-math.inf).argsort(descending=True)
+    ranked = points[order[: 40 * num_best]]
+    chosen = ranked[:1]
+    # Every second start is the best remaining one wherever it lies; the others keep a
+    # distance, so that a second mode is polished too.
+    for start in range(1, num_best):
+        distance = torch.cdist(ranked, chosen).amin(-1)
+        keep = distance > (0.0 if start % 2 else 0.1)
+        if not keep.any():
+            break
+        chosen = torch.cat([chosen, ranked[int(keep.nonzero()[0])].unsqueeze(0)])
+    return chosen
+
+
+def more_informative(acquisition: PACAcquisition, challenger: Tensor) -> Tensor:
+    """Choose which of challenger and incumbent to evaluate.
+
+    The one whose evaluation reduces the variance of their difference D more:
+
+        cov(f(u), D)^2 / (var(f(u)) + noise(u)),   u in {challenger, incumbent}.
+
+    The score never looks at the incumbent again (it is minus infinity there), so under
+    noise a search that always evaluates the challenger learns one side of the
+    difference only, and often cannot finish.
+
+    Args:
+        acquisition: The score, with model and incumbent; pending points count.
+        challenger: Shape `1 x d`.
+
+    Returns:
+        The challenger or the incumbent. Shape `1 x d`.
+
+    Source: none in Ma et al. 2019; the leader of top-two rules in best-arm
+    identification. Deviation from Eq. (11), which evaluates the challenger.
+    """
+    covariance = acquisition.pair_covariance(challenger)
+    with_difference = covariance[:, 0] - covariance[:, 1]
+    pair = torch.cat([challenger, acquisition.incumbent])
+    noise = predicted_noise(acquisition, pair)
+    gain = with_difference.square() / (covariance.diagonal() + noise).clamp_min(
+        torch.finfo(torch.float64).tiny
+    )
+    return pair[1:] if gain[1] > gain[0] else pair[:1]
+
+
+def predicted_noise(acquisition: PACAcquisition, points: Tensor) -> Tensor:
+    """Predict the noise variance of an evaluation from those made before.
+
+    The geometric mean of the variances at visited points, each weighted by the square
+    of its prior correlation with the point: near a visited point it is that point's
+    noise, far from all of them the typical one. A model with one noise for all points
+    gives that one.
+
+    Args:
+        acquisition: The score, with its model.
+        points: Shape `N x d`. Unit: the model's input units.
+
+    Returns:
+        Shape `N`. Unit: squared objective units. Zeros where the model does not know
+        its noise.
+    """
+    model = acquisition.observed_model
+    noise = getattr(getattr(model, "likelihood", None), "noise", None)
+    inputs = getattr(model, "train_inputs", None)
+    if noise is None or inputs is None or inputs[0].ndim != 2:
+        return torch.zeros(len(points), dtype=torch.float64)
+    with torch.no_grad():
+        Z = model.transform_inputs(points)
+        noise = noise.reshape(-1).expand(len(inputs[0])).log()
+        correlation = model.covar_module(Z, inputs[0]).to_dense()
+        correlation = correlation / model.covar_module(Z, diag=True).unsqueeze(-1)
+        weights = correlation.square() + torch.finfo(torch.float64).eps
+        mean = (weights @ noise) / weights.sum(-1)
+        scale = float(getattr(getattr(model, "outcome_transform", None), "stdvs", 1.0))
+        return scale**2 * mean.exp()

@@ -1,0 +1,1 @@
+"""The parts of Ax's modular BoTorch generator: acquisition, transforms, generator."""

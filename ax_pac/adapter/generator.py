@@ -1,0 +1,99 @@
+"""How Ax's modular BoTorch generator is set up for a PAC search."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ax.adapter.registry import MBM_X_trans
+from ax.generators.torch.botorch_modular.kernels import ScaleMaternKernel
+from ax.generators.torch.botorch_modular.surrogate import ModelConfig, SurrogateSpec
+from ax.utils.stats.model_fit_stats import RANK_CORRELATION
+from botorch.models import SingleTaskGP
+from botorch.models.transforms.outcome import Standardize
+
+from ax_pac.acquisition.analytic import PACAcquisition
+from ax_pac.acquisition.expected_improvement import LogPACExpectedImprovement
+from ax_pac.adapter.acquisition import CertifyingAcquisition
+from ax_pac.adapter.transforms import CanonicalPoints, SmoothedNoise, UnevaluatedPoints
+from ax_pac.experiment.settings import CertificateSettings
+from ax_pac.surrogate.fit import (
+    SMALLEST_SPREAD,
+    lengthscale_constraint,
+    outputscale_constraint,
+)
+
+
+class BoundedMaternKernel(ScaleMaternKernel):
+    """Matern-5/2 with an output scale, bounded and started as in `fit_model`.
+
+    A class of its own because Ax stores a constraint by its bounds alone: a start value
+    passed as an option would be gone after a reload, and with it the trajectory.
+
+    Args:
+        ard_num_dims: Number of length scales.
+        **kwargs: As in `ScaleMaternKernel`, without constraints.
+    """
+
+    def __init__(self, ard_num_dims: int | None = None, **kwargs: Any) -> None:
+        super().__init__(
+            ard_num_dims=ard_num_dims,
+            lengthscale_constraint=lengthscale_constraint(),
+            outputscale_constraint=outputscale_constraint(),
+            **kwargs,
+        )
+
+
+def surrogate_spec() -> SurrogateSpec:
+    """Return the surrogate of the source, with its posterior in raw objective units.
+
+    Matern-5/2 with one length scale a parameter, bounded maximum likelihood, noise
+    fixed at the squared standard errors. Outcomes are standardised inside the model,
+    which un-standardises its posterior; Ax's own outcome transforms stay off, because
+    they would turn delta into a multiple of the standard deviation of the data.
+    """
+    config = ModelConfig(
+        botorch_model_class=SingleTaskGP,
+        covar_module_class=BoundedMaternKernel,
+        outcome_transform_classes=[Standardize],
+        outcome_transform_options={"Standardize": {"min_stdv": SMALLEST_SPREAD}},
+        name="matern52_bounded_ml",
+    )
+    return SurrogateSpec(model_configs=[config], eval_criterion=RANK_CORRELATION)
+
+
+def generator_kwargs(settings: CertificateSettings) -> dict[str, Any]:
+    """Return the arguments of Ax's modular BoTorch generator for a PAC search.
+
+    Checked on Ax 1.3.1: `transforms` are the X half of its default list, and ours.
+    """
+    acquisition: dict[str, Any] = {"botorch_acqf_class": PACAcquisition}
+    if settings.sampling == "expected_improvement":
+        # `CertifyingAcquisition` hands delta to a PACAcquisition only.
+        acquisition = {
+            "botorch_acqf_class": LogPACExpectedImprovement,
+            "botorch_acqf_options": {"delta": settings.delta},
+        }
+    return {
+        **acquisition,
+        "surrogate_spec": surrogate_spec(),
+        "acquisition_class": CertifyingAcquisition,
+        "acquisition_options": settings.to_dict(),
+        "transforms": [
+            *([CanonicalPoints] if settings.cells else []),
+            *MBM_X_trans,
+            *([SmoothedNoise] if settings.noise == "smoothed" else []),
+            UnevaluatedPoints,
+        ],
+        "transform_configs": {
+            SmoothedNoise.__name__: {"num_samples": settings.num_samples},
+            **_cells_config(settings),
+        },
+        "fit_tracking_metrics": False,
+    }
+
+
+def _cells_config(settings: CertificateSettings) -> dict[str, Any]:
+    """Return the configuration of `CanonicalPoints`, if it is used."""
+    if not settings.cells:
+        return {}
+    return {CanonicalPoints.__name__: {"cells": settings.to_dict()["cells"]}}

@@ -1,0 +1,243 @@
+"""Ax transforms: cells, smoothed noise, points without data."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from ax.adapter.base import Adapter
+from ax.adapter.transforms.base import Transform
+from ax.core.data_utils import ExperimentData
+from ax.core.observation import ObservationFeatures
+from ax.core.parameter import ParameterType, RangeParameter
+from ax.core.search_space import SearchSpace
+from botorch.models.model import Model
+from torch import Tensor
+
+from ax_pac.cells import Cells, frozen_edges
+from ax_pac.experiment.observations import unevaluated_arms
+from ax_pac.surrogate.noise import DEFAULT_NUM_SAMPLES, smoothed_sems
+
+
+class CanonicalPoints(Transform):
+    """Move points to the centres of their cells, on the way in and on the way out.
+
+    On the way in, so that the model sees repetitions of one thing as repetitions,
+    whoever proposed them. On the way out, so that the same thing is always the same
+    arm. First in the list of transforms: edges are in the parameters' own units. Its
+    configuration has one entry, `cells`, see `pac_generation_strategy`.
+
+    Args:
+        search_space: The search space.
+        experiment_data: As in Ax.
+        adapter: As in Ax.
+        config: `{"cells": edges by parameter}`.
+
+    Raises:
+        ValueError: When cells are given for anything but a float parameter on a linear
+            scale, or do not cover exactly its range.
+
+    Checked on Ax 1.3.1.
+    """
+
+    def __init__(
+        self,
+        search_space: SearchSpace | None = None,
+        experiment_data: ExperimentData | None = None,
+        adapter: Adapter | None = None,
+        config: dict[str, Any] | None = None,
+    ) -> None:
+        super().__init__(search_space, experiment_data, adapter, config)
+        edges = frozen_edges(self.config.get("cells"))
+        self._cells = {name: Cells((bins,)) for name, bins in edges}
+        if search_space is not None:
+            for name, bins in edges:
+                _check_parameter(search_space, name, bins)
+
+    def canonical_parameters(self, parameters: dict[str, Any]) -> dict[str, Any]:
+        """Return a parameterization with the centres of the cells in it."""
+        moved = dict(parameters)
+        for name, cells in self._cells.items():
+            if moved.get(name) is not None:
+                point = torch.tensor([[float(moved[name])]], dtype=torch.float64)
+                moved[name] = cells.canonical(point).item()
+        return moved
+
+    def transform_observation_features(
+        self, observation_features: list[ObservationFeatures]
+    ) -> list[ObservationFeatures]:
+        """Move points, in place as Ax's own transforms do."""
+        for features in observation_features:
+            features.parameters = self.canonical_parameters(features.parameters)
+        return observation_features
+
+    def untransform_observation_features(
+        self, observation_features: list[ObservationFeatures]
+    ) -> list[ObservationFeatures]:
+        """Move proposals, in place as Ax's own transforms do."""
+        if self.adapter is not None:
+            # Ax 1.3.1 stores the arguments of the generator with every generator run,
+            # where nothing reads them. Of 2000 edges that is 0.2 MB a trial; they are
+            # kept once, with the strategy.
+            for name in ("_generator_kwargs", "_adapter_kwargs"):
+                kwargs = getattr(self.adapter, name)
+                setattr(self.adapter, name, _without_cells(kwargs))
+        return self.transform_observation_features(observation_features)
+
+    def transform_experiment_data(
+        self, experiment_data: ExperimentData
+    ) -> ExperimentData:
+        """Move the points of the data; the experiment keeps its own."""
+        arms = experiment_data.arm_data.copy()
+        for name, cells in self._cells.items():
+            if name in arms.columns and len(arms):
+                values = arms[name].to_numpy(dtype=float, copy=True)
+                points = torch.from_numpy(values).unsqueeze(-1)
+                arms[name] = cells.canonical(points).squeeze(-1).numpy()
+        return ExperimentData(
+            arm_data=arms, observation_data=experiment_data.observation_data
+        )
+
+
+def _without_cells(value: Any) -> Any:
+    """Copy nested dictionaries, the entry `cells` of each left empty."""
+    if not isinstance(value, dict):
+        return value
+    return {k: {} if k == "cells" else _without_cells(v) for k, v in value.items()}
+
+
+def _check_parameter(
+    search_space: SearchSpace, name: str, edges: tuple[float, ...]
+) -> None:
+    """Refuse cells that mean nothing for their parameter."""
+    parameter = search_space.parameters.get(name)
+    if (
+        not isinstance(parameter, RangeParameter)
+        or parameter.parameter_type != ParameterType.FLOAT
+        or parameter.log_scale
+        or parameter.logit_scale
+    ):
+        raise ValueError(
+            f"cells need a float parameter on a linear scale; {name!r} is {parameter}"
+        )
+    if (edges[0], edges[-1]) != (parameter.lower, parameter.upper):
+        raise ValueError(
+            f"the cells of {name!r} cover [{edges[0]}, {edges[-1]}], not its range "
+            f"[{parameter.lower}, {parameter.upper}]"
+        )
+
+
+class SmoothedNoise(Transform):
+    """Replace the standard errors of the data by `smoothed_sems` of them.
+
+    A transform, because Ax gives the transformed data to the model and to nothing else:
+    proposals and certificates see the same noise, and the experiment keeps every
+    standard error as it was reported. Last in the list, so that coordinates are
+    numbers by then. A metric with a missing standard error is left alone, and so are
+    those that no model is fitted to. Its configuration has one entry, `num_samples`.
+
+    Checked on Ax 1.3.1.
+    """
+
+    def transform_experiment_data(
+        self, experiment_data: ExperimentData
+    ) -> ExperimentData:
+        """Smooth each modelled metric's standard errors over all its trials.
+
+        Args:
+            experiment_data: Ax's data; not modified.
+
+        Returns:
+            The data with other values in its `sem` columns.
+        """
+        observations = experiment_data.observation_data.copy()
+        arms = experiment_data.arm_data.drop(columns="metadata", errors="ignore")
+        for metric in self._modelled(experiment_data.metric_signatures):
+            rows = observations["mean", metric].notna()
+            sem = observations.loc[rows, ("sem", metric)].astype(float)
+            if sem.empty or sem.isna().any():
+                continue
+            mean = observations.loc[rows, ("mean", metric)].astype(float)
+            trials = observations.index[rows].droplevel(
+                list(range(2, observations.index.nlevels))
+            )
+            X = arms.loc[trials]
+            if not all(map(pd.api.types.is_float_dtype, X.dtypes)):
+                X = X.apply(pd.to_numeric, errors="coerce")
+            observations.loc[rows, ("sem", metric)] = smoothed_sems(
+                np.nan_to_num(X.to_numpy(dtype=float)),
+                mean.to_numpy(),
+                sem.to_numpy(),
+                num_samples=int(self.config.get("num_samples", DEFAULT_NUM_SAMPLES)),
+            )
+        return ExperimentData(
+            arm_data=experiment_data.arm_data, observation_data=observations
+        )
+
+    def _modelled(self, metrics: Iterable[str]) -> list[str]:
+        """Those of some metrics that a model is fitted to; all if that is not known."""
+        metrics = sorted(metrics)
+        outcomes = [] if self.adapter is None else self.adapter.outcomes
+        return [metric for metric in metrics if metric in outcomes] or metrics
+
+
+_POINTS: weakref.WeakKeyDictionary[Model, Tensor] = weakref.WeakKeyDictionary()
+
+
+class UnevaluatedPoints(Transform):
+    """Note, before each proposal, which points were tried and have no observation.
+
+    Ax takes points under evaluation for pending, but not those that failed, and
+    proposes them again at once. It transforms nothing: a transform is where Ax brings
+    experiment and fitted model together whenever it generates, after a reload too. The
+    points are handed to `CertifyingAcquisition` by way of the model.
+
+    Checked on Ax 1.3.1.
+    """
+
+    no_op_for_experiment_data: bool = True
+
+    def transform_optimization_config(
+        self,
+        optimization_config: Any,
+        adapter: Any = None,
+        fixed_features: ObservationFeatures | None = None,
+    ) -> Any:
+        """Return the configuration as it is.
+
+        Args:
+            optimization_config: As in Ax.
+            adapter: The fitted adapter; None does nothing.
+            fixed_features: As in Ax.
+        """
+        surrogate = getattr(getattr(adapter, "generator", None), "_surrogate", None)
+        model = getattr(surrogate, "_model", None)
+        if model is not None:
+            arms = unevaluated_arms(adapter._experiment)
+            features = [ObservationFeatures(dict(arm.parameters)) for arm in arms]
+            if features:
+                _POINTS[model] = adapter.transform_observation_features(features)
+            else:
+                _POINTS.pop(model, None)
+        return optimization_config
+
+
+def with_unevaluated(model: Model, X_pending: Tensor | None) -> Tensor | None:
+    """Add the points without observations to those under evaluation.
+
+    Args:
+        model: The fitted surrogate.
+        X_pending: What Ax takes for pending, `p x d`, or None.
+
+    Returns:
+        Shape `q x d`, each point once, or None for no points.
+    """
+    points = _POINTS.get(model)
+    if points is None or X_pending is None:
+        return X_pending if points is None else points
+    known = (points.unsqueeze(1) == X_pending.unsqueeze(0)).all(-1).any(-1)
+    return torch.cat([X_pending, points[~known]])

@@ -1,0 +1,1 @@
+"""Tables, plots and Ax analysis cards of a search."""

@@ -1,0 +1,1 @@
+"""Certificates of a fitted model: the three levels, their draws and bounds."""

@@ -1,0 +1,343 @@
+"""The probability that the incumbent fails, averaged over the hyperparameters."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+import math
+from collections.abc import Iterator
+
+import torch
+from botorch.models import SingleTaskGP
+from gpytorch.kernels import MaternKernel, ScaleKernel
+from gpytorch.likelihoods import FixedNoiseGaussianLikelihood
+from gpytorch.means import ConstantMean
+from scipy.special import chdtri
+from torch import Tensor
+
+from ax_pac.acquisition.analytic import check_delta, check_model, check_points
+from ax_pac.acquisition.difference import is_plain_gp
+from ax_pac.cells import Cells
+from ax_pac.certificate.bounds import betting_upper, is_hopeless, log_wealth
+from ax_pac.certificate.marginal_draws import DifferenceProblem, draw_failures
+from ax_pac.surrogate.fit import OUTPUTSCALE_BOUNDS, too_few_observations
+from ax_pac.surrogate.mcmc import (
+    JITTER,
+    NUM_CHAINS,
+    HyperparameterChains,
+    HyperparameterSample,
+    effective_sample_size,
+)
+
+# Draws at most, in multiples of the fewest independent ones that could certify if none
+# had any probability of failing.
+_MOST_DRAWS = 9.0
+
+
+# What fails with this share of epsilon is not looked into further: a bound on its
+# probability is added.
+NEGLIGIBLE_SHARE = 0.04
+
+
+MAX_R_HAT = 1.2
+
+
+# Draws between two looks at the bound.
+_BATCH = 64
+
+
+# Half-way between them a check gives up only on so many draws, by so many standard
+# errors: there are many such looks, and a refusal by bad luck costs an evaluation.
+_FEWEST_TO_GIVE_UP = 16
+
+
+_ERRORS_TO_GIVE_UP = 2.5
+
+
+@dataclasses.dataclass(frozen=True)
+class MarginalFailure:
+    """How probable it is that some candidate beats the incumbent by more than delta.
+
+    Args:
+        estimate: The probability, averaged over the draws.
+        num_draws: Function draws, each under a hyperparameter draw of its own.
+        effective_sample_size: Independent draws that these are worth, as the
+            hyperparameter draws are autocorrelated.
+        upper_bound: Upper confidence bound of the probability, see `betting_upper`,
+            with what left-out candidates can contribute. Certified when it is at most
+            epsilon and the status is "ok".
+        active_set_size: Largest number of candidates that took part in a draw.
+        challenger: Index of the candidate whose pairwise probability of beating the
+            incumbent, averaged over the hyperparameters, is the highest; None where
+            nothing was drawn.
+        hyperparameter_status: "ok", or a sentence that says why no claim is made.
+    """
+
+    estimate: float
+    num_draws: int
+    effective_sample_size: float
+    upper_bound: float
+    active_set_size: int
+    challenger: int | None
+    hyperparameter_status: str
+
+
+def marginal_failure(
+    model: SingleTaskGP,
+    incumbent: Tensor,
+    candidates: Tensor,
+    *,
+    delta: float,
+    epsilon: float,
+    alpha: float,
+    weight: float = 1.0,
+    seed: int,
+    bounds: Tensor | None = None,
+    cells: Cells | None = None,
+) -> MarginalFailure:
+    """Bound the probability that the incumbent is not good enough, marginally.
+
+        P(max_x w f(x) - w f(incumbent) > delta | data)
+
+    over the box, averaged over the posterior of the hyperparameters. The candidates are
+    where to begin; each draw adds points around those that its hyperparameters fear. It
+    takes hyperparameters from their posterior and estimates the probability under them
+    from one function, which is revealed point by point, the likeliest to beat the
+    incumbent first, until all that is left cannot with a probability that matters: see
+    `draw_failures`. Its cost is linear in the number of candidates.
+
+    Drawing ends as soon as the bound is at most epsilon, or when that has become
+    unlikely, which can only lose a certificate. The bound holds at every look: whenever
+    drawing ends, the probability of certifying a failure probability above epsilon is
+    at most alpha.
+
+    Args:
+        model: A fitted plain `SingleTaskGP` in float64 with a Matern-5/2 kernel, a
+            constant mean and known noise, as `fit_model` returns.
+        incumbent: The point to be certified. Shape `1 x d`. Unit: the model's input
+            units.
+        candidates: The points that may beat it. Shape `N x d`.
+        delta: Tolerance, positive. Unit: objective units.
+        epsilon: Allowed failure probability, in (0, 1).
+        alpha: Allowed probability that sampling error alone certifies, in (0, 1).
+        weight: 1 to maximise, -1 to minimise.
+        seed: Seed of every random number.
+        bounds: The box, `2 x d`. Default: the range of the candidates.
+        cells: Cells of points that are the same thing, if there are such; the maximum
+            is over their centres.
+
+    Returns:
+        Counts, bound and status.
+
+    Raises:
+        ValueError: When an argument is out of range or the model is of another kind.
+
+    Source: Wilson 2024 (level test on joint draws). Deviation: averaged over the
+    hyperparameters; probabilities instead of failures, a bound for every look.
+
+    Example:
+        >>> import torch
+        >>> from ax_pac import fit_model
+        >>> X = torch.linspace(0, 1, 12, dtype=torch.float64).unsqueeze(-1)
+        >>> Y = -(X - 0.4) ** 2
+        >>> model = fit_model(X, Y, torch.full_like(Y, 1e-6))
+        >>> failure = marginal_failure(
+        ...     model, X[4:5], X, delta=0.1, epsilon=0.05, alpha=0.05, seed=0
+        ... )
+        >>> failure.upper_bound <= 0.05
+        True
+    """
+    _check_arguments(model, incumbent, candidates, epsilon, alpha, weight)
+    problem = DifferenceProblem(
+        model, incumbent, candidates, check_delta(delta), weight, bounds, cells
+    )
+    status = _refusal(model, problem, math.inf if cells is None else cells.number)
+    if status is not None:
+        return MarginalFailure(1.0, 0, 0.0, 1.0, 0, None, status)
+    generator = torch.Generator().manual_seed(seed)
+    kernel = model.covar_module
+    with _one_thread():
+        chains = HyperparameterChains(
+            problem.Z,
+            problem.Y,
+            problem.noise,
+            generator=generator,
+            initial=(
+                kernel.base_kernel.lengthscale.detach().reshape(-1),
+                float(kernel.outputscale.detach()),
+            ),
+        )
+        return _draw_until_decided(chains, problem, epsilon, alpha, generator)
+
+
+@contextlib.contextmanager
+def _one_thread() -> Iterator[None]:
+    """Work on one core: thousands of small matrices cost more to share than to do."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _draw_until_decided(
+    chains: HyperparameterChains,
+    problem: DifferenceProblem,
+    epsilon: float,
+    alpha: float,
+    generator: torch.Generator,
+) -> MarginalFailure:
+    """Draw until certified, hopeless, or out of draws."""
+    tolerance = NEGLIGIBLE_SHARE * epsilon
+    fewest = math.log(alpha) / math.log1p(-epsilon)
+    most = math.ceil(_MOST_DRAWS * fewest)
+    values = torch.zeros(0, dtype=torch.float64)
+    pairwise = torch.zeros(len(problem.candidates), dtype=torch.float64)
+    active_set_size = 0
+    worth = 1.0
+    while len(values) < most:
+        first = len(values)
+        chains.extend(first + _BATCH)
+        sample = chains.sample(first=first)
+        gives_up = functools.partial(
+            _is_hopeless_with, values, epsilon, alpha, worth, most
+        )
+        draws = draw_failures(problem, sample, tolerance, generator, is_enough=gives_up)
+        values = torch.cat([values, draws.failure])
+        active_set_size = max(active_set_size, draws.active_set_size)
+        pairwise += draws.pairwise * len(sample.outputscale)
+        if len(values) < first + _BATCH:  # given up half-way
+            effective, status = worth * len(values), _diagnosis(sample, 0.0)
+            break
+        # What the probabilities are worth, which scatter under each setting as well;
+        # the settings have to be enough on their own.
+        effective = effective_sample_size(values.reshape(-1, NUM_CHAINS).mT)
+        if effective == 0.0:  # all of them equal, typically zero
+            effective = sample.effective_sample_size
+        worth = effective / len(values)
+        is_bounded = log_wealth(values, epsilon, worth) >= -math.log(alpha)
+        status = _diagnosis(sample, fewest if is_bounded else 0.0)
+        if is_bounded and status == "ok":
+            break
+        if is_hopeless(values, epsilon, alpha, worth, most):
+            break
+    return MarginalFailure(
+        estimate=float(values.mean()),
+        num_draws=len(values),
+        effective_sample_size=effective,
+        upper_bound=betting_upper(values, alpha, worth),
+        active_set_size=active_set_size,
+        challenger=int(pairwise.argmax()),
+        hyperparameter_status=status,
+    )
+
+
+def _is_hopeless_with(
+    values: Tensor,
+    epsilon: float,
+    alpha: float,
+    worth: float,
+    most: int,
+    failure: Tensor,
+) -> bool:
+    """Whether values and these failures together are hopeless.
+
+    Giving up is free, however early: it can only withhold a certificate.
+    """
+    drawn = torch.cat([values, failure])
+    if len(drawn) < _FEWEST_TO_GIVE_UP:
+        return False
+    return is_hopeless(drawn, epsilon, alpha, worth, most, _ERRORS_TO_GIVE_UP)
+
+
+def _diagnosis(sample: HyperparameterSample, fewest: float) -> str:
+    """Say whether the chains can be believed, and are worth enough draws."""
+    if sample.r_hat > MAX_R_HAT:
+        return (
+            "the hyperparameter chains still disagree by where they started "
+            f"(R-hat {sample.r_hat:.2f}, at most {MAX_R_HAT}); more observations help"
+        )
+    if sample.effective_sample_size < fewest:
+        return (
+            "the hyperparameter draws are worth only "
+            f"{sample.effective_sample_size:.0f} independent ones, and at least "
+            f"{math.ceil(fewest)} are needed to support epsilon at alpha"
+        )
+    return "ok"
+
+
+def _refusal(
+    model: SingleTaskGP, problem: DifferenceProblem, num_cells: float
+) -> str | None:
+    """Say why these data support no claim, None if they may."""
+    too_few = too_few_observations(problem.Z, num_cells)
+    if too_few is not None:
+        return too_few
+    outputscale = float(model.covar_module.outputscale.detach())
+    # The upper bound is no reason: a smooth function with a trend, Branin for one, is
+    # fitted best by a large output scale with long length scales.
+    if outputscale <= 1.01 * OUTPUTSCALE_BOUNDS[0]:
+        return (
+            f"the fitted output scale {outputscale:.3g} is at its lower bound: the fit "
+            "explains the outcomes by noise alone; evaluate with more samples"
+        )
+    if is_noise_alone(problem.Y, problem.noise):
+        return (
+            "noise alone explains the scatter of the outcomes (chi-squared test at "
+            "5 %); evaluate with more samples"
+        )
+    return None
+
+
+def is_noise_alone(Y: Tensor, Yvar: Tensor) -> bool:
+    """Whether the outcomes are what a constant function would give, by chi-squared."""
+    precision = 1.0 / (Yvar + JITTER)
+    mean = (precision * Y).sum() / precision.sum()
+    statistic = float((precision * (Y - mean).square()).sum())
+    return statistic <= float(chdtri(len(Y) - 1, 0.05))
+
+
+def _check_arguments(
+    model: SingleTaskGP,
+    incumbent: Tensor,
+    candidates: Tensor,
+    epsilon: float,
+    alpha: float,
+    weight: float,
+) -> None:
+    """Refuse arguments out of range and models of another kind."""
+    for name, value in (("epsilon", epsilon), ("alpha", alpha)):
+        if not 0.0 < value < 1.0:
+            raise ValueError(f"{name} must be strictly between 0 and 1, got {value!r}")
+    if weight not in (1.0, -1.0):
+        raise ValueError(f"weight must be 1 or -1, got {weight!r}")
+    check_model(model, None)
+    if not (is_plain_gp(model) and _has_known_kernel(model)):
+        raise ValueError(
+            "the marginal level needs one exact GP with a scaled Matern-5/2 kernel, a "
+            "constant mean and known noise, as fit_model returns; got "
+            f"{type(model).__name__}. Ask for level 'joint' instead."
+        )
+    dim = model.train_inputs[0].shape[-1]
+    check_points(candidates)
+    if candidates.shape[-1] != dim or incumbent.shape != (1, dim):
+        raise ValueError(
+            f"expected the incumbent of shape `1 x {dim}` and candidates of shape "
+            f"`N x {dim}`; got {tuple(incumbent.shape)} and {tuple(candidates.shape)}"
+        )
+
+
+def _has_known_kernel(model: SingleTaskGP) -> bool:
+    """Whether kernel, mean and noise are those whose posterior can be drawn from."""
+    kernel = model.covar_module
+    base = getattr(kernel, "base_kernel", None)
+    return (
+        isinstance(kernel, ScaleKernel)
+        and isinstance(base, MaternKernel)
+        and base.nu == 2.5
+        and base.lengthscale.numel() == model.train_inputs[0].shape[-1]
+        and isinstance(model.mean_module, ConstantMean)
+        and isinstance(model.likelihood, FixedNoiseGaussianLikelihood)
+    )

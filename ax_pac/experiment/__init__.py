@@ -1,0 +1,1 @@
+"""What an Ax experiment holds: observations, settings, certificate records."""

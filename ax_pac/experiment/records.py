@@ -1,0 +1,156 @@
+"""Certificates kept with an experiment, keyed by the data they were computed on."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import weakref
+from typing import Any, Protocol
+
+import pandas as pd
+from ax.core.experiment import Experiment
+
+from ax_pac.certificate.record import (
+    PACCertificate,
+    reason_of,
+)
+from ax_pac.experiment.observations import unevaluated_arms
+from ax_pac.experiment.settings import (
+    CertificateSettings,
+)
+
+# Key under which records travel with the experiment, through JSON and SQL alike. A
+# stored name: never renamed.
+PROPERTY = "ax_pac_certificates"
+
+
+def data_key(data: pd.DataFrame) -> str:
+    """Return a short digest of a set of observations.
+
+    Args:
+        data: What `observed_data` returned.
+    """
+    rows = [
+        [int(row["trial_index"]), str(row["arm_name"])]
+        + [float(row[name]).hex() for name in ("mean", "sem")]
+        for row in data.to_dict("records")
+    ]
+    return hashlib.sha256(json.dumps(rows).encode()).hexdigest()[:16]
+
+
+def certificate_records(experiment: Experiment) -> list[dict[str, Any]]:
+    """Return every certificate computed for an experiment, oldest first.
+
+    Each record holds the fields of `PACCertificate`, and `data` (digest of the
+    observations), `num_trials`, `settings`, `incumbent_arm`, `seconds` (`fit` and
+    `propose`), `incumbent_mean` and `incumbent_sd` (posterior of the objective there,
+    in its units) and `before_trial` (index of the next trial),
+    `unevaluated` (names of arms that were tried and gave no observation).
+
+    Args:
+        experiment: An Ax experiment.
+    """
+    return list(experiment._properties.get(PROPERTY, []))
+
+
+def find_record(
+    experiment: Experiment, data: pd.DataFrame, settings: CertificateSettings
+) -> dict[str, Any] | None:
+    """Return the record computed on the same data for the same question, if any.
+
+    Args:
+        experiment: An Ax experiment.
+        data: What `observed_data` returned for it.
+        settings: The question.
+    """
+    key = data_key(data)
+    for record in reversed(certificate_records(experiment)):
+        if record["data"] == key and settings.asks_the_same_as(record["settings"]):
+            return _with_unevaluated(record, experiment, data)
+    return None
+
+
+def _with_unevaluated(
+    record: dict[str, Any], experiment: Experiment, data: pd.DataFrame
+) -> dict[str, Any]:
+    """Say in a record, in place, which points could not be evaluated."""
+    observed = set(data["arm_name"])
+    arms = unevaluated_arms(experiment, data)
+    names = [arm.name for arm in arms if arm.name not in observed]
+    if names != record.get("unevaluated", []):
+        record["unevaluated"] = names
+        reason = reason_of(PACCertificate.from_dict(record))
+        points = "point" if len(names) == 1 else "points"
+        note = f"; {len(names)} {points} gave no observation and count as unknown"
+        record["reason"] = reason + (note if names else "")
+    return record
+
+
+def keep_record(
+    experiment: Experiment,
+    certificate: PACCertificate,
+    *,
+    data: pd.DataFrame,
+    settings: CertificateSettings,
+    incumbent_arm: str | None,
+    seconds: dict[str, float],
+    incumbent_mean: float,
+    incumbent_sd: float,
+) -> dict[str, Any]:
+    """Store a certificate for these data with its experiment; return the record."""
+    record = {
+        **certificate.to_dict(),
+        "data": data_key(data),
+        "num_trials": int(data["trial_index"].nunique()),
+        "settings": settings.to_record(),
+        "incumbent_arm": incumbent_arm,
+        "seconds": seconds,
+        "incumbent_mean": incumbent_mean,
+        "incumbent_sd": incumbent_sd,
+        "before_trial": max(experiment.trials, default=-1) + 1,
+        "unevaluated": [],
+    }
+    _with_unevaluated(record, experiment, data)
+    experiment._properties.setdefault(PROPERTY, []).append(record)
+    _save_records(experiment)
+    return record
+
+
+class SavesRecords(Protocol):
+    """What keeps an experiment: see `StoredClient`."""
+
+    def save_records(self) -> None:
+        """Write the experiment's properties."""
+
+
+# Who saves an experiment, by its id: Ax's experiments cannot be hashed. Whoever keeps
+# one outlives it, so that an id is not taken for another's.
+_KEEPERS: weakref.WeakValueDictionary[int, SavesRecords] = weakref.WeakValueDictionary()
+
+
+def save_records_by(experiment: Experiment, keeper: SavesRecords) -> None:
+    """Have `keeper` called whenever a record is added to an experiment."""
+    _KEEPERS[id(experiment)] = keeper
+
+
+def _save_records(experiment: Experiment) -> None:
+    """Save the records of an experiment that is kept in a database.
+
+    Ax saves an experiment's properties only with the whole experiment, so that a
+    record would be lost with its process.
+    """
+    keeper = _KEEPERS.get(id(experiment))
+    if keeper is not None and getattr(keeper, "_experiment", None) is experiment:
+        keeper.save_records()
+    elif experiment.db_id is not None:
+        from ax.storage.sqa_store.save import update_properties_on_experiment
+
+        update_properties_on_experiment(experiment)
+
+
+def experiment_of(client: Any) -> Experiment:
+    """Return the experiment behind an Ax `Client`, `AxClient` or `Experiment`."""
+    if isinstance(client, Experiment):
+        return client
+    # `AxClient` has a public property, `Client` of Ax 1.3.1 a private one.
+    return client.experiment if hasattr(client, "experiment") else client._experiment

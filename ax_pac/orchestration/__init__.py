@@ -1,0 +1,1 @@
+"""Evaluations on several workers, on Ray."""

@@ -1,0 +1,1 @@
+"""Ax's storage registries, and a client that lives in a database."""

@@ -1,0 +1,247 @@
+"""An Ax client that lives in a database and survives the death of its process."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ax.api.client import Client
+from ax.api.configs import StorageConfig
+from ax.core.base_trial import BaseTrial
+from ax.core.experiment import Experiment
+from ax.core.runner import Runner
+from ax.generation_strategy.generation_strategy import GenerationStrategy
+
+from ax_pac.experiment.records import save_records_by
+
+if TYPE_CHECKING:
+    from ax_pac.storage.database import Database, ExactBundle
+
+
+_WRITES_ONCE = (
+    *("get_next_trials", "complete_trial", "attach_data", "attach_trial"),
+    *("attach_baseline", "mark_trial_failed", "mark_trial_abandoned"),
+    *("mark_trial_early_stopped", "configure_experiment", "configure_optimization"),
+)
+
+
+def database_url(db: str | Path) -> str:
+    """Return the URL of a database; a path is that of an SQLite file.
+
+    Args:
+        db: A path, or an SQLAlchemy URL such as `postgresql+psycopg://user@host/name`.
+
+    Raises:
+        ValueError: When it is empty.
+
+    Example:
+        >>> database_url("runs/search.db")
+        'sqlite:///runs/search.db'
+    """
+    if not str(db).strip():
+        raise ValueError("expected a path or the URL of a database, got nothing")
+    return str(db) if "://" in str(db) else f"sqlite:///{db}"
+
+
+def open_client(db: str | Path, name: str) -> StoredClient:
+    """Open the experiment of a name in a database, or start one.
+
+    Args:
+        db: A path or a URL, see `database_url`.
+        name: Of the experiment. One database holds as many as it is asked to.
+
+    Returns:
+        A client. If the database has the experiment, it is as it was at its last
+        change, certificates and generation strategy included; trials that were
+        running are running still, see `StoredClient.unfinished_trials`. If not, it
+        waits for `configure_experiment`.
+
+    Raises:
+        ImportError: When SQLAlchemy, the extra `sql`, is not installed.
+        ValueError: When the database cannot be opened.
+    """
+    client = StoredClient(db)
+    client._load(name)
+    return client
+
+
+class StoredClient(Client):
+    """An Ax `Client` whose every call is one transaction in a database.
+
+    As `Client(storage_config=StorageConfig(url=...))`, with four differences. What one
+    call changes is written together, so that a process killed at any moment leaves the
+    state before the call or the one after it. Only what changed is written. Numbers are
+    kept to the last bit, where Ax keeps ten decimals. Certificates are saved as they
+    are computed.
+
+    Not for several processes, nor for several threads, at a time.
+
+    Args:
+        db: A path or a URL, see `database_url`. Missing tables are made.
+        random_seed: See Ax's `Client`.
+
+    Raises:
+        ImportError: When SQLAlchemy, the extra `sql`, is not installed.
+        ValueError: When the database cannot be opened.
+
+    Checked on Ax 1.3.1.
+    """
+
+    def __init__(self, db: str | Path, random_seed: int | None = None) -> None:
+        url = database_url(db)
+        try:
+            from ax_pac.storage.database import Database, ExactBundle
+        except (ImportError, TypeError) as error:
+            raise ImportError(
+                "keeping a search in a database needs SQLAlchemy: install the extra "
+                "`sql`, pip install 'ax-pac[sql]'"
+            ) from error
+        self._database: Database = Database(url)
+        self._bundle: ExactBundle = ExactBundle()
+        self._depth = 0
+        self._whole = False
+        self._strategy_changed = False
+        self._records_changed = False
+        self._trials: dict[int, None] = {}
+        with self._database.sessions():
+            super().__init__(
+                storage_config=StorageConfig(url=url, registry_bundle=self._bundle),
+                random_seed=random_seed,
+            )
+
+    @property
+    def database(self) -> str:
+        """The database's URL, without a password."""
+        return self._database.name
+
+    @property
+    def is_configured(self) -> bool:
+        """Whether there is an experiment, found in the database or configured."""
+        return self._maybe_experiment is not None
+
+    def unfinished_trials(self) -> dict[int, dict[str, Any]]:
+        """Return the trials that were running when their process ended.
+
+        Evaluate them and complete them under their own index: a killed loop then goes
+        on as if nothing had happened.
+
+        Returns:
+            Trial index to parameterization, in order.
+        """
+        if self._maybe_experiment is None:
+            return {}
+        return {
+            index: dict(trial.arm.parameters)
+            for index, trial in self._experiment.trials.items()
+            if trial.status.is_running
+        }
+
+    def configure_runner(self, runner: Any) -> None:
+        """Refuse a runner, which Ax 1.3.1 cannot store.
+
+        Raises:
+            ValueError: Always.
+        """
+        raise ValueError(
+            "Ax cannot store the runner of a client, and run_trials needs one: in a "
+            "database, write the loop with get_next_trials and complete_trial"
+        )
+
+    def run_trials(self, *args: Any, **kwargs: Any) -> None:
+        """See Ax's `Client`; its `Orchestrator` saves by itself, in small steps."""
+        with self._database.sessions():
+            super().run_trials(*args, **kwargs)
+
+    def _load(self, name: str) -> None:
+        """Take over the experiment of a name, if the database has it."""
+        if name not in self._database.names():
+            return
+        with self._database.sessions():
+            experiment, strategy = self._load_experiment_and_generation_strategy(name)
+        self._maybe_experiment = experiment
+        self._maybe_generation_strategy = strategy
+        if strategy is not None:
+            strategy._experiment = experiment
+        save_records_by(experiment, self)
+
+    # Ax calls these after each change; they note it and leave the writing to `_save`.
+
+    def _save_experiment_to_db_if_possible(self, experiment: Experiment) -> bool:
+        save_records_by(experiment, self)
+        with self.one_save():
+            self._whole = True
+        return True
+
+    def _save_generation_strategy_to_db_if_possible(
+        self, generation_strategy: GenerationStrategy | None
+    ) -> bool:
+        with self.one_save():
+            self._strategy_changed = True
+        return True
+
+    def _save_or_update_trials_in_db_if_possible(
+        self,
+        experiment: Experiment,
+        trials: Sequence[BaseTrial],
+        reduce_state_generator_runs: bool = False,
+    ) -> bool:
+        with self.one_save():
+            self._trials.update(dict.fromkeys(trial.index for trial in trials))
+        return True
+
+    def _update_runner_on_experiment_in_db_if_possible(
+        self, experiment: Experiment, runner: Runner
+    ) -> bool:
+        return self._save_experiment_to_db_if_possible(experiment)
+
+    def save_records(self) -> None:
+        """Write the experiment's properties, with the certificates among them."""
+        with self.one_save():
+            self._records_changed = True
+
+    @contextlib.contextmanager
+    def one_save(self) -> Iterator[None]:
+        """Write all that changes within it at once, when the outermost ends."""
+        self._depth += 1
+        try:
+            yield
+        finally:
+            self._depth -= 1
+            if self._depth == 0:
+                self._save()
+
+    def _save(self) -> None:
+        """Write what changed since the last time; on an error nothing is forgotten."""
+        changed = self._whole or self._strategy_changed or self._records_changed
+        if not (changed or self._trials) or self._maybe_experiment is None:
+            return
+        from ax_pac.storage.database import save_changes
+
+        with self._database.transaction():
+            save_changes(
+                self._experiment,
+                self._bundle,
+                whole=self._whole or self._experiment.db_id is None,
+                strategy=self._generation_strategy if self._strategy_changed else None,
+                trials=list(self._trials),
+            )
+        self._whole = self._strategy_changed = self._records_changed = False
+        self._trials = {}
+
+
+def _saved_at_once(name: str) -> Any:
+    """Return Ax's method of a name, with one save at its end."""
+    method = getattr(Client, name)
+
+    def call(self: StoredClient, *args: Any, **kwargs: Any) -> Any:
+        with self.one_save():
+            return method(self, *args, **kwargs)
+
+    call.__name__, call.__doc__ = name, method.__doc__
+    return call
+
+
+for _name in _WRITES_ONCE:
+    setattr(StoredClient, _name, _saved_at_once(_name))

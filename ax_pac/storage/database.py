@@ -1,0 +1,284 @@
+"""A database for Ax experiments: its tables, its transactions, exact numbers."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import pandas as pd
+import sqlalchemy
+from ax.core.data import Data
+from ax.core.experiment import Experiment
+from ax.core.generator_run import GeneratorRun
+from ax.core.trial import Trial
+from ax.generation_strategy.generation_strategy import GenerationStrategy
+from ax.storage.metric_registry import CORE_METRIC_REGISTRY
+from ax.storage.registry_bundle import RegistryBundle
+from ax.storage.runner_registry import CORE_RUNNER_REGISTRY
+from ax.storage.sqa_store import db
+from ax.storage.sqa_store.decoder import Decoder
+from ax.storage.sqa_store.encoder import Encoder
+from ax.storage.sqa_store.json import (
+    JSONEncodedLongText,
+    JSONEncodedMediumText,
+    JSONEncodedText,
+)
+from ax.storage.sqa_store.save import (
+    _bulk_merge_into_session,
+    _save_experiment,
+    _save_generation_strategy,
+    _update_generation_strategy,
+    update_properties_on_experiment,
+)
+from ax.storage.sqa_store.sqa_classes import (
+    SQAData,
+    SQAExperiment,
+    SQAGeneratorRun,
+    SQATrial,
+)
+from ax.storage.sqa_store.sqa_enum import IntEnum, StringEnum
+from sqlalchemy.orm import scoped_session, sessionmaker
+
+# Ax leaves open whether statements with these types may be cached, so that SQLAlchemy
+# warns and does not cache them. Nor should it: all enumerations would share one entry.
+for _type in (
+    *(JSONEncodedText, JSONEncodedMediumText, JSONEncodedLongText),
+    *(IntEnum, StringEnum),
+):
+    _type.cache_ok = False
+
+
+# What a trial's row has from its first save on.
+_KEYS = ("id", "experiment_id")
+
+
+class ExactEncoder(Encoder):
+    """Ax's encoder, with observations as they were reported.
+
+    Ax writes ten decimals, so that a mean of 1e-7 keeps three digits.
+    """
+
+    def data_to_sqa(self, data: Data, trial_index: int | None, timestamp: int) -> Any:
+        """Encode observations; see Ax."""
+        columns = {
+            str(name): {str(i): _plain(value) for i, value in enumerate(values)}
+            for name, values in data.full_df.items()
+        }
+        return SQAData(
+            data_json=json.dumps(columns),
+            time_created=timestamp,
+            trial_index=trial_index,
+        )
+
+
+class ExactDecoder(Decoder):
+    """Ax's decoder, which reads what `ExactEncoder` wrote to the last bit."""
+
+    def data_from_sqa(self, data_sqa: Any) -> Data:
+        """Decode observations; see Ax."""
+        columns = json.loads(data_sqa.data_json)
+        frame = pd.DataFrame(
+            {name: list(rows.values()) for name, rows in columns.items()}
+        )
+        numbers = [name for name in ("mean", "sem") if name in frame]
+        data = Data(df=frame.astype(dict.fromkeys(numbers, float)))
+        data.db_id = data_sqa.id
+        return data
+
+
+class ExactBundle(RegistryBundle):
+    """Ax's storage registries with the exact encoder and decoder."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            metric_clss=dict(CORE_METRIC_REGISTRY),
+            runner_clss=dict(CORE_RUNNER_REGISTRY),
+        )
+        self._encoder = ExactEncoder(self._sqa_config)
+        self._decoder = ExactDecoder(self._sqa_config)
+
+
+def _plain(value: Any) -> Any:
+    """Turn a NumPy number into Python's, to the last bit; NaN into null, as Ax does."""
+    value = value.item() if hasattr(value, "item") else value
+    return None if value != value else value
+
+
+class Database:
+    """Tables of Ax in one database, and transactions in it.
+
+    Ax keeps one database a process, the first that was named; here every call says
+    which one it means.
+
+    Args:
+        url: An SQLAlchemy URL. Missing tables are made.
+
+    Raises:
+        ValueError: When the URL cannot be read, its driver is not installed, or the
+            database cannot be opened.
+    """
+
+    def __init__(self, url: str) -> None:
+        try:
+            self.engine = sqlalchemy.create_engine(url)
+        except sqlalchemy.exc.ArgumentError as error:
+            raise ValueError(
+                "expected a database as a URL, such as sqlite:///search.db or "
+                f"postgresql+psycopg://user@host/name; SQLAlchemy says: {error}"
+            ) from error
+        except ModuleNotFoundError as error:
+            raise ValueError(
+                f"the database's driver {error.name!r} is not installed: install the "
+                f"package that brings it (pip install {error.name}), or use a file, "
+                "sqlite:///search.db"
+            ) from error
+        self.name = self.engine.url.render_as_string(hide_password=True)
+        try:
+            unlimited_tables().create_all(self.engine)
+        except sqlalchemy.exc.DatabaseError as error:
+            raise ValueError(
+                f"the database {self.name} cannot be opened: {error.orig}. Check that "
+                "its folder or server exists, that it is a database, and that you may "
+                "write to it"
+            ) from error
+
+    @contextlib.contextmanager
+    def sessions(self) -> Iterator[None]:
+        """Let Ax's functions speak to this database."""
+        with _sessions_on(self.engine):
+            yield
+
+    @contextlib.contextmanager
+    def transaction(self) -> Iterator[None]:
+        """The same, everything that is written being one transaction."""
+        with self.engine.begin() as connection, _sessions_on(connection):
+            yield
+
+    def names(self) -> list[str]:
+        """Return the names of the experiments in this database, sorted."""
+        with self.engine.connect() as connection:
+            rows = connection.execute(sqlalchemy.select(SQAExperiment.name))
+            return sorted(str(name) for (name,) in rows)
+
+
+def unlimited_tables() -> sqlalchemy.MetaData:
+    """Return Ax's tables without their limits on the length of text.
+
+    SQLite enforces none. PostgreSQL refuses the largest of them, and a strategy with
+    the bins of a hundred layers is longer than the 4,096 characters that Ax gives it.
+    """
+    tables = sqlalchemy.MetaData()
+    for table in db.Base.metadata.tables.values():
+        for column in table.to_metadata(tables).columns:
+            kind = getattr(column.type, "impl_instance", column.type)
+            if isinstance(kind, sqlalchemy.String):
+                column.type = sqlalchemy.Text()
+    return tables
+
+
+@contextlib.contextmanager
+def _sessions_on(bind: Any) -> Iterator[None]:
+    """Replace Ax's one session factory of the process, as its `session_context` does.
+
+    A session on a connection that is in a transaction leaves the commit to it.
+    """
+    before = db.SESSION_FACTORY
+    factory = scoped_session(sessionmaker(bind=bind, expire_on_commit=False))
+    db.SESSION_FACTORY = factory
+    try:
+        yield
+    finally:
+        factory.remove()
+        db.SESSION_FACTORY = before
+
+
+def save_changes(
+    experiment: Experiment,
+    bundle: ExactBundle,
+    *,
+    whole: bool,
+    strategy: GenerationStrategy | None,
+    trials: Sequence[int],
+) -> None:
+    """Write what changed, with Ax's own functions; call it within a transaction.
+
+    Args:
+        experiment: Saved before, unless `whole`.
+        bundle: How to write.
+        whole: Whether all of the experiment is to be written.
+        strategy: The strategy, if it changed.
+        trials: Indices of trials that changed.
+    """
+    encoder, decoder = bundle.encoder, bundle.decoder
+    new_runs: list[GeneratorRun] = []
+    if strategy is not None:
+        new_runs = [run for run in strategy._generator_runs if run.db_id is None]
+    if whole:
+        _save_experiment(experiment, encoder=encoder, decoder=decoder)
+    else:
+        update_properties_on_experiment(experiment, config=bundle.sqa_config)
+        if trials:
+            _save_trials(experiment, encoder, decoder, trials)
+    if strategy is not None and strategy.db_id is None:
+        _save_generation_strategy(strategy, encoder=encoder, decoder=decoder)
+    elif strategy is not None:
+        _update_strategy(strategy, new_runs, encoder, decoder)
+
+
+def _update_strategy(
+    strategy: GenerationStrategy,
+    new_runs: Sequence[GeneratorRun],
+    encoder: Encoder,
+    decoder: Decoder,
+) -> None:
+    """Write where a strategy stands; runs that its trials brought are only linked."""
+    linked = [run.db_id for run in new_runs if run.db_id is not None]
+    others = [run for run in new_runs if run.db_id is None]
+    _update_generation_strategy(strategy, others, encoder=encoder, decoder=decoder)
+    if linked:
+        with db.session_scope() as session:
+            session.query(SQAGeneratorRun).filter(
+                SQAGeneratorRun.id.in_(linked)
+            ).update({"generation_strategy_id": strategy.db_id})
+
+
+def _save_trials(
+    experiment: Experiment, encoder: Encoder, decoder: Decoder, trials: Sequence[int]
+) -> None:
+    """Write trials and their observations, as Ax's `save_or_update_trials` does.
+
+    That one reads all observations back and prints them for an error message that is
+    not raised, which takes longer than everything else.
+    """
+
+    def of_experiment(row: Any) -> Any:
+        row.experiment_id = experiment.db_id
+        return row
+
+    changed = [experiment.trials[index] for index in trials]
+    known = [t for t in changed if t.db_id is not None and isinstance(t, Trial)]
+    others = [trial for trial in changed if trial not in known]
+    _bulk_merge_into_session(
+        objs=others,
+        encode_func=encoder.trial_to_sqa,
+        decode_func=decoder.trial_from_sqa,
+        decode_args_list=[{"experiment": experiment} for _ in others],
+        modify_sqa=lambda sqa: of_experiment(sqa),
+    )
+    with db.session_scope() as session:
+        for trial in known:
+            row = encoder.trial_to_sqa(trial)
+            columns = sqlalchemy.inspect(SQATrial).column_attrs.keys()
+            values = {k: getattr(row, k) for k in columns if k not in _KEYS}
+            session.query(SQATrial).filter_by(id=trial.db_id).update(values)
+    with db.session_scope() as session:
+        session.query(SQAData).filter_by(experiment_id=experiment.db_id).filter(
+            SQAData.trial_index.in_(trials)
+        ).delete()
+        for index in trials:
+            data = experiment.lookup_data(trial_indices={index})
+            if not data.full_df.empty:
+                row = encoder.data_to_sqa(data, trial_index=index, timestamp=0)
+                session.add(of_experiment(row))

@@ -1,0 +1,1 @@
+"""Generation strategies and stopping strategies that end by a certificate."""

@@ -1,0 +1,124 @@
+"""Certificates of Ax experiments."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from ax.adapter.registry import Generators
+from ax.core.arm import Arm
+from ax.core.experiment import Experiment
+
+from ax_pac.adapter.generator import generator_kwargs
+from ax_pac.cells import CellEdges, frozen_edges
+from ax_pac.certificate.record import DEFAULT_LEVEL, PACCertificate
+from ax_pac.experiment.observations import observed_data
+from ax_pac.experiment.records import certificate_records, experiment_of, find_record
+from ax_pac.experiment.settings import DEFAULT_NOISE, CertificateSettings
+from ax_pac.strategy.node_certificate import (
+    certify_adapter,
+    certify_at,
+    searching_node,
+)
+from ax_pac.surrogate.noise import DEFAULT_NUM_SAMPLES
+
+
+def certify_experiment(
+    experiment: Experiment,
+    *,
+    delta: float,
+    epsilon: float,
+    level: str = DEFAULT_LEVEL,
+    relative: bool = False,
+    seed: int = 0,
+    noise: str = DEFAULT_NOISE,
+    num_samples: int = DEFAULT_NUM_SAMPLES,
+    cells: CellEdges | None = None,
+) -> PACCertificate:
+    """Certify an Ax experiment, whatever chose its points.
+
+    Fits the surrogate of `pac_generation_strategy` to the completed data and keeps the
+    certificate with the experiment. Asked the same question about the same data again,
+    it returns the kept one.
+
+    Args:
+        experiment: An experiment with one objective and observations with standard
+            errors.
+        delta: Tolerance, positive. Unit: objective units, or a share, see `relative`.
+        epsilon: Allowed failure probability, in (0, 1).
+        level: What the certificate accounts for, see `PACCertificate`.
+        relative: Whether delta is a share of the incumbent's posterior mean.
+        seed: Seed of the search for a challenger.
+        noise: `smoothed` or `raw`, see `pac_generation_strategy`.
+        num_samples: Samples behind each standard error, for `smoothed`.
+        cells: Edges of the bins by parameter, see `pac_generation_strategy`.
+
+    Returns:
+        The certificate, whether it holds or not.
+
+    Raises:
+        ValueError: When there are no observations, when one has no usable standard
+            error, or when an argument is out of its range.
+    """
+    settings = CertificateSettings(
+        delta,
+        epsilon,
+        level,
+        relative,
+        seed,
+        noise=noise,
+        num_samples=num_samples,
+        cells=frozen_edges(cells),
+    )
+    return _certificate(experiment, settings)
+
+
+def _certificate(
+    experiment: Experiment, settings: CertificateSettings
+) -> PACCertificate:
+    """Return the certificate of an experiment's data, kept or computed."""
+    data = observed_data(experiment)
+    if data.empty:
+        raise ValueError(
+            "the experiment has no data: complete some trials before certifying it"
+        )
+    record = find_record(experiment, data, settings)
+    node = searching_node(experiment, settings)
+    if record is None and node is not None:
+        record = certify_at(node, experiment, data)
+    elif record is None:
+        start = time.perf_counter()
+        adapter = Generators.BOTORCH_MODULAR(
+            experiment=experiment,
+            data=experiment.lookup_data(),
+            **generator_kwargs(settings),
+        )
+        record = certify_adapter(
+            experiment, data, adapter, settings, fit_seconds=time.perf_counter() - start
+        )
+    return PACCertificate.from_dict(record)
+
+
+def latest_certificate(client: Any) -> PACCertificate | None:
+    """Return the certificate computed last, or None before the first.
+
+    Args:
+        client: An Ax `Client`, `AxClient` or `Experiment`.
+    """
+    records = certificate_records(experiment_of(client))
+    return PACCertificate.from_dict(records[-1]) if records else None
+
+
+def incumbent_arm(client: Any) -> Arm | None:
+    """Return the arm that the latest certificate speaks of, or None before the first.
+
+    Not `client.get_best_parameterization()`, which may fall back on the best
+    observation.
+
+    Args:
+        client: An Ax `Client`, `AxClient` or `Experiment`.
+    """
+    experiment = experiment_of(client)
+    records = certificate_records(experiment)
+    name = records[-1]["incumbent_arm"] if records else None
+    return None if name is None else experiment.arms_by_name[name]

@@ -1,0 +1,117 @@
+"""Transition criteria: initial trials completed, certificate holds."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ax.core.experiment import Experiment
+from ax.generation_strategy.generation_node import GenerationNode
+from ax.generation_strategy.transition_criterion import TransitionCriterion
+
+from ax_pac.certificate.record import PACCertificate
+from ax_pac.experiment.observations import observed_data
+from ax_pac.experiment.settings import CertificateSettings
+from ax_pac.strategy.certification import (
+    _certificate,
+)
+from ax_pac.strategy.node_certificate import (
+    certify_at,
+    remember_search,
+)
+
+PAC_NODE = "PAC"
+
+
+class InitialTrialsCompleted(TransitionCriterion):
+    """Met when enough trials have data for the first model.
+
+    Unlike Ax's `MinTrials` it counts observations, not trials, its default depends on
+    the dimension of the experiment it meets, and it checks the observations as they
+    come, so that a missing standard error is reported at once.
+
+    Args:
+        transition_to: Name of the node that takes over, or of the node itself, for the
+            certificate to be asked there first.
+        num_initial_trials: Number of observations; None for `max(6, d + 2)`.
+        continue_trial_generation: As in Ax.
+    """
+
+    def __init__(
+        self,
+        transition_to: str,
+        num_initial_trials: int | None = None,
+        continue_trial_generation: bool | None = False,
+    ) -> None:
+        super().__init__(transition_to, continue_trial_generation)
+        self.num_initial_trials = num_initial_trials
+
+    def is_met(self, experiment: Experiment, curr_node: GenerationNode) -> bool:
+        """Return whether the experiment has the observations."""
+        remember_search(experiment, _pac_node(curr_node))
+        return has_initial_trials(experiment, self.num_initial_trials)
+
+
+def has_initial_trials(experiment: Experiment, number: int | None) -> bool:
+    """Return whether there are so many observations; None for `max(6, d + 2)`."""
+    if number is None:
+        number = max(6, len(experiment.search_space.tunable_parameters) + 2)
+    return len(observed_data(experiment)) >= number
+
+
+class CertificateHolds(TransitionCriterion):
+    """Met when the certificate holds for the data at hand; points back to its node.
+
+    Ax takes a node whose criteria point back to itself for the end of the strategy, on
+    every route (`Client`, `run_trials`, `AxClient`, `Orchestrator`), and stores it.
+    Pending trials are left aside, so the rule also works while trials run.
+
+    Args:
+        transition_to: Name of the node that has the criterion.
+        continue_trial_generation: As in Ax.
+    """
+
+    def is_met(self, experiment: Experiment, curr_node: GenerationNode) -> bool:
+        """Return whether the search is finished, computing each certificate once."""
+        node = _pac_node(curr_node)
+        remember_search(experiment, node)
+        data = observed_data(experiment)
+        if data.empty:
+            return False
+        return PACCertificate.from_dict(certify_at(node, experiment, data)).holds
+
+
+def _pac_node(node: GenerationNode) -> GenerationNode:
+    """Return the PAC node of a node's strategy."""
+    return node.generation_strategy.nodes_by_name[PAC_NODE]
+
+
+class ExperimentCertified(TransitionCriterion):
+    """Met when `certify_experiment` certifies; points back to its node.
+
+    The same rule as `CertificateHolds` for a node with any generator: the certificate
+    has a model of its own. Pending trials are left aside.
+
+    Args:
+        transition_to: Name of the node itself.
+        settings: What `CertificateSettings.to_dict` returned.
+        min_trials: Observations before the first certificate; None: `max(6, d + 2)`.
+        continue_trial_generation: As in Ax.
+    """
+
+    def __init__(
+        self,
+        transition_to: str,
+        settings: dict[str, Any],
+        min_trials: int | None = None,
+        continue_trial_generation: bool | None = False,
+    ) -> None:
+        super().__init__(transition_to, continue_trial_generation)
+        self.settings = CertificateSettings(**settings).to_dict()
+        self.min_trials = min_trials
+
+    def is_met(self, experiment: Experiment, curr_node: GenerationNode) -> bool:
+        """Return whether the search is finished, computing each certificate once."""
+        if not has_initial_trials(experiment, self.min_trials):
+            return False
+        settings = CertificateSettings(**self.settings)
+        return _certificate(experiment, settings).holds

@@ -1,0 +1,171 @@
+"""Certificates of experiments, and the Service API's global stopping strategy."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ax.api.utils.generation_strategy_dispatch import choose_generation_strategy
+from ax.api.utils.structs import GenerationStrategyDispatchStruct
+from ax.core.experiment import Experiment
+from ax.generation_strategy.generation_strategy import GenerationStrategy
+from ax.global_stopping.strategies.base import BaseGlobalStoppingStrategy
+
+from ax_pac.cells import CellEdges, frozen_edges
+from ax_pac.certificate.record import DEFAULT_LEVEL
+from ax_pac.experiment.settings import DEFAULT_NOISE, CertificateSettings
+from ax_pac.strategy.certification import (
+    _certificate,
+)
+from ax_pac.strategy.criteria import ExperimentCertified
+from ax_pac.strategy.node_certificate import (
+    is_space_filling,
+    searching_node,
+)
+from ax_pac.surrogate.noise import DEFAULT_NUM_SAMPLES
+
+
+def certified_generation_strategy(
+    strategy: GenerationStrategy | None = None,
+    *,
+    delta: float,
+    epsilon: float,
+    level: str = DEFAULT_LEVEL,
+    relative: bool = False,
+    min_trials: int | None = None,
+    seed: int = 0,
+    noise: str = DEFAULT_NOISE,
+    num_samples: int = DEFAULT_NUM_SAMPLES,
+    cells: CellEdges | None = None,
+) -> GenerationStrategy:
+    """Give a strategy a certificate as its stopping rule, its proposals unchanged.
+
+    For every loop of Ax, `Client` included, which has no global stopping: once the
+    certificate holds, asking for another trial raises `OptimizationComplete`. A model
+    for the certificate is fitted beside the strategy's own, once for each set of data.
+
+    Args:
+        strategy: A strategy whose last node has no transition criteria, so that it
+            would never end; it is copied. None: Ax's default, Sobol points and then its
+            default model and acquisition function.
+        delta: Tolerance, positive. Unit: objective units, or a share, see `relative`.
+        epsilon: Allowed failure probability, in (0, 1).
+        level: What the certificate accounts for, see `PACCertificate`.
+        relative: Whether delta is a share of the incumbent's posterior mean.
+        min_trials: Observations before the first certificate; default `max(6, d + 2)`.
+        seed: Seed of the certificate, and of the Sobol points of Ax's default strategy.
+            Ax's other proposals depend on torch's random state: `Client(random_seed=)`.
+        noise: `smoothed` or `raw`, see `pac_generation_strategy`.
+        num_samples: Samples behind each standard error, for `smoothed`.
+        cells: Edges of the bins by parameter, see `pac_generation_strategy`.
+
+    Returns:
+        A strategy for `client.set_generation_strategy`, `AxClient` or `Orchestrator`.
+
+    Raises:
+        ValueError: When an argument is out of its range or the strategy ends already.
+    """
+    settings = CertificateSettings(
+        delta,
+        epsilon,
+        level,
+        relative,
+        seed,
+        noise=noise,
+        num_samples=num_samples,
+        cells=frozen_edges(cells),
+    )
+    if strategy is None:
+        strategy = choose_generation_strategy(
+            GenerationStrategyDispatchStruct(initialization_random_seed=seed)
+        )
+    nodes = strategy.clone_reset()._nodes
+    last = nodes[-1]
+    if last.transition_criteria:
+        raise ValueError(
+            f"the last node {last.name!r} of strategy {strategy.name!r} has transition "
+            f"criteria, {list(last.transition_criteria)}; expected a node that goes on "
+            "for ever, for the certificate to end. Remove them."
+        )
+    last._transition_criteria = [
+        ExperimentCertified(last.name, settings.to_dict(), min_trials)
+    ]
+    return GenerationStrategy(name=f"{strategy.name}+certificate", nodes=nodes)
+
+
+class PACStoppingStrategy(BaseGlobalStoppingStrategy):
+    """Stop an `AxClient` or an `Orchestrator` when the certificate holds.
+
+    `pac_generation_strategy` and `certified_generation_strategy` end by themselves;
+    this is for loops with another strategy. Beside a PAC strategy that asks the same
+    question it shares fit, certificate and record. It holds settings only; the
+    certificate comes from `certify_experiment`. Ax does not store it: give it again
+    when a search is loaded.
+
+    Args:
+        delta: Tolerance, positive. Unit: objective units, or a share, see `relative`.
+        epsilon: Allowed failure probability, in (0, 1).
+        level: What the certificate accounts for, see `PACCertificate`.
+        relative: Whether delta is a share of the incumbent's posterior mean.
+        min_trials: Completed trials before the first certificate is computed.
+        inactive_when_pending_trials: Ax's own default is True, under which a loop that
+            always has a trial running never stops. A certificate speaks of completed
+            data only, so False is right here.
+        seed: Seed of the search for a challenger.
+        noise: `smoothed` or `raw`, see `pac_generation_strategy`.
+        num_samples: Samples behind each standard error, for `smoothed`.
+        cells: Edges of the bins by parameter, see `pac_generation_strategy`.
+
+    Raises:
+        ValueError: When an argument is out of its range.
+    """
+
+    def __init__(
+        self,
+        delta: float,
+        epsilon: float,
+        level: str = DEFAULT_LEVEL,
+        relative: bool = False,
+        min_trials: int = 6,
+        inactive_when_pending_trials: bool = False,
+        seed: int = 0,
+        noise: str = DEFAULT_NOISE,
+        num_samples: int = DEFAULT_NUM_SAMPLES,
+        cells: CellEdges | None = None,
+    ) -> None:
+        super().__init__(
+            min_trials=min_trials,
+            inactive_when_pending_trials=inactive_when_pending_trials,
+        )
+        self.settings = CertificateSettings(
+            delta,
+            epsilon,
+            level,
+            relative,
+            seed,
+            noise=noise,
+            num_samples=num_samples,
+            cells=frozen_edges(cells),
+        )
+
+    def _should_stop_optimization(
+        self, experiment: Experiment, **kwargs: Any
+    ) -> tuple[bool, str]:
+        """Return whether the certificate holds, and its reason."""
+        search = searching_node(experiment, self.settings)
+        if search is not None and is_space_filling(search, experiment):
+            return False, "the initial design is not complete"
+        certificate = _certificate(experiment, self.settings)
+        return certificate.holds, certificate.reason
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the arguments as plain JSON values."""
+        return {
+            **self.settings.question,
+            "seed": self.settings.seed,
+            "min_trials": self.min_trials,
+            "inactive_when_pending_trials": self.inactive_when_pending_trials,
+        }
+
+    def __repr__(self) -> str:
+        arguments = ", ".join(f"{k}={v!r}" for k, v in self.to_dict().items())
+        return f"{type(self).__name__}({arguments})"

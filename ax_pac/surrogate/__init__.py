@@ -1,0 +1,1 @@
+"""The surrogate: likelihood fit, posterior of hyperparameters, smoothed noise."""

@@ -1,0 +1,219 @@
+"""The entry point: compress a network until a certificate holds."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Literal
+
+from ax.api.client import Client
+from torch import Tensor, nn
+from torch.utils.data import Dataset
+
+from ax_pac import (
+    DEFAULT_LEVEL,
+)
+from compression_adapters.evaluation.losses import Loss
+from compression_adapters.evaluation.problem import (
+    Objective,
+    compression_problem,
+)
+from compression_adapters.layers.selection import Choose, Selectors, choose_low_rank
+from compression_adapters.rank_space.parameters import Tie
+from compression_adapters.rank_space.scales import AtMax
+from compression_adapters.search.auto import search_auto
+from compression_adapters.search.initial_design import (
+    Start,
+)
+from compression_adapters.search.result import (
+    CompressionResult,
+)
+from compression_adapters.search.run import search_problem
+from compression_adapters.search.sample_size import (
+    AUTO,
+    FEWEST_SAMPLES,
+    check_repeatable,
+    most_samples,
+)
+from compression_adapters.search.stored import DEFAULT_NAME
+
+
+def compress(
+    network: nn.Module,
+    inputs: Tensor | Dataset[Any] | Callable[..., Tensor],
+    *,
+    gamma: float | None = None,
+    ratio: float | str | None = None,
+    loss_at_most: float | None = None,
+    delta: float = 0.05,
+    epsilon: float = 0.05,
+    level: str = DEFAULT_LEVEL,
+    relative: bool = False,
+    labels: Tensor | None = None,
+    loss: str | Loss = "squared_l2",
+    num_samples: int | Literal["auto"] = 50,
+    choose: Choose = choose_low_rank,
+    include: Selectors | None = None,
+    exclude: Selectors = (),
+    tie: Tie | None = None,
+    encoding: str = "log",
+    at_max: AtMax = "dense",
+    min_rank: int = 1,
+    round_to: int = 1,
+    skip_no_gain: bool = False,
+    objective: Objective = "ratio",
+    num_initial_trials: int | None = None,
+    sampling: str = "leader_challenger",
+    start: Start = "auto",
+    max_trials: int = 200,
+    seed: int = 0,
+    progress: bool | None = None,
+    client: Client | None = None,
+    db: str | Path | None = None,
+    name: str = DEFAULT_NAME,
+    workers: int | None = None,
+) -> CompressionResult:
+    """Compress a network: search its layers' ranks until a certificate holds.
+
+    Minimises `gamma * loss + compression_ratio` over the ranks, each evaluation on
+    `num_samples` fresh samples, and stops when the best network found is within `delta`
+    of the best one with the probability that `level` stands for.
+
+    Args:
+        network: Any PyTorch network; left as it is.
+        inputs: A pool of inputs (tensor or dataset), or a function
+            `(num_samples, rng)` that generates them.
+        gamma: Weight of the loss, positive. Larger keeps more weights. Exactly one of
+            this and the next two is given.
+        ratio: In place of gamma: the largest compression ratio, as a number in (0, 1)
+            or as text such as `"30%"`. Several gammas are tried, see `compress_to`.
+        loss_at_most: In place of gamma: the largest loss, in its own unit.
+        delta: Tolerance, positive. Unit: objective units (with the default objective,
+            0.05 is five percentage points of compression ratio); or a share, see
+            `relative`.
+        epsilon: Allowed failure probability, in (0, 1).
+        level: What the certificate accounts for, see `PACCertificate`.
+        relative: Whether delta is a share of the objective at the incumbent.
+        labels: Class indices of a tensor pool, for losses that need them.
+        loss: `"squared_l2"`, `"relative_squared_l2"` (in units of the outputs' own
+            size) and `"kl_divergence"` need no labels, `"cross_entropy"` and
+            `"top1_error"` do; or a function `(network, batch) -> (m,)`, such as
+            `IntermediateSquaredL2("layer2")`.
+        num_samples: m, samples an evaluation; `"auto"` draws as many as cost about
+            what the optimiser costs a trial, at least 50, see `search_auto`.
+        choose: Which layers to compress, and how; by default all linear layers and 2d
+            convolutions. See `find_layers`, and `profile` to look at them first.
+        include: Globs for layer names, types, or predicates; only layers that match.
+        exclude: The same; layers to leave alone.
+        tie: Layer name to group, for a common coordinate; or `"threshold"`.
+        encoding: `"log"`, `"energy"` or `"linear"`, see `docs/rank_space.md`.
+        at_max: What the last bin of a coordinate means, see `rank_scale`.
+        min_rank: Smallest rank.
+        round_to: Use multiples of this as ranks, such as 8.
+        skip_no_gain: Whether to leave out what saves no multiply-adds, see
+            `compression_problem`.
+        objective: `"ratio"` (Eq. 3, minimised) or `"rate"` (Eq. 2, maximised).
+        num_initial_trials: Space-filling evaluations first; default `max(6, d + 2)`.
+        sampling: What to evaluate next, see `pac_generation_strategy`.
+        start: `"line"` begins with four networks whose layers are all cut alike, the
+            dense one among them: in a deep network a random point has some layer cut to
+            almost nothing. `"space-filling"` does not; `"auto"` does from four
+            coordinates on, and not with `workers`.
+        max_trials: Evaluations after which to stop without a certificate.
+        seed: Determines samples and proposals.
+        progress: Whether to show a progress bar; None: on a terminal only.
+        client: The client of an earlier search on the same layers, to continue it,
+            typically with a smaller delta. Not with a target.
+        db: A database that keeps the search, a path (SQLite) or an SQLAlchemy URL. The
+            one that it holds is continued; `max_trials` counts all its trials, all
+            other settings must be as they were, see `docs/how_to/storage.md`.
+        name: Of the search in the database.
+        workers: Evaluations at the same time, on Ray; not with `db`. None makes one
+            after the other in this process. See `docs/how_to/many_machines.md`.
+
+    Returns:
+        The compressed network, its certificate, and what led to it. Interrupting
+        (Ctrl-C) returns what has been found so far.
+
+    Raises:
+        ValueError: When an argument cannot be used; the message says which and why.
+        ImportError: When an extra is missing: `sql` for `db`, `ray` for `workers`.
+        EvaluationError: When three evaluations in a row fail.
+
+    Source: Ma et al. 2019. Deviations: the log encoding, "left dense" as the last bin,
+    and bounds on the likelihood fit are not in the source.
+
+    Example:
+        >>> import torch
+        >>> network = nn.Sequential(nn.Linear(20, 30), nn.ReLU(), nn.Linear(30, 5))
+        >>> pool = torch.randn(200, 20, generator=torch.Generator().manual_seed(0))
+        >>> result = compress(network, pool, gamma=1.0, delta=0.5, epsilon=0.05)
+        >>> result.certificate.holds
+        True
+    """
+    given = {"gamma": gamma, "ratio": ratio, "loss_at_most": loss_at_most}
+    names = [name for name, value in given.items() if value is not None]
+    if len(names) != 1:
+        raise ValueError(
+            "Expected exactly one of gamma, ratio and loss_at_most; got "
+            f"{' and '.join(names) or 'none'}."
+        )
+    what: dict[str, Any] = {
+        "labels": labels,
+        "loss": loss,
+        "choose": choose,
+        "include": include,
+        "exclude": exclude,
+        "tie": tie,
+        "encoding": encoding,
+        "at_max": at_max,
+        "min_rank": min_rank,
+        "round_to": round_to,
+        "skip_no_gain": skip_no_gain,
+        "objective": objective,
+    }
+    how: dict[str, Any] = {
+        "delta": delta,
+        "epsilon": epsilon,
+        "level": level,
+        "relative": relative,
+        "num_initial_trials": num_initial_trials,
+        "sampling": sampling,
+        "start": start,
+        "max_trials": max_trials,
+        "seed": seed,
+        "progress": progress,
+        "db": db,
+        "name": name,
+        "workers": workers,
+    }
+    if db is not None and client is not None:
+        raise ValueError("Expected a client or a database to continue from; got both.")
+    check_repeatable(num_samples, db, workers)
+    if gamma is None:
+        # That module builds on this one.
+        from compression_adapters.search.targets import compress_to
+
+        if client is not None:
+            raise ValueError(
+                f"A search for a target ({names[0]}) cannot continue a client; pass "
+                "gamma, or leave the client out."
+            )
+        targets: dict[str, Any] = {"ratio": ratio, "loss_at_most": loss_at_most}
+        settings = what | how | targets
+        found = compress_to(network, inputs, num_samples=num_samples, **settings)
+        return replace(found.result, gammas=found.gammas)
+    began = time.perf_counter()
+    m = FEWEST_SAMPLES if num_samples == AUTO else num_samples
+    problem = compression_problem(network, inputs, gamma=gamma, num_samples=m, **what)
+    factorize_seconds = time.perf_counter() - began
+    if num_samples == AUTO:
+        most = most_samples(inputs, problem)
+        result = search_auto(problem, most=most, client=client, **how)
+    else:
+        result = search_problem(problem, client=client, **how)
+    result.timings["factorize"] = factorize_seconds
+    result.timings["total"] = time.perf_counter() - began
+    return result

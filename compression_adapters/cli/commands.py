@@ -1,0 +1,226 @@
+"""The `ax-pac` command."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+from typing import Any
+
+import click
+
+from compression_adapters.cli.options import (
+    TARGETS,
+    check_options,
+    database_in,
+    search_options,
+    source_options,
+    take_source,
+)
+from compression_adapters.cli.stages import print_stages, stages
+
+# "\\b" keeps click from filling the paragraph after it.
+_HELP = """Compress neural networks, and know when the search is finished.
+
+\b
+Start here:
+  ax-pac compress fc3 --out runs/fc3   train, compress and report (a minute)
+  ax-pac report runs/fc3               write the report of a run again
+  ax-pac compress torchvision:resnet18 --data IMAGES --gamma 0.001 --out runs/r18
+  ax-pac compress my_module:my_network --data my_module:my_inputs ...
+  ax-pac stages vgg16 --data IMAGES --gamma 0.001 --epochs 3 --out runs/vgg16
+
+From Python: compression_adapters.compress(network, inputs, gamma=...).
+Your own objective: ax_pac.pac_generation_strategy in an Ax loop.
+"""
+
+
+@click.group(help=_HELP, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="ax-pac", prog_name="ax-pac")
+def main() -> None:
+    """Run before every command."""
+    # Deprecations inside other people's packages are of no use to a reader here.
+    warnings.filterwarnings("ignore", category=FutureWarning)
+    warnings.filterwarnings("ignore", category=DeprecationWarning)
+
+
+@main.command(short_help="Compress a network until a certificate holds.")
+@source_options
+@search_options
+@click.option(
+    "--sampling",
+    type=click.Choice(["leader_challenger", "challenger"]),
+    default="leader_challenger",
+    show_default=True,
+    help="What to evaluate next; challenger is the paper's.",
+)
+@click.option(
+    "--encoding",
+    type=click.Choice(["log", "energy", "linear"]),
+    default="log",
+    show_default=True,
+    help="How a coordinate in [0, 1] becomes a rank; linear is the paper's.",
+)
+@click.option(
+    "--at-max",
+    type=click.Choice(["dense", "factor"]),
+    default="dense",
+    show_default=True,
+    help="What the top of a layer's range means; factor is the paper's.",
+)
+@click.option(
+    "--min-rank",
+    type=click.IntRange(min=1),
+    default=1,
+    show_default=True,
+    help="Smallest rank of a layer.",
+)
+@click.option(
+    "--round-to",
+    type=click.IntRange(min=1),
+    default=1,
+    show_default=True,
+    help="Use multiples of this as ranks, such as 8.",
+)
+@click.option(
+    "--skip-no-gain",
+    is_flag=True,
+    help="Leave out ranks that save no multiply-adds.",
+)
+@click.option(
+    "--db",
+    default=None,
+    metavar="PATH|URL",
+    help="Keep the search in this database, or continue the one that it holds: an "
+    "SQLite file, or a URL such as postgresql+psycopg://USER@HOST/NAME.",
+)
+@click.option(
+    "--name",
+    default="compression",
+    show_default=True,
+    help="Of the search in the database.",
+)
+@click.option(
+    "--resume",
+    is_flag=True,
+    help="The same as --db OUT/search.db.",
+)
+@click.option(
+    "--workers",
+    type=click.IntRange(min=1),
+    default=None,
+    help="Evaluations at the same time, on Ray; not with --db and --resume.  "
+    "[default: one after the other, without Ray]",
+)
+def compress(
+    network: str, out: Path, progress: bool | None, resume: bool, **options: Any
+) -> None:
+    """Compress a network, by default without labels, until a certificate holds.
+
+    NETWORK is a preset (fc3, vgg16, resnet18, resnet50), torchvision:NAME, or
+    module.path:factory for a function of yours that returns a network. fc3 is
+    784-1000-1000-10 on MNIST, trained here in a minute the first time and kept in your
+    cache folder; the others need --data and --gamma.
+    """
+    from compression_adapters.cli.compress_run import compress_source
+    from compression_adapters.presets.registry import PRESETS
+
+    check_options(out, options)
+    if resume:
+        if options["db"] is not None:
+            raise click.UsageError("expected one of --db and --resume; got both")
+        options["db"] = database_in(out)
+    if options["workers"] is not None and options["db"] is not None:
+        raise click.UsageError(
+            "expected --workers or a database (--db, --resume); got both"
+        )
+    if all(options[name] is None for name in TARGETS):
+        options["gamma"] = PRESETS[network].gamma if network in PRESETS else None
+    if all(options[name] is None for name in TARGETS):
+        raise click.UsageError(
+            f"{network} has no default weight of the loss: pass --gamma, or --ratio or "
+            "--loss-at-most in its place. With --loss relative_squared_l2, whose unit "
+            "is the size of the outputs, start at --gamma 1"
+        )
+    test_samples = options.pop("test_samples")
+    try:
+        source, asked = take_source(network, options)
+        summary = compress_source(source, out, progress, options, asked, test_samples)
+    except (ValueError, RuntimeError, OSError, ImportError) as error:
+        raise click.ClickException(str(error)) from error
+    except KeyboardInterrupt:
+        raise click.ClickException("interrupted before there was a result") from None
+    _print_summary(summary, out)
+
+
+main.add_command(stages)
+
+
+@main.command(short_help="Write the report of a finished run again.")
+@click.argument("folder", type=click.Path(path_type=Path, file_okay=False))
+def report(folder: Path) -> None:
+    """Write the report of a finished run again, and print its result.
+
+    FOLDER is what was given to `ax-pac compress --out` or `ax-pac stages --out`.
+    """
+    from compression_adapters.cli.compress_run import certificate_figures
+    from compression_adapters.report.run import read_run, write_report
+    from compression_adapters.report.stages import (
+        STAGES_FILE,
+        read_stages,
+        write_stage_report,
+    )
+
+    try:
+        if (folder / STAGES_FILE).is_file():
+            write_stage_report(folder)
+            print_stages(read_stages(folder), folder)
+            return
+        summary, _ = read_run(folder)
+        write_report(folder, certificate_figures(summary))
+    except (ValueError, OSError) as error:
+        raise click.ClickException(str(error)) from error
+    _print_summary(summary, folder)
+
+
+def _print_summary(summary: dict[str, Any], folder: Path) -> None:
+    """Print the result in a few lines."""
+    certificate = summary["certificate"]
+    verdict = "certified" if certificate["holds"] else "NOT certified"
+    seconds = summary["timings"]["total"]
+    reload = "same outputs" if summary["reloaded_is_equal"] else "OTHER outputs"
+    accuracy = "not measured: there are no labelled test images"
+    if "accuracy_compressed" in summary:
+        accuracy = (
+            f"top-1 {summary['accuracy_original']:.2%} before, "
+            f"{summary['accuracy_compressed']:.2%} after; "
+            f"top-5 {summary['top5_original']:.2%} before, "
+            f"{summary['top5_compressed']:.2%} after"
+        )
+        if summary.get("note"):
+            accuracy += f" ({summary['note']})"
+    ranks = ", ".join(f"{name} {rank}" for name, rank in summary["ranks"].items())
+    click.echo(
+        f"{verdict} (level {certificate['level']}) after {summary['num_trials']} "
+        f"evaluations, {seconds:.1f} s\n"
+        f"  {certificate['reason']}\n"
+        f"weights   {summary['compression_ratio']:.2%} of the layers in play, "
+        f"{summary['whole_network_ratio']:.2%} of the whole network\n"
+        f"ranks     {ranks}\n"
+        f"accuracy  {accuracy}\n"
+        f"{_costs(summary)}"
+        f"saved     {folder}/network (reloaded, {reload})\n"
+        f"report    {folder}/report.html"
+    )
+
+
+def _costs(summary: dict[str, Any]) -> str:
+    """Print measured costs, and a warning where there is one."""
+    lines = []
+    for row in summary.get("costs", {}).get("table", []):
+        lines.append(
+            f"measured  {row['quantity']}: {row['before']:,.4g} before, "
+            f"{row['after']:,.4g} after ({row['ratio']:.1%})\n"
+        )
+    for warning in summary.get("costs", {}).get("warnings", []):
+        lines.append(f"  {warning}\n")
+    return "".join(lines)

@@ -1,0 +1,214 @@
+"""What `ax-pac compress` does once it has a network and data."""
+
+import warnings
+from dataclasses import asdict
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Final
+
+import pandas as pd
+import plotly.graph_objects as go
+import torch
+
+from ax_pac import certificate_records, incumbent_arm
+from ax_pac.analysis.cards import (
+    CertificateHistory,
+    ChallengerGap,
+    IncumbentHistory,
+    TimeSpent,
+)
+from ax_pac.analysis.plots import (
+    history_table,
+    plot_certificate_history,
+    plot_challenger_gap,
+    plot_incumbent_history,
+    plot_times,
+    time_table,
+)
+from compression_adapters.api import compress
+from compression_adapters.cli.sources import Source
+from compression_adapters.evaluation.accuracy import top_accuracies
+from compression_adapters.network import checkpoint
+from compression_adapters.network.counts import compression_ratio, whole_network_ratio
+from compression_adapters.network.truncation import truncated
+from compression_adapters.report.run import (
+    NETWORK_FOLDER,
+    read_run,
+    write_report,
+    write_run,
+)
+from compression_adapters.search.result import CompressionResult
+
+_PACKAGES: Final = (
+    *("ax-pac", "ax-platform", "botorch"),
+    *("torch", "torchvision", "numpy"),
+)
+
+
+def compress_source(
+    source: Source,
+    out: Path,
+    progress: bool | None,
+    options: dict[str, Any],
+    asked: dict[str, Any],
+    test_samples: int,
+) -> dict[str, Any]:
+    """Search, save, reload, measure and write.
+
+    Args:
+        source: Network and data.
+        out: Folder for everything that is written.
+        progress: Whether to show a progress bar; None: on a terminal only.
+        options: Of `compress`.
+        asked: What the source was found by, for the record.
+        test_samples: How many images of a test folder the accuracy is measured on.
+
+    Returns:
+        The summary, as `read_run` reads it.
+
+    Raises:
+        ValueError: as `compress` does.
+        RuntimeError: when the saved network gives other outputs.
+    """
+    result = compress(
+        source.network,
+        source.inputs,
+        labels=source.labels_for(options["loss"]),
+        choose=source.choose,
+        progress=progress,
+        **options,
+    )
+    result.save(out / NETWORK_FOLDER)
+    result.client.save_to_json_file(str(out / "experiment.json"))
+    kept_in = getattr(result.client, "database", None)  # without a password
+    summary = _summary(source, result, asked | options | {"db": kept_in})
+    summary |= _accuracies(source, result, test_samples)
+    summary["reloaded_is_equal"] = _reload(source, result, out / NETWORK_FOLDER)
+    write_run(out, summary, _trials_with_accuracy(source, result))
+    write_report(out, certificate_figures(summary))
+    return read_run(out)[0]
+
+
+def _summary(
+    source: Source, result: CompressionResult, options: dict[str, Any]
+) -> dict[str, Any]:
+    """Collect what was asked and what came out, as plain JSON values."""
+    problem, experiment = result.problem, result.client._experiment
+    best = incumbent_arm(result.client)
+    incumbent = next(
+        index for index, trial in experiment.trials.items() if trial.arm == best
+    )
+    return {
+        "network": source.name,
+        "note": source.note,
+        "stop_reason": result.stop_reason,
+        "compression_ratio": compression_ratio(problem.layers, result.ranks),
+        "whole_network_ratio": whole_network_ratio(
+            problem.network, problem.layers, result.ranks
+        ),
+        "ranks": result.ranks,
+        "parameterization": result.parameterization,
+        "incumbent_trial": incumbent,
+        "certificate": result.certificate.to_dict(),
+        "certificates": certificate_records(experiment),
+        "times": time_table(experiment).to_dict("records"),
+        "layers": result.layers.to_dict("records"),
+        "loss_fresh": {"mean": result.loss.mean, "sem": result.loss.sem},
+        "costs": _costs(result),
+        "num_trials": len(result.trials),
+        "gamma": problem.gamma,
+        "gammas": None if result.gammas is None else result.gammas.to_dict("records"),
+        "num_samples": problem.num_samples,
+        "sample_size": _sample_size(result),
+        "timings": result.timings,
+        "settings": options,
+        "seed": result.seed,
+        "versions": {name: version(name) for name in _PACKAGES},
+    }
+
+
+def _sample_size(result: CompressionResult) -> dict[str, Any] | None:
+    """Record how the number of samples was chosen, where it was."""
+    chosen = result.sample_size
+    return None if chosen is None else asdict(chosen) | {"reason": chosen.sentence()}
+
+
+def _costs(result: CompressionResult) -> dict[str, Any]:
+    """Measure costs before and after; a warning becomes part of the record."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        table = result.measure()
+    warned = [str(w.message) for w in caught if "not faster" in str(w.message)]
+    return {"table": table.to_dict("records"), "warnings": warned}
+
+
+def _accuracies(
+    source: Source, result: CompressionResult, test_samples: int
+) -> dict[str, float]:
+    """Measure top-1 and top-5 accuracy on the test set, before and after."""
+    if source.test is None:
+        return {}
+    measured: dict[str, float] = {}
+    for name, network in (
+        ("original", result.problem.network),
+        ("compressed", result.network),
+    ):
+        top1, top5 = top_accuracies(network, source.test, max_samples=test_samples)
+        measured |= {f"accuracy_{name}": top1, f"top5_{name}": top5}
+    return measured
+
+
+def _trials_with_accuracy(source: Source, result: CompressionResult) -> Any:
+    """Add each evaluated network's test accuracy to the trial table.
+
+    Only where the test data are tensors: reading a folder again for every trial would
+    take longer than the search.
+    """
+    if not isinstance(source.test, tuple):
+        return result.trials
+    problem, experiment = result.problem, result.client._experiment
+    table = result.trials.copy()
+    table["accuracy"] = float("nan")
+    for row in table.index[table["status"] == "COMPLETED"]:
+        trial = experiment.trials[int(table["trial_index"][row])]
+        ranks = problem.ranks(trial.arm.parameters)
+        with truncated(
+            problem.network, problem.factors, problem.layers, ranks
+        ) as network:
+            table.loc[row, "accuracy"] = top_accuracies(network, source.test)[0]
+    return table
+
+
+def _reload(source: Source, result: CompressionResult, folder: Path) -> bool:
+    """Load the saved network onto a fresh one and compare the outputs."""
+    device = next(result.network.parameters()).device
+    loaded = checkpoint.load_compressed(folder, source.build()).eval().to(device)
+    rng = torch.Generator().manual_seed(result.seed)
+    inputs = result.problem.sampler(100, rng).inputs.to(device)
+    with torch.inference_mode():
+        same = torch.allclose(loaded(inputs), result.network(inputs), atol=1e-5)
+    if not same:
+        raise RuntimeError(f"the network saved in {folder} gives other outputs")
+    return same
+
+
+def certificate_figures(summary: dict[str, Any]) -> list[tuple[str, go.Figure]]:
+    """Draw how the search came to its certificate: the figures of Ax's analysis cards.
+
+    Args:
+        summary: As `read_run` reads it.
+
+    Returns:
+        Captions and pictures. Those that an older run kept no data for are left out.
+    """
+    history = history_table(summary["certificates"])
+    drawn = [
+        (CertificateHistory.subtitle, plot_certificate_history(history)),
+        (ChallengerGap.subtitle, plot_challenger_gap(history)),
+    ]
+    if history["incumbent_mean"].notna().any():
+        drawn.append((IncumbentHistory.subtitle, plot_incumbent_history(history)))
+    if summary.get("times"):
+        times = pd.DataFrame(summary["times"])
+        drawn.append((TimeSpent.subtitle, plot_times(times)))
+    return drawn

@@ -1,0 +1,143 @@
+"""`ax-pac stages`: several searches in a row."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from compression_adapters.cli.options import (
+    check_options,
+    database_in,
+    search_options,
+    source_options,
+    take_source,
+)
+
+if TYPE_CHECKING:
+    from compression_adapters.cli.stages_run import StageRequest
+
+
+def _requests(
+    context: click.Context, parameter: click.Parameter, values: tuple[str, ...]
+) -> list[StageRequest]:
+    """Read the stages; those of the paper where none is asked for."""
+    from compression_adapters.cli.stages_run import DEFAULT_STAGES, read_stage
+
+    try:
+        return [read_stage(value) for value in values or DEFAULT_STAGES]
+    except ValueError as error:
+        raise click.BadParameter(str(error)) from error
+
+
+# "\\b" keeps click from filling the paragraph after it.
+_HELP = """Compress a network by several searches, one after the other.
+
+Each stage starts from the network of the last one, which its loss compares with;
+--epochs trains after each, with labels if the data have them, else on the outputs of
+the original. Finished stages are kept in OUT/stages: the same command goes on with the
+first one that is missing. NETWORK is what `ax-pac compress` takes.
+
+\b
+As in the paper:
+  ax-pac stages vgg16 --data IMAGES --epochs 3 --out runs/vgg16 \\
+    --loss relative_squared_l2 --stage convolutions:gamma=1 \\
+    --stage linear:gamma=0.2 --stage pruning:gamma=1
+"""
+
+
+@click.command(help=_HELP, short_help="Compress in stages, with training between them.")
+@source_options
+@click.option(
+    "--stage",
+    "requests",
+    multiple=True,
+    metavar="KIND[:NAME=VALUE,...]",
+    callback=_requests,
+    help="One stage; give it once for each. KIND is convolutions, linear, low-rank, "
+    "pruning or layer-pruning; settings after the colon are for this stage alone: "
+    "gamma, ratio, loss_at_most, delta, epsilon, max_trials, min_rank, round_to, "
+    "epochs, learning_rate.  [default: convolutions, linear, pruning]",
+)
+@click.option(
+    "--epochs",
+    type=click.IntRange(min=0),
+    default=0,
+    show_default=True,
+    help="Passes of training after each stage.",
+)
+@click.option(
+    "--learning-rate",
+    type=click.FloatRange(min=0, min_open=True),
+    default=0.001,
+    show_default=True,
+    help="Of the training, the largest.",
+)
+@click.option(
+    "--schedule",
+    type=click.Choice(["cyclical", "step", "constant"]),
+    default="cyclical",
+    show_default=True,
+    help="Of the learning rate.",
+)
+@click.option(
+    "--batch-size",
+    type=click.IntRange(min=1),
+    default=64,
+    show_default=True,
+    help="Of the training.",
+)
+@search_options
+@click.option(
+    "--resume",
+    is_flag=True,
+    help="Keep the search of each stage in OUT/search.db, so that a stage that was "
+    "interrupted goes on as well.",
+)
+def stages(
+    network: str,
+    out: Path,
+    requests: list[StageRequest],
+    epochs: int,
+    learning_rate: float,
+    schedule: Any,
+    batch_size: int,
+    resume: bool,
+    **options: Any,
+) -> None:
+    """See `_HELP`."""
+    from compression_adapters.cli.stages_run import Training, compress_source_in_stages
+
+    check_options(out, options)
+    if resume:
+        options["db"] = database_in(out)
+    test_samples = options.pop("test_samples")
+    try:
+        training = Training(epochs, learning_rate, schedule, batch_size)
+        source, _ = take_source(network, options)
+        options = {name: value for name, value in options.items() if value is not None}
+        summary = compress_source_in_stages(
+            source, out, requests, training, options, test_samples
+        )
+    except (ValueError, RuntimeError, OSError, ImportError) as error:
+        raise click.ClickException(str(error)) from error
+    except KeyboardInterrupt:
+        raise click.ClickException(
+            f"interrupted; finished stages are kept in {out}, the same command goes on"
+        ) from None
+    print_stages(summary, out)
+
+
+def print_stages(summary: dict[str, Any], out: Path) -> None:
+    """Print the network after each stage, and where everything is."""
+    from compression_adapters.report.stages import stage_table
+
+    table = stage_table(summary)
+    click.echo(table.to_string(index=False, float_format="{:.2f}".format))
+    resumed = [s["stage"] for s in summary["stages"] if s.get("resumed")]
+    if resumed:
+        click.echo(f"finished before: {', '.join(resumed)}")
+    click.echo(
+        f"saved     {out}/network (reloaded, same outputs)\nreport    {out}/report.html"
+    )

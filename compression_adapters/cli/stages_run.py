@@ -1,0 +1,320 @@
+"""What `ax-pac stages` does: searches in a row, training between, one report."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+import pandas as pd
+import torch
+from torch import Tensor, nn
+
+from compression_adapters.cli.sources import Source
+from compression_adapters.evaluation.accuracy import top_accuracies
+from compression_adapters.layers.selection import choose_pruning
+from compression_adapters.network.checkpoint import load_compressed
+from compression_adapters.network.costs import compare_costs, measure_cost
+from compression_adapters.network.fine_tuning import Schedule, fine_tune
+from compression_adapters.network.recipe import recipe_of
+from compression_adapters.report.run import NETWORK_FOLDER
+from compression_adapters.report.stages import STAGES_FOLDER, write_stages
+from compression_adapters.stages import STAGE_FILE, Stage, compress_in_stages
+
+DEFAULT_STAGES: Final = ("convolutions", "linear", "pruning")
+"""Those of the paper's section 4.3."""
+
+
+_NUMBERS: Final[Mapping[str, type]] = {
+    "gamma": float,
+    "loss_at_most": float,
+    "delta": float,
+    "epsilon": float,
+    "max_trials": int,
+    "min_rank": int,
+    "round_to": int,
+    "epochs": int,
+    "learning_rate": float,
+}
+
+
+_TARGETS: Final = ("gamma", "ratio", "loss_at_most")
+
+
+@dataclass(frozen=True)
+class Training:
+    """How a network is trained after a stage.
+
+    Args:
+        epochs: Passes over the data; 0 to leave the network as the search made it.
+        learning_rate: The largest.
+        schedule: See `fine_tune`.
+        batch_size: Inputs in one step.
+    """
+
+    epochs: int = 0
+    learning_rate: float = 0.001
+    schedule: Schedule = "cyclical"
+    batch_size: int = 64
+
+
+@dataclass(frozen=True)
+class StageRequest:
+    """A stage as it is asked for on the command line.
+
+    Args:
+        kind: A key of `KINDS`.
+        options: Of `compress`, and `epochs` and `learning_rate`, for this stage only.
+    """
+
+    kind: str
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+
+KINDS: Final[Mapping[str, str]] = {
+    "convolutions": "low-rank forms of the convolutions",
+    "linear": "truncated SVD of the linear layers",
+    "low-rank": "both",
+    "pruning": "magnitude pruning, one threshold for all layers",
+    "layer-pruning": "magnitude pruning, a share of its own for each layer",
+}
+"""What a stage can be, with one line each."""
+
+
+def read_stage(text: str) -> StageRequest:
+    """Read a stage such as `convolutions:gamma=0.02,epochs=3`.
+
+    Args:
+        text: A kind, and after a colon settings of this stage alone.
+
+    Returns:
+        The stage.
+
+    Raises:
+        ValueError: when the kind or a setting is unknown, or a value no number; the
+            message lists what there is.
+
+    Example:
+        >>> read_stage("linear:ratio=5%,epochs=2").options
+        {'ratio': '5%', 'epochs': 2}
+    """
+    kind, _, settings = text.partition(":")
+    if kind not in KINDS:
+        raise ValueError(
+            f"a stage must be one of {', '.join(KINDS)}, as in "
+            f"convolutions:gamma=0.02,epochs=3; got {text!r}"
+        )
+    options: dict[str, Any] = {}
+    for setting in filter(None, settings.split(",")):
+        name, _, value = setting.partition("=")
+        if name == "ratio":
+            options[name] = value
+            continue
+        if name not in _NUMBERS:
+            raise ValueError(
+                f"stage {kind!r}: a setting must be one of ratio, "
+                f"{', '.join(_NUMBERS)}, as NAME=VALUE; got {setting!r}"
+            )
+        try:
+            options[name] = _NUMBERS[name](value)
+        except ValueError:
+            kind_of = "a whole number" if _NUMBERS[name] is int else "a number"
+            raise ValueError(
+                f"stage {kind!r}: {name} must be {kind_of}; got {value!r}"
+            ) from None
+    return StageRequest(kind, options)
+
+
+def compress_source_in_stages(
+    source: Source,
+    out: Path,
+    requests: Sequence[StageRequest],
+    training: Training,
+    options: Mapping[str, Any],
+    test_samples: int,
+) -> dict[str, Any]:
+    """Run the stages that are missing, measure after each, and write one report.
+
+    Args:
+        source: Network and data. With labels training uses them, without it learns
+            from the original network's outputs.
+        out: Folder; `stages` below it holds every finished stage.
+        requests: The stages, in order.
+        training: After each stage, unless it says otherwise.
+        options: Of `compress`, for all stages.
+        test_samples: How many images of a test folder the accuracy is measured on.
+
+    Returns:
+        The summary, as `read_stages` reads it.
+
+    Raises:
+        ValueError: as `compress_in_stages` does, or when a stage has no target.
+        RuntimeError: when the saved network gives other outputs.
+    """
+    stages = _stages(source, requests, training, options)
+    folders = [
+        out / STAGES_FOLDER / f"{i}-{stage.name}" for i, stage in enumerate(stages)
+    ]
+    finished = [(folder / STAGE_FILE).is_file() for folder in folders]
+    rows = [_row("original", source, source.network, test_samples)]
+    network, table = source.network, pd.DataFrame()
+    for number in range(1, len(stages) + 1):
+        # What is finished is read from its folder, so that each call adds one stage.
+        network, table = compress_in_stages(
+            source.network,
+            source.inputs,
+            stages[:number],
+            folder=out / STAGES_FOLDER,
+            choose=source.choose,
+            labels=source.labels_for(options.get("loss")),
+            **options,
+        )
+        name = " + ".join(stage.name for stage in stages[:number])
+        rows.append(_row(name, source, network, test_samples))
+    table["resumed"] = finished
+    _check_reload(source, network, folders[-1])
+    summary = {
+        "network": source.name,
+        "note": source.note,
+        "networks": rows,
+        "stages": table.to_dict("records"),
+        "folders": [folder.name for folder in folders],
+        "costs": _costs(source, network),
+        "seed": options["seed"],
+    }
+    write_stages(out, summary, folders[-1], out / NETWORK_FOLDER)
+    return summary
+
+
+def _stages(
+    source: Source,
+    requests: Sequence[StageRequest],
+    training: Training,
+    options: Mapping[str, Any],
+) -> list[Stage]:
+    """Turn what was asked for into stages, with names of their own."""
+    stages: list[Stage] = []
+    for request in requests:
+        own = dict(request.options)
+        epochs = own.pop("epochs", training.epochs)
+        rate = own.pop("learning_rate", training.learning_rate)
+        given = [name for name in _TARGETS if own.get(name) is not None]
+        common = [name for name in _TARGETS if options.get(name) is not None]
+        if len(given) > 1 or not (given or common):
+            raise ValueError(
+                f"stage {request.kind!r} needs one of gamma, ratio and loss_at_most, "
+                "for all stages (--gamma) or its own (--stage "
+                f"{request.kind}:gamma=...); got {' and '.join(given) or 'none'}"
+            )
+        if given:
+            own = dict.fromkeys(common) | own  # its own target in place of all others
+        own |= _layers_of(request.kind)
+        earlier = [request.kind for stage in stages if _kind(stage) == request.kind]
+        name = request.kind + (f"-{len(earlier) + 1}" if earlier else "")
+        then, recorded = None, {}
+        if epochs:
+            changed = Training(epochs, rate, training.schedule, training.batch_size)
+            then, recorded = _Trainer(source, changed, options["seed"]), vars(changed)
+        stages.append(Stage(name, own, then, recorded))
+    return stages
+
+
+def _kind(stage: Stage) -> str:
+    """Return what a stage was asked for as, without the number in its name."""
+    head, _, tail = stage.name.rpartition("-")
+    return head if tail.isdigit() else stage.name
+
+
+def _layers_of(kind: str) -> dict[str, Any]:
+    """Return which layers a stage takes, and how."""
+    if kind == "pruning":
+        return {"choose": choose_pruning, "tie": "threshold"}
+    if kind == "layer-pruning":
+        return {"choose": choose_pruning}
+    types = {"convolutions": nn.Conv2d, "linear": nn.Linear}
+    return {"include": types[kind]} if kind in types else {}
+
+
+@dataclass(frozen=True)
+class _Trainer:
+    """Fine-tunes a network on its source's data; repeats itself under a seed."""
+
+    source: Source
+    training: Training
+    seed: int
+
+    def __call__(self, network: nn.Module) -> nn.Module:
+        batches = _Batches(self.source, self.training.batch_size, self.seed)
+        with torch.random.fork_rng():
+            torch.manual_seed(self.seed)  # of dropout
+            return fine_tune(
+                network,
+                batches,
+                epochs=self.training.epochs,
+                learning_rate=self.training.learning_rate,
+                schedule=self.training.schedule,
+                step_epochs=self.training.epochs,
+                reference_network=None if batches.labelled else self.source.network,
+            )
+
+
+class _Batches:
+    """The pool in batches, in a new order in each pass, with labels if it has them."""
+
+    def __init__(self, source: Source, batch_size: int, seed: int) -> None:
+        self.inputs, self.labels = source.inputs, source.labels
+        self.batch_size = batch_size
+        self.rng = torch.Generator().manual_seed(seed)
+        # Map-style: torch gives Dataset no __len__ of its own.
+        self.size = len(self.inputs)  # type: ignore[arg-type]
+        first = None if isinstance(self.inputs, Tensor) else self.inputs[0]
+        self.pairs = isinstance(first, tuple | list) and len(first) == 2
+        self.labelled = self.labels is not None or self.pairs
+
+    def __len__(self) -> int:
+        return -(-self.size // self.batch_size)
+
+    def __iter__(self) -> Iterator[Any]:
+        order = torch.randperm(self.size, generator=self.rng)
+        for index in order.split(self.batch_size):
+            if isinstance(self.inputs, Tensor):
+                batch = self.inputs[index]
+                yield batch if self.labels is None else (batch, self.labels[index])
+            else:
+                items = [self.inputs[int(i)] for i in index]
+                yield torch.utils.data.default_collate(items)
+
+
+def _row(
+    name: str, source: Source, network: nn.Module, test_samples: int
+) -> dict[str, Any]:
+    """Measure a network on the test data, where there are any."""
+    row: dict[str, Any] = {"network": name}
+    if source.test is not None:
+        top1, top5 = top_accuracies(network, source.test, max_samples=test_samples)
+        row |= {"top1": top1, "top5": top5}
+    return row
+
+
+def _costs(source: Source, network: nn.Module) -> list[dict[str, Any]]:
+    """Count and time the original and the last network."""
+    first = source.inputs[0]
+    example = (first[0] if isinstance(first, tuple | list) else first)[None]
+    pruned = [e.name for e in recipe_of(network) if e.decomposition == "pruning"]
+    before = measure_cost(source.network, example)
+    after = measure_cost(network, example, pruned=pruned)
+    table = compare_costs(before, after)
+    return [{str(k): v for k, v in row.items()} for row in table.to_dict("records")]
+
+
+def _check_reload(source: Source, network: nn.Module, folder: Path) -> None:
+    """Load the last stage onto a fresh network and compare the outputs."""
+    device = next(network.parameters()).device
+    loaded = load_compressed(folder, source.build()).eval().to(device)
+    few = [source.inputs[i] for i in range(min(20, len(source.inputs)))]  # type: ignore[arg-type]
+    inputs = torch.stack([i[0] if isinstance(i, tuple | list) else i for i in few])
+    inputs = inputs.to(device)
+    with torch.inference_mode():
+        if not torch.allclose(loaded(inputs), network(inputs), atol=1e-5):
+            raise RuntimeError(f"the network saved in {folder} gives other outputs")

@@ -1,0 +1,1 @@
+"""One evaluation: samples, losses, estimates with standard errors, the problem."""

@@ -1,0 +1,455 @@
+"""Fidelity and risk, one value a sample."""
+
+import difflib
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, is_dataclass
+from typing import Any, Final
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from compression_adapters.evaluation.sampling import Batch
+from compression_adapters.network.modes import forward
+
+Loss = Callable[[nn.Module, Batch], Tensor]
+"""`(network, batch) -> values` of shape `m`: one value a sample, never reduced."""
+
+
+def squared_l2(network: nn.Module, batch: Batch) -> Tensor:
+    """Compare outputs by their squared Euclidean distance.
+
+        l(x) = ||f(x) - f*(x)||^2
+
+    with f the compressed and f* the reference network; summed over all output
+    dimensions. Its mean is the squared L2 distance of the two functions. No labels.
+
+    Args:
+        network: The compressed network.
+        batch: With `reference_outputs`.
+
+    Returns:
+        Shape `m`. Unit: squared unit of the outputs.
+
+    Raises:
+        ValueError: when the reference outputs are missing or of another shape.
+
+    Source: Ma et al. 2019, Eq. (5).
+
+    Example:
+        >>> batch = Batch(torch.ones(3, 2), reference_outputs=torch.zeros(3, 2))
+        >>> squared_l2(nn.Identity(), batch)
+        tensor([2., 2., 2.])
+    """
+    outputs, reference = _outputs_and_reference(network, batch)
+    return (outputs - reference).square().flatten(1).sum(dim=1)
+
+
+@dataclass(frozen=True)
+class RelativeSquaredL2:
+    """Compare outputs by their squared distance, in units of their own size.
+
+        l(x) = ||f(x) - f*(x)||^2 / s,  s = mean of ||f*(x)||^2
+
+    A network that puts out zeros loses 1 on average, whatever the unit of the outputs:
+    gamma = 1 makes it cost as much as the network that is left dense, below that zeros
+    win over the dense network. One gamma thus means the same for several networks, and
+    for the stages of one, whose training in between may change the size of the outputs.
+    No labels.
+
+    Args:
+        scale: s, in squared units of the outputs. None: `compression_problem` measures
+            it once, on a few hundred samples; it is a constant of the problem, so that
+            the loss stays one mean over independent samples.
+
+    Raises:
+        ValueError: when called before the scale is known.
+
+    Source: none; Ma et al. 2019, Eq. (5), over a constant.
+
+    Example:
+        >>> batch = Batch(torch.ones(3, 2), reference_outputs=torch.zeros(3, 2))
+        >>> RelativeSquaredL2(scale=4.0)(nn.Identity(), batch)
+        tensor([0.5000, 0.5000, 0.5000])
+    """
+
+    scale: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.scale is not None and not 0.0 < self.scale < math.inf:
+            raise ValueError(f"scale must be positive and finite; got {self.scale}.")
+
+    @property
+    def __name__(self) -> str:
+        """Return what messages call this loss."""
+        return "relative_squared_l2"
+
+    def __call__(self, network: nn.Module, batch: Batch) -> Tensor:
+        """Return one value a sample.
+
+        Args:
+            network: The compressed network.
+            batch: With `reference_outputs`.
+
+        Returns:
+            Shape `m`. Dimensionless.
+        """
+        if self.scale is None:
+            raise ValueError(
+                "The loss relative_squared_l2 does not know the size of the reference "
+                "outputs yet: compression_problem measures it; or pass scale."
+            )
+        return squared_l2(network, batch) / self.scale
+
+    def measured(self, reference_outputs: Tensor) -> "RelativeSquaredL2":
+        """Return this loss with the scale of these outputs.
+
+        Args:
+            reference_outputs: Of samples drawn as those of a trial. Shape `n x ...`.
+
+        Raises:
+            ValueError: when they are all zero.
+        """
+        squares = reference_outputs.double().square().flatten(1).sum(dim=1)
+        scale = float(squares.mean())
+        if scale == 0.0:
+            raise ValueError(
+                "The network puts out zeros only, so that nothing can be measured in "
+                "units of its outputs. Has it been pruned to nothing?"
+            )
+        # Rounded, for a search that is continued on another machine: outputs differ in
+        # their last digits there.
+        return RelativeSquaredL2(float(f"{scale:.4g}"))
+
+
+def kl_divergence(temperature: float = 1.0) -> Loss:
+    """Make a loss that compares the predicted class probabilities.
+
+        l(x) = T^2 KL(p*(x) || p(x)),  p = softmax(f(x) / T)
+
+    with p* of the reference and p of the compressed network, over the last output
+    dimension, summed over any others. The factor T^2 keeps the size of the loss
+    comparable between temperatures. No labels.
+
+    Args:
+        temperature: T > 0; above 1 it brings out the unlikely classes.
+
+    Returns:
+        The loss; its values have shape `m`. Unit: nats.
+
+    Raises:
+        ValueError: when the temperature is not positive and finite.
+
+    Source: Hinton et al. 2015, through Ma et al. 2019, Eq. (4).
+
+    Example:
+        >>> batch = Batch(torch.ones(3, 2), reference_outputs=torch.ones(3, 2))
+        >>> kl_divergence(2.0)(nn.Identity(), batch)
+        tensor([0., 0., 0.])
+    """
+    return _KLDivergence(temperature)
+
+
+@dataclass(frozen=True)
+class _KLDivergence:
+    """What `kl_divergence` returns; its `repr` is stored with a search."""
+
+    temperature: float
+
+    def __post_init__(self) -> None:
+        if not 0.0 < self.temperature < math.inf:
+            raise ValueError(
+                f"temperature must be positive and finite; got {self.temperature}."
+            )
+
+    @property
+    def __name__(self) -> str:
+        """Return what messages call this loss."""
+        return "kl_divergence"
+
+    def __call__(self, network: nn.Module, batch: Batch) -> Tensor:
+        outputs, reference = _outputs_and_reference(network, batch)
+        log_p = F.log_softmax(outputs / self.temperature, dim=-1)
+        log_p_reference = F.log_softmax(reference / self.temperature, dim=-1)
+        terms = log_p_reference.exp() * (log_p_reference - log_p)
+        # Non-negative by definition; rounding may leave -1e-9.
+        kl = terms.flatten(1).sum(dim=1).clamp_min(0.0)
+        return kl * self.temperature**2
+
+    def __repr__(self) -> str:
+        return f"kl_divergence(temperature={self.temperature!r})"
+
+
+def cross_entropy(network: nn.Module, batch: Batch) -> Tensor:
+    """Compare predicted class probabilities with the labels.
+
+        l(x, y) = -log softmax(f(x))_y
+
+    Args:
+        network: The compressed network, with outputs of shape `m x classes`.
+        batch: With `labels`.
+
+    Returns:
+        Shape `m`. Unit: nats.
+
+    Raises:
+        ValueError: when the batch has no labels or the outputs another shape.
+
+    Source: Ma et al. 2019, Eq. (1).
+
+    Example:
+        >>> batch = Batch(torch.zeros(2, 10), labels=torch.tensor([3, 7]))
+        >>> cross_entropy(nn.Identity(), batch)
+        tensor([2.3026, 2.3026])
+    """
+    outputs, labels = _outputs_and_labels(network, batch, "cross_entropy")
+    return F.cross_entropy(outputs, labels, reduction="none")
+
+
+def top1_error(network: nn.Module, batch: Batch) -> Tensor:
+    """Count wrong predictions: 1 where the likeliest class is not the label, else 0.
+
+    Args:
+        network: The compressed network, with outputs of shape `m x classes`.
+        batch: With `labels`.
+
+    Returns:
+        Shape `m`, zeros and ones. Dimensionless.
+
+    Raises:
+        ValueError: when the batch has no labels or the outputs another shape.
+
+    Source: Ma et al. 2019, Eq. (1).
+
+    Example:
+        >>> batch = Batch(torch.eye(3), labels=torch.tensor([0, 1, 1]))
+        >>> top1_error(nn.Identity(), batch)
+        tensor([0., 0., 1.])
+    """
+    outputs, labels = _outputs_and_labels(network, batch, "top1_error")
+    return (outputs.argmax(dim=1) != labels).to(outputs.dtype)
+
+
+@dataclass(frozen=True)
+class IntermediateSquaredL2:
+    """Compare what a layer inside the two networks puts out, by squared distance.
+
+        l(x) = ||h(x) - h*(x)||^2
+
+    with h the output of one layer of the compressed and h* of the reference network,
+    summed over all its dimensions. No labels. Where a layer runs several times in one
+    pass, its last output counts.
+
+    The whole network runs, and the layer's output for each sample of the pool that was
+    drawn is kept in memory. What comes after the layer cannot change this loss, so that
+    a search makes it as small as it can: leave it out of the search (`exclude`).
+
+    Args:
+        layer: Dotted path of any module of the network, such as `"layer2"`; it need
+            not be one that is compressed.
+
+    Raises:
+        ValueError: when called on a network without such a layer, or where the layer
+            does not put out one tensor row a sample.
+
+    Source: Ma et al. 2019, Figs. 2 and 3.
+
+    Example:
+        >>> network = nn.Sequential(nn.Linear(2, 3), nn.ReLU(), nn.Linear(3, 1))
+        >>> loss, inputs = IntermediateSquaredL2("1"), torch.ones(4, 2)
+        >>> inside = loss.outputs(network, inputs)
+        >>> inside.shape
+        torch.Size([4, 3])
+        >>> loss(network, Batch(inputs, reference_outputs=inside)).tolist()
+        [0.0, 0.0, 0.0, 0.0]
+    """
+
+    layer: str
+
+    @property
+    def __name__(self) -> str:
+        """Return what messages call this loss."""
+        return f"squared_l2 at {self.layer}"
+
+    def __call__(self, network: nn.Module, batch: Batch) -> Tensor:
+        """Return one value a sample.
+
+        Args:
+            network: The compressed network.
+            batch: Its `reference_outputs` are those of the layer, as `outputs` gives
+                them for the reference network.
+
+        Returns:
+            Shape `m`. Unit: squared unit of the layer's outputs.
+        """
+        outputs = self.outputs(network, batch.inputs)
+        reference = _reference_like(outputs, batch)
+        return (outputs - reference).square().flatten(1).sum(dim=1)
+
+    def outputs(self, network: nn.Module, inputs: Tensor) -> Tensor:
+        """Run a network and return what the layer put out; no hook is left behind.
+
+        Args:
+            network: Compressed or reference network.
+            inputs: Shape `m x ...`.
+
+        Returns:
+            Shape `m x ...`.
+        """
+        layer = self._find(network)
+        seen: list[Any] = []
+
+        def keep(_module: nn.Module, _inputs: Any, output: Any) -> None:
+            # A copy: a layer that works in place may come next, such as a ReLU.
+            seen[:] = [output.clone() if isinstance(output, Tensor) else output]
+
+        handle = layer.register_forward_hook(keep)
+        try:
+            network(inputs)
+        finally:
+            handle.remove()
+        if not seen:
+            raise ValueError(
+                f"Layer {self.layer!r} was not called when the network ran, so that it "
+                "has no output to compare. Name one that the forward pass calls."
+            )
+        output = seen[0]
+        if not isinstance(output, Tensor):
+            raise ValueError(
+                f"Layer {self.layer!r} must put out a tensor; got "
+                f"{type(output).__name__}. Name a layer inside it, or after it."
+            )
+        if output.shape[:1] != inputs.shape[:1]:
+            raise ValueError(
+                f"Layer {self.layer!r} must put out one row a sample: "
+                f"{inputs.shape[0]} samples went in, an output of shape "
+                f"{tuple(output.shape)} came out."
+            )
+        return output
+
+    def _find(self, network: nn.Module) -> nn.Module:
+        """Return the layer, or say which names come near."""
+        names = dict(network.named_modules(remove_duplicate=False))
+        names.pop("", None)
+        if self.layer in names:
+            return names[self.layer]
+        near = difflib.get_close_matches(self.layer, names, n=4, cutoff=0.5)
+        hint = f"near names are {', '.join(near)}" if near else "no name comes near"
+        raise ValueError(
+            f"The network ({type(network).__name__}) has no layer {self.layer!r}; "
+            f"{hint}. network.named_modules() lists them all."
+        )
+
+
+LOSSES: dict[str, Loss] = {
+    "squared_l2": squared_l2,
+    "relative_squared_l2": RelativeSquaredL2(),
+    "kl_divergence": kl_divergence(),
+    "cross_entropy": cross_entropy,
+    "top1_error": top1_error,
+}
+"""Losses by name, for the command line."""
+
+
+LABELLED_LOSSES: Final = ("cross_entropy", "top1_error")
+"""Keys of `LOSSES` that need labels."""
+
+
+BINARY_LOSSES: Final[tuple[Loss, ...]] = (top1_error,)
+"""Losses known to be 0 or 1, whose SEM gets the binomial floor."""
+
+
+def stored_loss_name(loss: Loss) -> str:
+    """Return the name under which a search stores its loss.
+
+    The same in another process and in later versions, wherever the code has moved.
+
+    Args:
+        loss: One of ours: its key in `LOSSES`, with its settings where it has any. A
+            loss of the user's: a dataclass by its `repr`, a function by its path.
+
+    Example:
+        >>> stored_loss_name(squared_l2), stored_loss_name(kl_divergence(2.0))
+        ('squared_l2', 'kl_divergence(temperature=2.0)')
+    """
+    made: Any = loss
+    if is_dataclass(made):
+        return repr(made)
+    for name, own in LOSSES.items():
+        if made is own:
+            return name
+    named = made if hasattr(made, "__qualname__") else type(made)
+    return f"{named.__module__}.{named.__qualname__}"
+
+
+def is_stored_loss(stored: str, name: str) -> bool:
+    """Whether a stored name is that of a loss, under its present or an older name.
+
+    Version 0.1 stored the paths of functions. It stored `kl_divergence` without its
+    temperature, so that such a record stands for any.
+
+    Args:
+        stored: As a search has it.
+        name: From `stored_loss_name`.
+
+    Example:
+        >>> is_stored_loss("compression_adapters.losses.squared_l2", "squared_l2")
+        True
+    """
+    older = stored.removeprefix("compression_adapters.losses.")
+    if older == "kl_divergence.<locals>.kl_divergence_loss":
+        return name.startswith("kl_divergence(")
+    return name in (stored, older)
+
+
+def _outputs_and_reference(network: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
+    """Run the network and check the reference outputs against it."""
+    outputs = forward(network, batch.inputs)
+    return outputs, _reference_like(outputs, batch)
+
+
+def _reference_like(outputs: Tensor, batch: Batch) -> Tensor:
+    """Return the reference outputs, checked against what they are compared with."""
+    reference = batch.reference_outputs
+    if reference is None:
+        raise ValueError(
+            "This loss compares with the reference network, but the batch has no "
+            "reference_outputs; evaluate it through CompressionProblem, or fill them "
+            "in with ReferenceCache."
+        )
+    if reference.shape != outputs.shape or outputs.ndim < 2:
+        raise ValueError(
+            "Outputs and reference outputs must have one shape (m, ...); got "
+            f"{tuple(outputs.shape)} and {tuple(reference.shape)}."
+        )
+    return reference
+
+
+def _outputs_and_labels(
+    network: nn.Module, batch: Batch, loss: str
+) -> tuple[Tensor, Tensor]:
+    """Run the network and check the labels against it."""
+    if batch.labels is None:
+        raise ValueError(
+            f"The loss {loss!r} needs labels, and there are none. Pass `labels`, or "
+            "choose a loss without labels: squared_l2 or kl_divergence."
+        )
+    outputs = forward(network, batch.inputs)
+    if outputs.ndim != 2:
+        raise ValueError(
+            f"The loss {loss!r} needs outputs of shape (m, classes); got "
+            f"{tuple(outputs.shape)}."
+        )
+    labels = batch.labels
+    if labels.shape != outputs.shape[:1] or labels.dtype.is_floating_point:
+        raise ValueError(
+            f"labels must be {len(outputs)} integers, one a sample; got shape "
+            f"{tuple(labels.shape)} of {labels.dtype}."
+        )
+    if int(labels.min()) < 0 or int(labels.max()) >= outputs.shape[1]:
+        raise ValueError(
+            f"labels must lie in 0 to {outputs.shape[1] - 1}, the classes of the "
+            f"network; got {int(labels.min())} to {int(labels.max())}."
+        )
+    return outputs, labels.to(torch.int64)

@@ -1,0 +1,429 @@
+"""One network, its search space, and the evaluation of a point in it."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import Dataset
+
+from compression_adapters.decompositions import Factors
+from compression_adapters.evaluation.estimates import (
+    MeanSEM,
+    apply_sem_floor,
+    mean_and_sem,
+)
+from compression_adapters.evaluation.losses import (
+    BINARY_LOSSES,
+    LOSSES,
+    Loss,
+    RelativeSquaredL2,
+)
+from compression_adapters.evaluation.sampling import (
+    Batch,
+    ReferenceCache,
+    Sampler,
+    dataset_sampler,
+    generator_sampler,
+)
+from compression_adapters.evaluation.scalarization import (
+    require_gamma,
+    scalarize,
+    scalarize_rate,
+)
+from compression_adapters.layers.selection import Choose, Selectors, choose_low_rank
+from compression_adapters.layers.survey import LayerSpec, find_layers, unwrap
+from compression_adapters.network.checks import (
+    check_forward,
+    require_searchable,
+    require_slices,
+)
+from compression_adapters.network.counts import compression_ratio
+from compression_adapters.network.macs import drop_ranks_without_gain
+from compression_adapters.network.modes import evaluation_mode
+from compression_adapters.network.truncation import (
+    factorize_network,
+    truncate_network,
+    truncated,
+)
+from compression_adapters.rank_space.parameters import (
+    RankParameter,
+    Tie,
+    layer_ranks,
+    rank_parameters,
+)
+from compression_adapters.rank_space.scales import AtMax, Rank
+
+Objective = Literal["ratio", "rate"]
+
+
+# For the size of the reference outputs: enough for one digit, as gamma needs.
+_SCALE_SAMPLES = 200
+
+
+@dataclass(frozen=True, eq=False)
+class CompressionProblem:
+    """Which ranks to choose for one network, as a function to optimise.
+
+    Build it with `compression_problem`.
+
+    Args:
+        network: The reference network. Its layers are swapped while a point is
+            evaluated and put back afterwards, so do not use it from another thread.
+        layers: The layers in play.
+        parameters: The search space.
+        factors: Layer name to factors.
+        sampler: Draws the samples of a trial.
+        loss: One value a sample.
+        gamma: Weight of the loss in the objective.
+        num_samples: m, the samples of one trial.
+        objective: `"ratio"` (Eq. 3, minimised) or `"rate"` (Eq. 2, maximised).
+        binary_loss: Whether the loss is 0 or 1, so that its SEM gets the binomial
+            floor. None: known for the losses of this package, False for any other.
+        reference: The reference outputs; None starts an empty cache.
+        channels_last: Whether images are laid out with their channels last, which is
+            faster on a CPU from about 64 pixels. Not a matter of shapes.
+    """
+
+    network: nn.Module = field(repr=False)
+    layers: tuple[LayerSpec, ...]
+    parameters: tuple[RankParameter, ...] = field(repr=False)
+    factors: Mapping[str, Factors] = field(repr=False)
+    sampler: Sampler = field(repr=False)
+    loss: Loss
+    gamma: float
+    num_samples: int = 50
+    objective: Objective = "ratio"
+    binary_loss: bool | None = None
+    reference: ReferenceCache | None = field(default=None, repr=False)
+    channels_last: bool = False
+
+    def __post_init__(self) -> None:
+        require_gamma(self.gamma)
+        if self.num_samples < 2:
+            raise ValueError(
+                "num_samples must be at least 2, for a standard error; "
+                f"got {self.num_samples}."
+            )
+        if self.objective not in ("ratio", "rate"):
+            raise ValueError(
+                f"objective must be 'ratio' or 'rate'; got {self.objective!r}."
+            )
+        # Frozen: the two defaults that depend on other fields are filled in here.
+        if self.binary_loss is None:
+            object.__setattr__(self, "binary_loss", self.loss in BINARY_LOSSES)
+        if self.reference is None:
+            # A loss that looks inside the networks says what is compared.
+            outputs_of = getattr(self.loss, "outputs", None)
+            cache = ReferenceCache(self.network, outputs_of)
+            object.__setattr__(self, "reference", cache)
+
+    @property
+    def minimize(self) -> bool:
+        """Whether the objective is to be minimised."""
+        return self.objective == "ratio"
+
+    def ranks(self, parameterization: Mapping[str, float]) -> dict[str, Rank]:
+        """Return the rank of every layer at a point of the search space.
+
+        Raises:
+            ValueError: see `layer_ranks`.
+        """
+        return layer_ranks(parameterization, self.parameters)
+
+    def compress(self, parameterization: Mapping[str, float]) -> nn.Module:
+        """Build the network at a point of the search space, a copy of its own.
+
+        Raises:
+            ValueError: see `layer_ranks`.
+        """
+        ranks = self.ranks(parameterization)
+        return truncate_network(self.network, self.factors, self.layers, ranks)
+
+    def evaluate(
+        self,
+        parameterization: Mapping[str, float],
+        *,
+        seed: int,
+        earlier: Sequence[MeanSEM] = (),
+    ) -> dict[str, MeanSEM]:
+        """Estimate the objective at a point, on samples of its own.
+
+        Pure: the same point, seed and `earlier` give the same result. The network runs
+        in eval mode, whatever mode it is in (each module's mode is restored), and
+        without autograd, so a loss cannot take gradients.
+
+        Args:
+            parameterization: Parameter name to unit coordinate.
+            seed: Decides which samples are drawn; a different one for each trial.
+            earlier: The `"loss"` entries of earlier trials, for the floor of an SEM
+                that is exactly zero.
+
+        Returns:
+            `"objective"`, `"loss"`, and `"compression_ratio"` with SEM 0.0, because it
+            is not estimated.
+
+        Raises:
+            ValueError: when the parameterization does not fit the search space, or
+                the loss does not give one finite value a sample.
+
+        Source: Ma et al. 2019, sections 3 and 3.1.
+        """
+        ranks = self.ranks(parameterization)
+        values = self.sample_losses(ranks, seed=seed)
+        loss = apply_sem_floor(
+            mean_and_sem(values),
+            num_samples=self.num_samples,
+            binary=bool(self.binary_loss),
+            earlier=earlier,
+        )
+        return self.outcome(loss, compression_ratio(self.layers, ranks))
+
+    def outcome(self, loss: MeanSEM, ratio: float) -> dict[str, MeanSEM]:
+        """Weigh a measured loss against a ratio: what `evaluate` returns.
+
+        Args:
+            loss: Estimate of the loss.
+            ratio: The compression ratio.
+
+        Returns:
+            `"objective"`, `"loss"` and `"compression_ratio"`.
+        """
+        if self.minimize:
+            objective = scalarize(loss, ratio, self.gamma)
+        else:
+            quality = MeanSEM(-loss.mean, loss.sem)
+            objective = scalarize_rate(quality, 1.0 / ratio, self.gamma)
+        return {
+            "objective": objective,
+            "loss": loss,
+            "compression_ratio": MeanSEM(ratio, 0.0),
+        }
+
+    def sample_losses(self, ranks: Mapping[str, Rank], *, seed: int) -> Tensor:
+        """Draw fresh samples and return the loss of each, checked.
+
+        Args:
+            ranks: Layer name to rank or `"dense"`.
+            seed: Decides which samples are drawn.
+
+        Returns:
+            Shape `num_samples`. Unit: loss units.
+
+        Raises:
+            ValueError: when the loss does not give one finite value a sample.
+        """
+        batch = self._batch(seed)
+        with truncated(self.network, self.factors, self.layers, ranks) as network:
+            return self._losses(network, batch)
+
+    def network_loss(self, network: nn.Module, *, seed: int) -> MeanSEM:
+        """Estimate the loss of a network that is kept, on samples of its own.
+
+        The network of a result may differ from what its trial saw: by
+        `Decomposition.finalize`, by fine-tuning. And the trial that won did so on
+        samples that favoured it.
+
+        Args:
+            network: A compressed network, on the reference network's device.
+            seed: Decides which samples are drawn; one that no trial has used.
+
+        Returns:
+            The loss, without the floor that trials have for an SEM of zero.
+
+        Raises:
+            ValueError: when the loss does not give one finite value a sample.
+        """
+        return mean_and_sem(self._losses(network, self._batch(seed)))
+
+    def _losses(self, network: nn.Module, batch: Batch) -> Tensor:
+        """Return the loss of each sample, checked."""
+        with evaluation_mode(network), torch.inference_mode():
+            values = self.loss(network, batch)
+        self._check_values(values)
+        return values
+
+    def _batch(self, seed: int) -> Batch:
+        """Draw a trial's samples and add what the reference network says on them."""
+        batch = self.sampler(self.num_samples, torch.Generator().manual_seed(seed))
+        weights = next(self.network.parameters(), None)
+        if weights is not None:
+            batch = batch.to(weights.device)
+        if self.channels_last:
+            images = batch.inputs.contiguous(memory_format=torch.channels_last)
+            batch = replace(batch, inputs=images)
+        if self.reference is None or batch.reference_outputs is not None:
+            return batch
+        with evaluation_mode(self.network), torch.inference_mode():
+            return replace(batch, reference_outputs=self.reference.outputs(batch))
+
+    def _check_values(self, values: Any) -> None:
+        """Raise a ValueError unless the loss gave one finite value a sample."""
+        name = getattr(self.loss, "__name__", type(self.loss).__name__)
+        expected = (
+            f"The loss {name!r} must return one value a sample, a tensor of shape "
+            f"({self.num_samples},)"
+        )
+        if not isinstance(values, Tensor):
+            raise ValueError(f"{expected}; got {type(values).__name__}.")
+        if values.shape != (self.num_samples,):
+            hint = " Do not average over the batch." if values.ndim == 0 else ""
+            raise ValueError(f"{expected}; got shape {tuple(values.shape)}.{hint}")
+        bad = int((~torch.isfinite(values)).sum())
+        if bad:
+            raise ValueError(
+                f"The loss {name!r} must be finite; {bad} of {len(values)} values are "
+                "NaN or infinite. Look for a logarithm of zero or a division by it."
+            )
+        if self.binary_loss and not bool(((values == 0) | (values == 1)).all()):
+            raise ValueError(
+                f"The loss {name!r} was declared binary (binary_loss=True), but has "
+                "values other than 0 and 1."
+            )
+
+
+def compression_problem(
+    network: nn.Module,
+    inputs: Tensor | Dataset[Any] | Callable[[int, torch.Generator], Tensor],
+    *,
+    gamma: float,
+    labels: Tensor | None = None,
+    loss: str | Loss = "squared_l2",
+    num_samples: int = 50,
+    choose: Choose = choose_low_rank,
+    include: Selectors | None = None,
+    exclude: Selectors = (),
+    tie: Tie | None = None,
+    encoding: str = "log",
+    at_max: AtMax = "dense",
+    min_rank: int = 1,
+    round_to: int = 1,
+    skip_no_gain: bool = False,
+    objective: Objective = "ratio",
+    binary_loss: bool | None = None,
+) -> CompressionProblem:
+    """Find and factorize a network's layers, and set up their evaluation.
+
+    Args:
+        network: The reference network; not modified. In any mode, unless it has batch
+            norm, which has to be in eval mode. Of `DataParallel` and `torch.compile`
+            the network inside is taken. It runs where its weights are.
+        inputs: A pool (tensor or dataset), or a function `(num_samples, rng)` that
+            generates inputs without end. A pool has at least `num_samples` inputs.
+        gamma: Weight of the loss in the objective, positive.
+        labels: One class index for each input of a tensor pool, for losses that need
+            them.
+        loss: A key of `LOSSES`, or a function `(network, batch) -> (m,)`, such as
+            `IntermediateSquaredL2("layer2")`. The scale of `RelativeSquaredL2` is
+            measured here.
+        num_samples: m, the samples of one trial, drawn afresh each time. The paper's
+            50 by default.
+        choose: Which layers to compress, and how; see `find_layers`.
+        include: Only layers that match this; see `find_layers`.
+        exclude: No layers that match this; see `find_layers`.
+        tie: Layer name to group, to drive several layers by one parameter; or
+            `"threshold"`, one threshold on the weights of all pruned layers.
+        encoding: `"log"`, `"energy"` or `"linear"`; see `rank_scale`.
+        at_max: What the last bin means; see `rank_scale`.
+        min_rank: Smallest rank; see `rank_scale`.
+        round_to: Use multiples of this as ranks; see `rank_scale`.
+        skip_no_gain: Whether to leave out ranks, and layers, that need as many
+            multiply-adds as the dense layer; see `drop_ranks_without_gain`.
+        objective: `"ratio"`: minimise `gamma * loss + ratio`. `"rate"`: maximise
+            `-gamma * loss + 1 / ratio`.
+        binary_loss: Whether a loss of your own is 0 or 1 in principle.
+
+    Returns:
+        The problem.
+
+    Raises:
+        ValueError: when an argument cannot be used; the message says which and why.
+        TypeError: when `inputs` is of an unsupported type.
+
+    Source: Ma et al. 2019, section 3.
+
+    Example:
+        >>> network = nn.Sequential(nn.Linear(30, 20), nn.ReLU(), nn.Linear(20, 10))
+        >>> problem = compression_problem(network, torch.randn(100, 30), gamma=0.1)
+        >>> sorted(problem.evaluate({"layer_0": 0.2, "layer_2": 1.0}, seed=0))
+        ['compression_ratio', 'loss', 'objective']
+        >>> problem.ranks({"layer_0": 0.2, "layer_2": 1.0})
+        {'0': 1, '2': 'dense'}
+    """
+    require_gamma(gamma)
+    if isinstance(loss, str):
+        if loss not in LOSSES:
+            raise ValueError(
+                f"loss must be one of {', '.join(LOSSES)}, or a function; got {loss!r}."
+            )
+        loss = LOSSES[loss]
+    sampler = _sampler(inputs, labels, num_samples)
+    network = unwrap(network)
+    require_searchable(network)
+    layers = find_layers(network, choose, include=include, exclude=exclude)
+    require_slices(layers)
+    few = sampler(2, torch.Generator().manual_seed(0)).inputs
+    channels_last = check_forward(network, few, getattr(loss, "outputs", None))
+    if skip_no_gain:
+        few = few.to(next(network.parameters()).device)
+        layers = drop_ranks_without_gain(network, layers, few)
+    factors = factorize_network(network, layers)
+    spectra = {
+        layer.name: layer.decomposition.singular_values(factors[layer.name])
+        for layer in layers
+    }
+    parameters = rank_parameters(
+        layers,
+        tie=tie,
+        encoding=encoding,
+        at_max=at_max,
+        min_rank=min_rank,
+        round_to=round_to,
+        singular_values=spectra,
+    )
+    problem = CompressionProblem(
+        network=network,
+        layers=layers,
+        parameters=parameters,
+        factors=factors,
+        sampler=sampler,
+        loss=loss,
+        gamma=gamma,
+        num_samples=num_samples,
+        objective=objective,
+        binary_loss=binary_loss,
+        channels_last=channels_last,
+    )
+    if isinstance(loss, RelativeSquaredL2) and loss.scale is None:
+        return _with_scale(problem, loss)
+    return problem
+
+
+def _with_scale(
+    problem: CompressionProblem, loss: RelativeSquaredL2
+) -> CompressionProblem:
+    """Measure the size of the reference outputs, on batches as large as a trial's."""
+    seeds = range(-(-_SCALE_SAMPLES // problem.num_samples))
+    outputs = [problem._batch(seed).reference_outputs for seed in seeds]
+    known = [rows for rows in outputs if rows is not None]
+    return replace(problem, loss=loss.measured(torch.cat(known)))
+
+
+def _sampler(inputs: Any, labels: Tensor | None, num_samples: int) -> Sampler:
+    """Tell a pool from a generating function."""
+    if isinstance(inputs, Tensor | Dataset) or not callable(inputs):
+        sampler = dataset_sampler(inputs, labels)
+        if len(inputs) < num_samples:
+            raise ValueError(
+                f"The pool has {len(inputs)} inputs, fewer than the {num_samples} "
+                "samples of a trial (num_samples). Pass more inputs, or a smaller "
+                "num_samples."
+            )
+        return sampler
+    if labels is not None:
+        raise ValueError(
+            "labels must be None when inputs are generated: there is no pool for them "
+            "to belong to."
+        )
+    return generator_sampler(inputs)

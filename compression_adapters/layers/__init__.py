@@ -1,0 +1,1 @@
+"""Which layers of a network take part, and by which decomposition."""

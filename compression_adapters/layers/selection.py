@@ -1,0 +1,134 @@
+"""Which layers to compress, and how: by type, by name, or by a function."""
+
+from collections.abc import Callable, Iterable
+from fnmatch import fnmatchcase
+
+from torch import nn
+
+from compression_adapters.decompositions import DECOMPOSITIONS, Decomposition
+
+Choose = Callable[[str, nn.Module], Decomposition | None]
+"""Maps a layer name and its module to a decomposition, or None to leave it alone."""
+
+
+Selector = str | type[nn.Module] | Callable[[str, nn.Module], bool]
+"""A glob for layer names, a type of module, or a predicate of name and module."""
+
+
+Selectors = Selector | Iterable[Selector]
+"""One selector, or several of which any may match."""
+
+
+def choose_linear(name: str, module: nn.Module) -> Decomposition | None:
+    """Choose a truncated SVD for every plain linear layer that can be made smaller.
+
+    Exactly `nn.Linear`: subclasses are left alone, among them the output projection of
+    `nn.MultiheadAttention`, whose weight is read without calling the layer.
+
+    Args:
+        name: Layer name; not looked at.
+        module: The module at that name.
+
+    Returns:
+        The decomposition, or None to leave the module alone.
+
+    Example:
+        >>> choose_linear("head", nn.Linear(8, 4)).name
+        'svd'
+        >>> choose_linear("head", nn.ReLU()) is None
+        True
+    """
+    svd = DECOMPOSITIONS["svd"]
+    return svd if type(module) is nn.Linear and svd.supports(module) else None
+
+
+def choose_low_rank(name: str, module: nn.Module) -> Decomposition | None:
+    """Choose a low-rank form for every linear layer and 2d convolution; the default.
+
+    A truncated SVD for linear layers and 1 x 1 convolutions, `low_rank_conv` for other
+    convolutions. Exact types only, see `choose_linear`.
+
+    Args:
+        name: Layer name; not looked at.
+        module: The module at that name.
+
+    Returns:
+        The decomposition, or None to leave the module alone.
+
+    Example:
+        >>> [choose_low_rank("", layer).name for layer in
+        ...  (nn.Linear(8, 4), nn.Conv2d(8, 8, 1), nn.Conv2d(8, 8, 3))]
+        ['svd', 'svd', 'low_rank_conv']
+    """
+    for decomposition in (DECOMPOSITIONS["svd"], DECOMPOSITIONS["low_rank_conv"]):
+        if decomposition.supports(module):
+            return decomposition
+    return None
+
+
+def choose_pruning(name: str, module: nn.Module) -> Decomposition | None:
+    """Choose magnitude pruning for every layer that it supports, factored ones too.
+
+    Args:
+        name: Layer name; not looked at.
+        module: The module at that name.
+
+    Returns:
+        The decomposition, or None to leave the module alone.
+
+    Example:
+        >>> choose_pruning("head", nn.Linear(8, 4)).name
+        'pruning'
+    """
+    pruning = DECOMPOSITIONS["pruning"]
+    return pruning if pruning.supports(module) else None
+
+
+class Selection:
+    """Selectors, and which of them have matched something.
+
+    Args:
+        argument: Where they were passed, for messages.
+        selectors: One or several; a type matches exactly, subclasses do not.
+
+    Example:
+        >>> selection = Selection("exclude", ["head*", nn.Conv2d])
+        >>> selection.matches("head.0", nn.ReLU())
+        True
+        >>> selection.matches("body", nn.Linear(2, 2))
+        False
+    """
+
+    def __init__(self, argument: str, selectors: Selectors) -> None:
+        self.argument = argument
+        self.selectors: list[Selector]
+        if isinstance(selectors, Iterable) and not isinstance(selectors, str):
+            self.selectors = list(selectors)
+        else:
+            self.selectors = [selectors]
+        self.unmatched = set(range(len(self.selectors)))
+
+    def matches(self, name: str, module: nn.Module) -> bool:
+        """Say whether any selector matches; all are asked, so that none is missed."""
+        found = False
+        for i, selector in enumerate(self.selectors):
+            if isinstance(selector, str):
+                hit = fnmatchcase(name, selector)
+            elif isinstance(selector, type):
+                hit = type(module) is selector
+            else:
+                hit = bool(selector(name, module))
+            if hit:
+                found = True
+                self.unmatched.discard(i)
+        return found
+
+    def require_all_matched(self, network: nn.Module) -> None:
+        """Refuse a selector that matches nothing: most likely a typing error."""
+        for i in sorted(self.unmatched):
+            names = [n for n, m in network.named_modules() if n and not [*m.children()]]
+            shown = ", ".join(names[:8]) + (", ..." if len(names) > 8 else "")
+            raise ValueError(
+                f"{self.argument}={self.selectors[i]!r} matches no layer of the "
+                f"network; its layers are {shown}."
+            )

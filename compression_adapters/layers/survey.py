@@ -1,0 +1,342 @@
+"""Find the layers of a network that a search may compress."""
+
+import warnings
+from dataclasses import dataclass
+from typing import Final
+
+import torch.nn.utils.parametrize
+from torch import nn
+
+from compression_adapters.decompositions import (
+    FACTORED_LAYERS,
+    Decomposition,
+)
+from compression_adapters.layers.selection import (
+    Choose,
+    Selection,
+    Selectors,
+    choose_linear,
+    choose_low_rank,
+    choose_pruning,
+)
+
+__all__ = [
+    "Choose",
+    "LayerSpec",
+    "Selectors",
+    "SkippedLayer",
+    "choose_linear",
+    "choose_low_rank",
+    "choose_pruning",
+    "find_layers",
+    "layer_weights",
+    "survey_layers",
+    "unwrap",
+    "weight_shape_of",
+]
+
+
+_LAYER_TYPES: Final = (
+    *(nn.Linear, nn.Bilinear, nn.Embedding, nn.EmbeddingBag, nn.RNNBase),
+    *(nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.modules.conv._ConvTransposeNd),
+    *FACTORED_LAYERS,
+)
+"""Modules that a reader of a profile expects to see, if only with a reason."""
+
+
+@dataclass(frozen=True)
+class LayerSpec:
+    """One compressible layer.
+
+    Args:
+        name: Layer name: its dotted path, the first one if it has several.
+        decomposition: How it is decomposed; the object itself, not its name.
+        weight_shape: Shape of the dense weight.
+        max_rank: Largest rank that adds no weights.
+        num_weights: Entries of the dense weight, without bias.
+        groups: Of a convolution; 1 for every other layer.
+    """
+
+    name: str
+    decomposition: Decomposition
+    weight_shape: tuple[int, ...]
+    max_rank: int
+    num_weights: int
+    groups: int = 1
+
+    def weights_at(self, rank: int) -> int:
+        """Count the weights at a rank, without bias."""
+        return self.decomposition.num_weights(self.weight_shape, rank, self.groups)
+
+
+@dataclass(frozen=True)
+class SkippedLayer:
+    """A layer with weights that takes no part.
+
+    Args:
+        name: Layer name.
+        kind: Name of its type.
+        reason: Why, and what would change it.
+    """
+
+    name: str
+    kind: str
+    reason: str
+
+
+def find_layers(
+    network: nn.Module,
+    choose: Choose = choose_low_rank,
+    *,
+    include: Selectors | None = None,
+    exclude: Selectors = (),
+) -> tuple[LayerSpec, ...]:
+    """List the layers that take part in a search, in the order of the network.
+
+    A module that is registered at several paths is one layer, found at its first path;
+    it is replaced at all of them. A layer that shares its weight with another module is
+    left out with a warning, since the sharing would be lost. Of a layer that was
+    factored before, the parts are no layers of their own.
+
+    Args:
+        network: The reference network; not modified.
+        choose: Called with each layer name and module.
+        include: Globs for layer names, types, or predicates `(name, module)`; only
+            layers that match one are considered. None: all.
+        exclude: The same; layers that match one are left alone.
+
+    Returns:
+        One entry a layer.
+
+    Raises:
+        ValueError: when no layer is chosen, a chosen decomposition does not support
+            its layer, the network itself is the chosen layer, or a selector matches
+            nothing; the message names the layers and why they were left out.
+
+    Example:
+        >>> network = nn.Sequential(nn.Linear(30, 20), nn.ReLU(), nn.Linear(20, 10))
+        >>> [(layer.name, layer.max_rank) for layer in find_layers(network)]
+        [('0', 12), ('2', 6)]
+        >>> len(find_layers(network, exclude="2"))
+        1
+    """
+    layers, skipped = survey_layers(network, choose, include=include, exclude=exclude)
+    for layer in skipped:
+        if layer.reason.startswith(_TIED):
+            warnings.warn(f"Layer {layer.name!r} {layer.reason}", stacklevel=2)
+    if not layers:
+        kinds = sorted({type(m).__name__ for m in network.modules()})
+        reasons = "".join(f"\n  {s.name} ({s.kind}): {s.reason}" for s in skipped)
+        raise ValueError(
+            "No layer to compress was found in the network, which has modules of the "
+            f"types {', '.join(kinds)}. Choose layers that can be made smaller "
+            "(choose, include, exclude; profile(network) lists them). Layers with "
+            f"weights:{reasons or ' none.'}"
+        )
+    return layers
+
+
+def survey_layers(
+    network: nn.Module,
+    choose: Choose = choose_low_rank,
+    *,
+    include: Selectors | None = None,
+    exclude: Selectors = (),
+) -> tuple[tuple[LayerSpec, ...], tuple[SkippedLayer, ...]]:
+    """List the layers that take part, and those with weights that do not, with reasons.
+
+    Args:
+        network: The reference network; not modified.
+        choose: See `find_layers`.
+        include: See `find_layers`.
+        exclude: See `find_layers`.
+
+    Returns:
+        Layers in play and layers left out, both in the order of the network.
+
+    Raises:
+        ValueError: as `find_layers`, except when no layer is chosen.
+
+    Example:
+        >>> network = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 1))
+        >>> layers, skipped = survey_layers(network)
+        >>> skipped[0].reason
+        'no rank makes it smaller'
+    """
+    layers: list[LayerSpec] = []
+    skipped: list[SkippedLayer] = []
+    owners = _weight_owners(network)
+    included = None if include is None else Selection("include", include)
+    excluded = Selection("exclude", exclude)
+    closed: set[nn.Module] = set()  # parts of layers that were met as a whole
+    for name, module in network.named_modules():
+        if module in closed:
+            continue
+        if isinstance(module, FACTORED_LAYERS):
+            closed.update(module.modules())
+        reason = None
+        decomposition = None
+        if included is not None and not included.matches(name, module):
+            reason = "not included"
+        elif excluded.matches(name, module):
+            reason = "excluded"
+        else:
+            decomposition = choose(name, module)
+        if decomposition is not None:
+            _require_usable(name, module, decomposition)
+            closed.update(module.modules())
+            reason = _tied(name, module, owners)
+            if reason is None:
+                layers.append(_layer_spec(name, module, decomposition))
+                continue
+        if isinstance(module, _LAYER_TYPES):
+            kind = type(module).__name__
+            skipped.append(SkippedLayer(name, kind, reason or _why_left(module)))
+    for selection in (included, excluded):
+        if selection is not None:
+            selection.require_all_matched(network)
+    return tuple(layers), tuple(skipped)
+
+
+def unwrap(network: nn.Module) -> nn.Module:
+    """Return the network inside `DataParallel` or `torch.compile`.
+
+    Args:
+        network: Any network.
+
+    Returns:
+        The innermost network; layer names are those in it.
+
+    Example:
+        >>> inner = nn.Linear(2, 2)
+        >>> unwrap(nn.DataParallel(inner)) is inner
+        True
+    """
+    inner: object = None
+    if isinstance(network, nn.DataParallel | nn.parallel.DistributedDataParallel):
+        inner = network.module
+    elif "_orig_mod" in network._modules:  # torch.compile
+        inner = network._modules["_orig_mod"]
+    return unwrap(inner) if isinstance(inner, nn.Module) else network
+
+
+def layer_weights(module: nn.Module) -> list[nn.Parameter]:
+    """Return the weight tensors of a layer: of a factored one all its parts.
+
+    Args:
+        module: A layer.
+
+    Returns:
+        Its parameters with at least two dimensions, that is without biases.
+    """
+    return [p for p in module.parameters() if p.ndim >= 2]
+
+
+def weight_shape_of(module: nn.Module) -> tuple[int, ...]:
+    """Return the shape of a layer's weight; of a factored layer the number of weights.
+
+    Args:
+        module: A layer.
+
+    Returns:
+        Shape of its `weight`, or `(n,)` where the weight is made of several tensors.
+    """
+    weight = module._parameters.get("weight")
+    if weight is not None:
+        return tuple(weight.shape)
+    return (sum(weight.numel() for weight in layer_weights(module)),)
+
+
+_TIED: Final = "shares its weight with"
+
+
+def _require_usable(name: str, module: nn.Module, decomposition: Decomposition) -> None:
+    """Refuse the network itself, and a layer that its decomposition cannot take."""
+    if not name:
+        raise ValueError(
+            f"The network is itself the layer to compress ({type(module).__name__})"
+            " and cannot be replaced inside itself; wrap it: nn.Sequential(network)."
+        )
+    if isinstance(module, nn.modules.lazy.LazyModuleMixin):
+        raise ValueError(
+            f"Layer {name!r} is a {type(module).__name__} that has seen no input and "
+            "has no weight yet; run the network once on an input first."
+        )
+    if not decomposition.supports(module):
+        why = _why_left(module)
+        because = "" if why == _NOT_CHOSEN else f" (it is left alone as {why})"
+        raise ValueError(
+            f"Layer {name!r}: decomposition {decomposition.name!r} does not "
+            f"support {type(module).__name__}: {module!r}{because}. Return None for it "
+            "in `choose`, or another decomposition."
+        )
+
+
+_NOT_CHOSEN: Final = "not chosen"
+
+
+def _why_left(module: nn.Module) -> str:
+    """Say why no decomposition was chosen for a layer."""
+    if torch.nn.utils.parametrize.is_parametrized(module):
+        return (
+            "its weight is computed by a parametrization; make it permanent by "
+            "torch.nn.utils.parametrize.remove_parametrizations(layer, 'weight')"
+        )
+    if hasattr(module, "weight_mask"):
+        return (
+            "its weight is masked by torch.nn.utils.prune; make it permanent by "
+            "torch.nn.utils.prune.remove(layer, 'weight')"
+        )
+    if hasattr(module, "weight") and "weight" not in module._parameters:
+        if isinstance(module, FACTORED_LAYERS):
+            return "factored already; magnitude pruning is what can follow"
+        return "its weight is no parameter of the layer itself; something computes it"
+    for plain in (nn.Linear, nn.Conv2d):
+        if type(module) is plain:
+            if choose_low_rank("", module) is None:
+                return "no rank makes it smaller"
+            return _NOT_CHOSEN
+        if isinstance(module, plain):
+            return f"a subclass of nn.{plain.__name__}, which may do something else"
+    return f"no decomposition supports {type(module).__name__}"
+
+
+def _tied(
+    name: str,
+    module: nn.Module,
+    owners: dict[int, list[tuple[str, nn.Module]]],
+) -> str | None:
+    """Say which other module uses a layer's weight, if one does."""
+    parts = set(module.modules())
+    for weight in layer_weights(module):
+        for owner, holder in owners[id(weight)]:
+            if holder not in parts:
+                return (
+                    f"{_TIED} {owner or 'the network'!r} and is left alone: "
+                    "compressing one of two tied weights would untie them. Give each "
+                    "layer a weight of its own to compress it."
+                )
+    return None
+
+
+def _layer_spec(
+    name: str, module: nn.Module, decomposition: Decomposition
+) -> LayerSpec:
+    """Describe one layer."""
+    return LayerSpec(
+        name=name,
+        decomposition=decomposition,
+        weight_shape=weight_shape_of(module),
+        max_rank=decomposition.max_rank(module),
+        num_weights=sum(weight.numel() for weight in layer_weights(module)),
+        groups=int(getattr(module, "groups", 1)),
+    )
+
+
+def _weight_owners(network: nn.Module) -> dict[int, list[tuple[str, nn.Module]]]:
+    """Map each parameter's identity to the modules that hold it, and their names."""
+    owners: dict[int, list[tuple[str, nn.Module]]] = {}
+    for name, module in network.named_modules():
+        for parameter in module.parameters(recurse=False):
+            owners.setdefault(id(parameter), []).append((name, module))
+    return owners

@@ -1,0 +1,1 @@
+"""Networks: truncate, count, save, load, profile, fine-tune."""

@@ -1,0 +1,337 @@
+"""Save a compressed network, and rebuild it without any decomposition."""
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, Final
+
+import safetensors
+import safetensors.torch
+import torch
+from torch import nn
+
+from compression_adapters.decompositions import (
+    DECOMPOSITIONS,
+    FACTORED_LAYERS,
+    Decomposition,
+)
+from compression_adapters.layers.survey import (
+    LayerSpec,
+    layer_weights,
+    unwrap,
+    weight_shape_of,
+)
+from compression_adapters.network.recipe import (
+    CompressionRecipe,
+    LayerRecipe,
+    entries_for,
+    recipe_of,
+    record_recipe,
+)
+from compression_adapters.network.sparse import pack, unpack
+from compression_adapters.network.truncation import copy_with_layers, put_layers
+from compression_adapters.rank_space.scales import DENSE, Rank
+
+RECIPE_FILE: Final = "recipe.json"
+
+
+WEIGHTS_FILE: Final = "weights.safetensors"
+
+
+def save_compressed(
+    compressed: nn.Module,
+    layers: Iterable[LayerSpec],
+    ranks: Mapping[str, Rank],
+    folder: str | Path,
+) -> None:
+    """Save a compressed network as a folder with two files, neither of them a pickle.
+
+    `recipe.json` says which layer was cut to which rank, `weights.safetensors` holds
+    the weights of the whole network. A folder that holds a network is overwritten. Of a
+    network that went through several searches the recipe holds them all: a compressed
+    network keeps what was done to it. A weight with many zeros, as pruning leaves
+    it, is stored as its values and their places where that is smaller, and comes back
+    exactly.
+
+    Args:
+        compressed: From `truncate_network` or `CompressionProblem.compress`.
+        layers: The layers in play.
+        ranks: Layer name to rank or `"dense"`, those `compressed` was made with.
+        folder: Where to; made if missing.
+
+    Raises:
+        ValueError: when a layer of `compressed` does not have its rank's weights, or
+            was factored by a search of which the network holds no record.
+
+    Example:
+        >>> import tempfile
+        >>> from compression_adapters import find_layers, factorize_network
+        >>> from compression_adapters import truncate_network
+        >>> network, fresh = (nn.Sequential(nn.Linear(8, 8)) for _ in range(2))
+        >>> layers, ranks = find_layers(network), {"0": 2}
+        >>> factors = factorize_network(network, layers)
+        >>> small = truncate_network(network, factors, layers, ranks)
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     save_compressed(small, layers, ranks, folder)
+        ...     loaded = load_compressed(folder, fresh)
+        >>> bool((loaded(torch.ones(1, 8)) == small(torch.ones(1, 8))).all())
+        True
+    """
+    compressed = unwrap(compressed)
+    layers = tuple(layers)
+    entries = entries_for(layers, ranks)
+    for layer in layers:
+        _require_weights(compressed, layer, ranks[layer.name])
+    recipe = CompressionRecipe(_whole_recipe(compressed, entries))
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    # Each file appears whole or not at all.
+    weights, text = folder / f".{WEIGHTS_FILE}.tmp", folder / f".{RECIPE_FILE}.tmp"
+    _write_weights(compressed, weights)
+    text.write_text(recipe.to_json(), encoding="utf-8")
+    # safetensors writes for the owner alone; others may read it as they may the recipe.
+    weights.chmod(text.stat().st_mode)
+    weights.replace(folder / WEIGHTS_FILE)
+    text.replace(folder / RECIPE_FILE)
+
+
+def load_compressed(
+    folder: str | Path,
+    network: nn.Module,
+    *,
+    decompositions: Mapping[str, Decomposition] | None = None,
+) -> nn.Module:
+    """Rebuild a saved network onto a fresh one, without any decomposition.
+
+    Args:
+        folder: From `save_compressed`.
+        network: A network built as the reference network was, with any weights; not
+            modified.
+        decompositions: Where to look up names; `DECOMPOSITIONS` if None. For networks
+            saved with a decomposition of your own.
+
+    Returns:
+        A new network with the outputs of the one that was saved, in `network`'s modes.
+
+    Raises:
+        ValueError: when the format is newer, the recipe was tampered with, the folder
+            is incomplete or points elsewhere, or the network is another one; the
+            message names the file, the layer or the weight.
+    """
+    text = _file(folder, RECIPE_FILE).read_text(encoding="utf-8", errors="replace")
+    recipe = CompressionRecipe.from_json(text)
+    known = DECOMPOSITIONS if decompositions is None else decompositions
+    loaded: nn.Module | None = None
+    network = unwrap(network)
+    for stage in _stages(recipe.layers):
+        # The network is copied once, with the layers of the first stage in place.
+        onto = network if loaded is None else loaded
+        replacements = []
+        for layer in stage:
+            new = _empty_layer(onto, layer, known)
+            if new is not None:
+                replacements.append((onto.get_submodule(layer.name), new))
+        if loaded is None:
+            loaded = copy_with_layers(network, replacements)
+        else:
+            put_layers(loaded, replacements)
+    if loaded is None:  # cannot be: a recipe has a layer
+        raise ValueError(f"{folder}: the recipe is empty.")
+    record_recipe(loaded, recipe.layers)
+    weights = _file(folder, WEIGHTS_FILE)
+    loaded.load_state_dict(_tensors(loaded, weights))
+    return loaded
+
+
+def load_weights(network: nn.Module, path: str | Path) -> None:
+    """Read a user's own weights into a network, in place, executing nothing.
+
+    Args:
+        network: Gets the weights.
+        path: A `.safetensors` file, or a `.pt` or `.pth` file that holds a state dict,
+            alone or under the key `state_dict`; read with `weights_only=True`.
+
+    Raises:
+        ValueError: when the file is missing, of another kind, holds anything but
+            weights, or does not fit the network.
+
+    Example:
+        >>> load_weights(nn.Linear(2, 2), "weights.bin")
+        Traceback (most recent call last):
+        ...
+        ValueError: weights.bin: there is no such file.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise ValueError(f"{path}: there is no such file.")
+    state: Any
+    try:
+        if path.suffix == ".safetensors":
+            state = safetensors.torch.load_file(str(path))
+        elif path.suffix in (".pt", ".pth"):
+            state = torch.load(path, map_location="cpu", weights_only=True)
+        else:
+            raise ValueError("expected .safetensors, .pt or .pth")
+        if isinstance(state, dict) and isinstance(state.get("state_dict"), dict):
+            state = state["state_dict"]
+        if not isinstance(state, dict):
+            raise ValueError(f"expected a state dict, found {type(state).__name__}")
+        network.load_state_dict(state)
+    except Exception as error:
+        # torch and safetensors raise many types; all of them mean: not these weights.
+        raise ValueError(
+            f"{path}: cannot be read as the weights of {type(network).__name__}: "
+            f"{error}"
+        ) from error
+
+
+def _require_weights(compressed: nn.Module, layer: LayerSpec, rank: Rank) -> None:
+    """Raise a ValueError unless a layer has the number of weights of its rank."""
+    if rank == DENSE:
+        expected = layer.num_weights
+    else:
+        expected = layer.weights_at(rank)
+    try:
+        module = compressed.get_submodule(layer.name)
+    except AttributeError as error:
+        raise ValueError(f"The network has no layer {layer.name!r}.") from error
+    weights = layer_weights(module)
+    came = sum(weight.numel() for weight in weights)
+    if came == layer.num_weights != expected:
+        # As large as it was: pruned, in which case the zeros do not count, or dense.
+        came = sum(int(weight.count_nonzero()) for weight in weights)
+        fits = came <= expected
+    else:
+        fits = came == expected
+    if not fits:
+        raise ValueError(
+            f"Layer {layer.name!r} has {came} weights; at rank {rank!r} it would have "
+            f"{expected}. Save a network with the ranks it was made with."
+        )
+
+
+def _whole_recipe(
+    compressed: nn.Module, entries: tuple[LayerRecipe, ...]
+) -> tuple[LayerRecipe, ...]:
+    """Return what all searches did, the last one's entries included."""
+    recorded = recipe_of(compressed)
+    if recorded and recorded[-len(entries) :] != entries:
+        raise ValueError(
+            "The network was made with other ranks than these; its last layers were "
+            f"{', '.join(f'{e.name} {e.rank}' for e in recorded[-len(entries) :])}. "
+            "Save it with the layers and ranks of the search it comes from."
+        )
+    recipe = recorded or entries
+    known = {entry.name for entry in recipe if entry.rank != DENSE}
+    for name, module in compressed.named_modules():
+        if isinstance(module, FACTORED_LAYERS) and name not in known:
+            raise ValueError(
+                f"Layer {name!r} ({type(module).__name__}) was factored by an earlier "
+                "search, of which this network holds no record; it could not be "
+                "loaded. Save the network that the search returned, before it becomes "
+                "part of another module."
+            )
+    return recipe
+
+
+def _stages(layers: Iterable[LayerRecipe]) -> list[list[LayerRecipe]]:
+    """Divide a recipe where a layer, or a part of one, comes again."""
+    stages: list[list[LayerRecipe]] = []
+    for layer in layers:
+        parts = layer.name.split(".")
+        paths = {".".join(parts[: i + 1]) for i in range(len(parts))}
+        if not stages or paths & {earlier.name for earlier in stages[-1]}:
+            stages.append([])
+        stages[-1].append(layer)
+    return stages
+
+
+def _file(folder: str | Path, name: str) -> Path:
+    """Return a file of the folder, refusing links that lead out of it."""
+    path = Path(folder) / name
+    if not path.is_file():
+        raise ValueError(f"{folder} holds no compressed network: {name} is missing.")
+    if path.resolve().parent != Path(folder).resolve():
+        raise ValueError(f"{path} is a link that leads out of its folder.")
+    return path
+
+
+def _empty_layer(
+    network: nn.Module, layer: LayerRecipe, known: Mapping[str, Decomposition]
+) -> nn.Module | None:
+    """Build a layer's replacement from the fresh network, or None if it stays dense."""
+    if layer.decomposition not in known:
+        raise ValueError(
+            f"Layer {layer.name!r}: unknown decomposition {layer.decomposition!r}; "
+            f"known are {', '.join(known)}. Pass others as `decompositions`."
+        )
+    try:
+        dense = network.get_submodule(layer.name) if layer.name else None
+    except AttributeError:
+        dense = None
+    decomposition = known[layer.decomposition]
+    if dense is None or not decomposition.supports(dense):
+        raise ValueError(
+            f"The network ({type(network).__name__}) has no layer {layer.name!r} that "
+            f"{layer.decomposition!r} supports; it is not the network that was saved."
+        )
+    shape = weight_shape_of(dense)
+    if shape != layer.weight_shape:
+        raise ValueError(
+            f"Layer {layer.name!r}: the saved network's weight has shape "
+            f"{layer.weight_shape}, this network's {shape}."
+        )
+    if layer.rank == DENSE:
+        return None
+    try:
+        return decomposition.empty(dense, layer.rank)
+    except ValueError as error:
+        raise ValueError(f"Layer {layer.name!r}: {error}") from error
+
+
+def _write_weights(network: nn.Module, path: Path) -> None:
+    """Write the weights, sparse where that is smaller."""
+    # Of tensors that share memory this writes one, and the others' names.
+    safetensors.torch.save_model(network, str(path))
+    with safetensors.safe_open(str(path), framework="pt") as file:
+        shared = file.metadata()
+        tensors = {name: file.get_tensor(name) for name in file.keys()}
+    packed = pack(tensors)
+    if packed.keys() != tensors.keys():
+        # Not into the file itself, from which these tensors may still be read.
+        smaller = path.with_name(f"{path.name}.sparse")
+        safetensors.torch.save_file(packed, str(smaller), metadata=shared)
+        smaller.replace(path)
+
+
+def _tensors(network: nn.Module, path: Path) -> dict[str, torch.Tensor]:
+    """Read a weights file, refusing one without exactly the network's tensors."""
+    state = network.state_dict()
+    try:
+        with safetensors.safe_open(str(path), framework="pt") as file:
+            # Of tensors that share memory one is stored; the rest are in the metadata.
+            shared = file.metadata() or {}
+            saved = {name: file.get_tensor(name) for name in sorted(file.keys())}
+    except safetensors.SafetensorError as error:
+        raise ValueError(f"{path} cannot be read: {error}") from error
+    try:
+        saved = unpack(saved, {name: tensor.shape for name, tensor in state.items()})
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+    for name in state:
+        if name not in saved and shared.get(name) in saved:
+            saved[name] = saved[shared[name]]
+    names = set(saved)
+    missing = sorted(set(state) - names)
+    unknown = sorted(names - set(state))
+    if missing or unknown:
+        raise ValueError(
+            f"{path} does not fit the network; missing weights: "
+            f"{', '.join(missing) or 'none'}; unknown: {', '.join(unknown) or 'none'}."
+        )
+    for name, tensor in saved.items():
+        if tensor.shape != state[name].shape or tensor.dtype != state[name].dtype:
+            raise ValueError(
+                f"{path}: weight {name!r} is {tuple(tensor.shape)} {tensor.dtype}, the "
+                f"network needs {tuple(state[name].shape)} {state[name].dtype}."
+            )
+    return saved

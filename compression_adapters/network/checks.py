@@ -1,0 +1,177 @@
+"""Whether a network and its inputs can be searched, asked before anything slow."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from compression_adapters.layers.survey import LayerSpec
+from compression_adapters.network.modes import evaluation_mode, forward
+
+CHANNELS_LAST_FROM = 64
+"""Height and width of images from which convolutions are faster channels-last.
+
+Measured on a CPU; at 32 pixels there is no gain.
+"""
+
+
+def require_searchable(network: nn.Module) -> None:
+    """Refuse a network whose outputs would not mean what a search takes them for.
+
+    Args:
+        network: The reference network.
+
+    Raises:
+        ValueError: when weights are not finite or on several devices, a batch norm is
+            in training mode, or a batch norm keeps no statistics, so that samples would
+            depend on each other; the message names the layer and the remedy.
+
+    Example:
+        >>> require_searchable(nn.Sequential(nn.BatchNorm1d(3)))
+        Traceback (most recent call last):
+        ...
+        ValueError: Layer '0' (BatchNorm1d) is in training mode...
+    """
+    places: dict[torch.device, str] = {}
+    for name, tensor in (*network.named_parameters(), *network.named_buffers()):
+        places.setdefault(tensor.device, name)
+    if len(places) > 1:
+        found = ", ".join(f"{name!r} on {device}" for device, name in places.items())
+        raise ValueError(
+            f"The network's weights are on several devices: {found}. Move it to one: "
+            "network.to(device)."
+        )
+    for name, parameter in network.named_parameters():
+        if not bool(torch.isfinite(parameter).all()):
+            layer, _, weight = name.rpartition(".")
+            raise ValueError(
+                f"Layer {layer!r}: {weight} holds NaN or infinite entries. Load "
+                "weights that are finite."
+            )
+    for name, module in network.named_modules():
+        if not isinstance(module, _BatchNorm):
+            continue
+        kind = f"Layer {name!r} ({type(module).__name__})"
+        if module.running_mean is None:
+            raise ValueError(
+                f"{kind} keeps no running statistics (track_running_stats=False): the "
+                "outputs for a sample would depend on the others in its batch. Replace "
+                "it by one that keeps them."
+            )
+        if module.training:
+            raise ValueError(
+                f"{kind} is in training mode. Its statistics have to be those the "
+                "network is used with: finish training and call network.eval()."
+            )
+
+
+def require_slices(layers: Sequence[LayerSpec]) -> None:
+    """Refuse decompositions whose ranks are no slices of one set of factors."""
+    for layer in layers:
+        if not layer.decomposition.searchable:
+            raise ValueError(
+                f"Layer {layer.name!r}: decomposition {layer.decomposition.name!r} "
+                "cannot be searched, because each rank is a slow decomposition of its "
+                "own. Search with another one, and use this one afterwards through "
+                "factorize_network and truncate_network."
+            )
+
+
+def check_forward(
+    network: nn.Module,
+    inputs: Tensor,
+    outputs_of: Callable[[nn.Module, Tensor], Tensor] | None = None,
+) -> bool:
+    """Run the network on a few inputs, and see whether it takes them channels-last.
+
+    Args:
+        network: The reference network; runs in eval mode.
+        inputs: A few samples, on any device. Shape `n x ...`.
+        outputs_of: What else a loss will compare, which is tried once too.
+
+    Returns:
+        Whether to run it channels-last: on images of at least 64 x 64 pixels on a CPU,
+        unless something in the network refuses that layout.
+
+    Raises:
+        ValueError: when it cannot be run on them, does not return one output a sample,
+            or returns NaN or infinite values; the message names the layer.
+    """
+    weights = next(network.parameters(), None)
+    if weights is not None:
+        inputs = inputs.to(weights.device)
+    with evaluation_mode(network), torch.inference_mode():
+        with _explained(network, inputs):
+            outputs = forward(network, inputs)
+        if not bool(torch.isfinite(outputs).all()):
+            raise ValueError(
+                "The reference network returns NaN or infinite values for finite "
+                f"inputs; they first appear in {_first_not_finite(network, inputs)}."
+            )
+        if outputs_of is not None:
+            outputs_of(network, inputs)
+        return _takes_channels_last(network, inputs)
+
+
+def _takes_channels_last(network: nn.Module, inputs: Tensor) -> bool:
+    """Try the layout where it is faster."""
+    if inputs.ndim != 4 or inputs.device.type != "cpu":
+        return False
+    if min(inputs.shape[2:]) < CHANNELS_LAST_FROM:
+        return False
+    try:
+        network(inputs.contiguous(memory_format=torch.channels_last))
+    except RuntimeError:
+        return False  # such as a `view` of memory that is laid out otherwise
+    return True
+
+
+@contextmanager
+def _explained(network: nn.Module, inputs: Tensor) -> Iterator[None]:
+    """Turn an error inside the network into one that says where, and what went in."""
+    entered: list[nn.Module] = []
+    handles = [
+        module.register_forward_pre_hook(lambda m, _: entered.append(m))
+        for module in network.modules()
+    ]
+    try:
+        yield
+    except (RuntimeError, TypeError, IndexError, AttributeError) as error:
+        names = {module: name for name, module in network.named_modules()}
+        # The last module that was entered is the one that failed, or the one before.
+        last = entered[-1] if entered else network
+        weight = next(last.parameters(recurse=False), None)
+        holds = "" if weight is None else f" with {weight.dtype} weights"
+        raise ValueError(
+            f"The network cannot be run on the inputs, which have shape "
+            f"{tuple(inputs.shape)} and {inputs.dtype}; it fails in or after layer "
+            f"{names[last]!r}, {last!r}{holds}: {error}. Pass inputs as the network "
+            "was trained on, batch first."
+        ) from error
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _first_not_finite(network: nn.Module, inputs: Tensor) -> str:
+    """Name the first layer whose output is not finite."""
+    found: list[str] = []
+
+    def look(name: str, module: nn.Module, output: Any) -> None:
+        finite = not isinstance(output, Tensor) or bool(torch.isfinite(output).all())
+        if not finite and not found:
+            found.append(f"layer {name!r} ({type(module).__name__})")
+
+    handles = [
+        module.register_forward_hook(lambda m, _, out, name=name: look(name, m, out))
+        for name, module in network.named_modules()
+    ]
+    try:
+        network(inputs)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return found[0] if found else "the network itself"

@@ -1,0 +1,221 @@
+"""What a network costs and what its layers lost, measured."""
+
+import statistics
+import time
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import pandas as pd
+import torch
+from torch import Tensor, nn
+
+from compression_adapters.decompositions import Factors, sparse_bytes
+from compression_adapters.layers.survey import LayerSpec, layer_weights
+from compression_adapters.network.macs import count_macs
+from compression_adapters.network.modes import evaluation_mode
+from compression_adapters.rank_space.scales import DENSE, Rank
+
+
+@dataclass(frozen=True)
+class NetworkCost:
+    """What a network costs.
+
+    Args:
+        weights: Entries of its weight tensors that are not zero, without biases and
+            normalisation.
+        macs: Multiply-adds for one sample; zeros are multiplied as well.
+        bytes_dense: Of all its tensors as they are in memory, zeros included.
+        bytes_sparse: The same with its pruned layers in a sparse format, as a file
+            has them; see `sparse_bytes`.
+        latency: Batch size to the median time of a forward pass. Unit: seconds.
+    """
+
+    weights: int
+    macs: int
+    bytes_dense: int
+    bytes_sparse: int
+    latency: dict[int, float]
+
+
+def measure_cost(
+    network: nn.Module,
+    example: Tensor,
+    *,
+    batch_sizes: Sequence[int] = (1, 32),
+    repeats: int = 9,
+    pruned: Sequence[str] = (),
+) -> NetworkCost:
+    """Count and time a network.
+
+    Args:
+        network: Runs in eval mode on the device it is on; its modes are restored.
+        example: At least one input; repeated to fill a batch. Shape `n x ...`.
+        batch_sizes: Of the forward passes that are timed; none to time nothing.
+        repeats: Timed passes for each batch size, after one that is not timed.
+        pruned: Names of the layers that were pruned.
+
+    Returns:
+        Its costs.
+
+    Raises:
+        ValueError: when there is no input or `repeats` is below 1.
+
+    Example:
+        >>> cost = measure_cost(nn.Linear(30, 20), torch.zeros(1, 30), batch_sizes=(1,))
+        >>> cost.weights, cost.macs, cost.bytes_dense
+        (600, 600, 2480)
+    """
+    if len(example) < 1 or repeats < 1:
+        raise ValueError(
+            "Expected at least one input and one repetition; got "
+            f"{len(example)} and {repeats}."
+        )
+    device = next((p.device for p in network.parameters()), example.device)
+    sample = example[:1].to(device)
+    with evaluation_mode(network):
+        macs = count_macs(network, sample)
+        latency = {
+            size: _median_seconds(network, _batch(example, size, device), repeats)
+            for size in batch_sizes
+        }
+    size = sum(t.numel() * t.element_size() for t in _distinct(network))
+    saved = 0
+    for name in pruned:
+        for weight in layer_weights(network.get_submodule(name)):
+            each, kept = weight.element_size(), int(weight.count_nonzero())
+            sparse = sparse_bytes(weight.numel(), kept, each)
+            saved += max(0, weight.numel() * each - sparse)
+    return NetworkCost(
+        weights=sum(int(w.count_nonzero()) for w in layer_weights(network)),
+        macs=macs,
+        bytes_dense=size,
+        bytes_sparse=size - saved,
+        latency=latency,
+    )
+
+
+def compare_costs(before: NetworkCost, after: NetworkCost) -> pd.DataFrame:
+    """Tabulate what compression changed, and warn where it did not get faster.
+
+    Args:
+        before: Of the reference network.
+        after: Of the compressed network, with the same batch sizes.
+
+    Returns:
+        One row a quantity: `quantity`, `before`, `after`, `ratio`. Latency is in
+        milliseconds, for the whole batch.
+
+    Example:
+        >>> cost = NetworkCost(100, 100, 400, 400, {})
+        >>> compare_costs(cost, NetworkCost(50, 80, 200, 200, {}))["ratio"].tolist()
+        [0.5, 0.8, 0.5, 0.5]
+    """
+    rows: list[tuple[str, float, float]] = [
+        ("weights, whole network", before.weights, after.weights),
+        ("multiply-adds a sample", before.macs, after.macs),
+        ("bytes", before.bytes_dense, after.bytes_dense),
+        ("bytes, pruned layers sparse", before.bytes_sparse, after.bytes_sparse),
+    ]
+    slower = []
+    for size, seconds in before.latency.items():
+        rows.append(
+            (f"milliseconds, batch {size}", 1e3 * seconds, 1e3 * after.latency[size])
+        )
+        if after.latency[size] >= seconds:
+            slower.append(size)
+    if slower:
+        warnings.warn(
+            "The compressed network is not faster at batch size "
+            f"{', '.join(map(str, slower))}: fewer weights are not always less time. "
+            "Try round_to=8, skip_no_gain=True, or fewer layers.",
+            stacklevel=2,
+        )
+    table = pd.DataFrame(rows, columns=["quantity", "before", "after"])
+    table["ratio"] = table["after"] / table["before"]
+    return table
+
+
+def layer_losses(
+    reference_network: nn.Module,
+    compressed: nn.Module,
+    layers: Sequence[LayerSpec],
+    factors: Mapping[str, Factors],
+    ranks: Mapping[str, Rank],
+) -> pd.DataFrame:
+    """Tabulate what each layer lost of its weight.
+
+    Args:
+        reference_network: With the dense layers.
+        compressed: The network that is kept.
+        layers: The layers in play.
+        factors: From `factorize_network`.
+        ranks: Layer name to rank or `"dense"`.
+
+    Returns:
+        One row a layer: `layer`, `energy_kept`, the share of the squared norm of the
+        weight that its rank keeps, and `local_error`, the norm of the difference of the
+        weights over that of the dense one; both dimensionless. NaN where the
+        decomposition has no such thing.
+    """
+    rows = []
+    for layer in layers:
+        rank = ranks[layer.name]
+        energy, error = 1.0, 0.0
+        if rank != DENSE:
+            energy = _energy_kept(layer, factors[layer.name], rank)
+            dense = reference_network.get_submodule(layer.name)
+            error = _relative_error(dense, compressed.get_submodule(layer.name))
+        rows.append((layer.name, energy, error))
+    return pd.DataFrame(rows, columns=["layer", "energy_kept", "local_error"])
+
+
+def _energy_kept(layer: LayerSpec, factors: Factors, rank: int) -> float:
+    """Return the share of the squared singular values up to a rank."""
+    if not layer.decomposition.searchable:
+        return float("nan")
+    squares = layer.decomposition.singular_values(factors).double().square()
+    total = float(squares.sum())
+    return float(squares[:rank].sum()) / total if total > 0 else 1.0
+
+
+def _relative_error(dense: nn.Module, small: nn.Module) -> float:
+    """Return the relative Frobenius norm of the difference of two weights."""
+    with torch.no_grad():
+        before, after = (getattr(layer, "weight", None) for layer in (dense, small))
+        if not isinstance(before, Tensor) or not isinstance(after, Tensor):
+            return float("nan")
+        norm = float(before.double().norm())
+        error = float((after.double() - before.double()).norm())
+    return error / norm if norm > 0 else error
+
+
+def _distinct(network: nn.Module) -> list[Tensor]:
+    """List the tensors that a saved network holds, shared ones once."""
+    tensors = {t.data_ptr(): t for t in network.state_dict().values() if t.numel()}
+    return list(tensors.values())
+
+
+def _batch(example: Tensor, size: int, device: torch.device) -> Tensor:
+    """Repeat the inputs until they fill a batch."""
+    repeats = -(-size // len(example))
+    return torch.cat([example] * repeats)[:size].to(device)
+
+
+def _median_seconds(network: nn.Module, inputs: Tensor, repeats: int) -> float:
+    """Time forward passes; the first one, which warms up, is not counted."""
+    times = []
+    with torch.inference_mode():
+        for _ in range(repeats + 1):
+            _wait(inputs.device)
+            start = time.perf_counter()
+            network(inputs)
+            _wait(inputs.device)
+            times.append(time.perf_counter() - start)
+    return statistics.median(times[1:])
+
+
+def _wait(device: torch.device) -> None:
+    """Let a GPU finish what it was given."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)

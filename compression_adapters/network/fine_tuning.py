@@ -1,0 +1,225 @@
+"""After a search: train on, or at least re-estimate batch norm, keeping the ranks."""
+
+import copy
+import math
+from collections.abc import Callable, Iterable, Sized
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from compression_adapters.layers.survey import layer_weights
+from compression_adapters.network.modes import evaluation_mode
+from compression_adapters.network.recipe import recipe_of
+from compression_adapters.rank_space.scales import DENSE
+
+Schedule = Literal["step", "cyclical", "constant"]
+
+
+def fine_tune(
+    network: nn.Module,
+    loader: Iterable[Any],
+    *,
+    epochs: int,
+    learning_rate: float = 0.01,
+    momentum: float = 0.9,
+    weight_decay: float = 0.0,
+    schedule: Schedule = "step",
+    step_epochs: int | None = None,
+    reference_network: nn.Module | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> nn.Module:
+    """Train a compressed network with stochastic gradient descent, ranks kept.
+
+    The structure does not change: factors are trained as they are, and weights that
+    pruning set to zero stay zero. With a reference network no labels are needed: its
+    outputs are the target, by the squared L2 distance that the search used too.
+
+    Args:
+        network: From a search. Not modified.
+        loader: Batches of inputs and class indices, or of inputs alone together with a
+            reference network; gone through once an epoch.
+        epochs: Passes over the loader.
+        learning_rate: The largest.
+        momentum: Of the descent.
+        weight_decay: Of the descent.
+        schedule: `"step"` divides the learning rate by ten every `step_epochs` epochs;
+            `"cyclical"` lets it rise from a tenth and fall again in each `step_epochs`
+            epochs; `"constant"`.
+        step_epochs: See `schedule`; a third of the epochs if None, at least one.
+        reference_network: To learn from without labels.
+        progress: Called as `progress(epoch, epochs)` after each epoch.
+
+    Returns:
+        The trained network, a copy of its own in eval mode, on the same device.
+
+    Raises:
+        ValueError: when an argument cannot be used, no weight is trainable, a batch has
+            no labels and there is no reference network, or the loss is not finite; the
+            message says what to do.
+
+    Source: Ma et al. 2019, section 4.3, which trains with stepwise and cyclical
+        learning rates. Deviation: learning from the reference network is not in the
+        source.
+
+    Example:
+        >>> network, data = nn.Linear(4, 3), [(torch.ones(8, 4), torch.zeros(8).long())]
+        >>> trained = fine_tune(network, data, epochs=3, learning_rate=0.5)
+        >>> bool((trained(torch.ones(1, 4)).argmax() == 0).all())
+        True
+    """
+    if epochs < 1 or not 0.0 < learning_rate < math.inf:
+        raise ValueError(
+            "epochs must be at least 1 and learning_rate positive and finite; got "
+            f"{epochs} and {learning_rate}."
+        )
+    if schedule not in ("step", "cyclical", "constant"):
+        raise ValueError(
+            f"schedule must be 'step', 'cyclical' or 'constant'; got {schedule!r}."
+        )
+    with torch.inference_mode(False), torch.enable_grad():
+        trained = copy.deepcopy(network).train()
+        weights = [p for p in trained.parameters() if p.requires_grad]
+        if not weights:
+            raise ValueError(
+                "No weight of the network is trainable. Set requires_grad on those of "
+                "the reference network before it is compressed, or on these."
+            )
+        masks = _masks(trained)
+        optimizer = torch.optim.SGD(
+            weights, lr=learning_rate, momentum=momentum, weight_decay=weight_decay
+        )
+        span = step_epochs or max(1, epochs // 3)
+        for epoch in range(epochs):
+            # A loader without a length has one learning rate an epoch.
+            batches = len(loader) if isinstance(loader, Sized) else 1
+            for i, batch in enumerate(loader):
+                now = epoch + min(i, batches - 1) / batches
+                rate = learning_rate * _factor(schedule, now, span)
+                optimizer.param_groups[0]["lr"] = rate
+                optimizer.zero_grad()
+                loss = _loss(trained, batch, reference_network)
+                if not math.isfinite(loss.item()):
+                    raise ValueError(
+                        f"The loss is {loss.item()} in epoch {epoch + 1}, batch "
+                        f"{i + 1}; try a smaller learning_rate than {learning_rate}."
+                    )
+                loss.backward()
+                optimizer.step()
+                with torch.no_grad():
+                    for weight, mask in masks:
+                        weight.mul_(mask)
+            if progress is not None:
+                progress(epoch + 1, epochs)
+    trained.zero_grad()
+    return trained.eval()
+
+
+def reestimate_batch_norm(
+    network: nn.Module, loader: Iterable[Any], *, max_batches: int | None = None
+) -> nn.Module:
+    """Compute the statistics of batch norm anew, for those who cannot fine-tune.
+
+    Compression moves the mean and the variance of what a batch norm sees; its
+    statistics are still those of the dense network. No labels, no training.
+
+    Args:
+        network: From a search. Not modified.
+        loader: Batches of inputs, or of inputs with labels, which are not looked at.
+        max_batches: How many to use; None: all.
+
+    Returns:
+        The network with the statistics averaged over these batches, a copy of its own
+        in eval mode.
+
+    Raises:
+        ValueError: when the network has no batch norm that keeps statistics, or the
+            loader is empty.
+
+    Example:
+        >>> network = nn.Sequential(nn.BatchNorm1d(1, momentum=0.5))
+        >>> new = reestimate_batch_norm(network, [torch.tensor([[1.0], [3.0]])])
+        >>> new[0].running_mean.item(), new[0].momentum
+        (2.0, 0.5)
+    """
+    with torch.inference_mode(False), torch.no_grad():
+        renewed = copy.deepcopy(network).eval()
+        norms = [
+            module
+            for module in renewed.modules()
+            if isinstance(module, _BatchNorm) and module.running_mean is not None
+        ]
+        if not norms:
+            raise ValueError(
+                f"The network ({type(network).__name__}) has no batch norm that keeps "
+                "statistics; there is nothing to re-estimate."
+            )
+        momenta = [norm.momentum for norm in norms]
+        for norm in norms:
+            norm.reset_running_stats()
+            norm.momentum = None  # the average over all batches
+            norm.train()
+        device = next(iter(renewed.state_dict().values())).device
+        used = 0
+        for batch in loader:
+            if max_batches is not None and used >= max_batches:
+                break
+            renewed(_inputs_of(batch).to(device))
+            used += 1
+        if used == 0:
+            raise ValueError("There was no batch to estimate statistics from.")
+        for norm, momentum in zip(norms, momenta, strict=True):
+            norm.momentum = momentum
+    return renewed.eval()
+
+
+def _factor(schedule: Schedule, epoch: float, span: int) -> float:
+    """Return the share of the largest learning rate at a time, in epochs."""
+    if schedule == "step":
+        return 0.1 ** int(epoch // span)
+    if schedule == "cyclical":
+        place = epoch / span % 1.0
+        return 0.1 + 0.9 * (1.0 - abs(2.0 * place - 1.0))
+    return 1.0
+
+
+def _masks(network: nn.Module) -> list[tuple[Tensor, Tensor]]:
+    """List the weights of pruned layers with where they are not zero."""
+    masks: list[tuple[Tensor, Tensor]] = []
+    for entry in recipe_of(network):
+        if entry.decomposition == "pruning" and entry.rank != DENSE:
+            for weight in layer_weights(network.get_submodule(entry.name)):
+                masks.append((weight, weight.detach() != 0))
+    return masks
+
+
+def _inputs_of(batch: Any) -> Tensor:
+    """Return the inputs of a batch with or without labels."""
+    inputs = batch[0] if isinstance(batch, tuple | list) else batch
+    if not isinstance(inputs, Tensor):
+        raise ValueError(
+            "A batch must be a tensor of inputs, or a pair of inputs and labels; got "
+            f"{type(inputs).__name__}."
+        )
+    return inputs
+
+
+def _loss(
+    network: nn.Module, batch: Any, reference_network: nn.Module | None
+) -> Tensor:
+    """Return the mean loss of a batch, against the reference network or labels."""
+    device = next(network.parameters()).device
+    inputs = _inputs_of(batch).to(device)
+    outputs: Tensor = network(inputs)
+    if reference_network is not None:
+        with evaluation_mode(reference_network), torch.no_grad():
+            target = reference_network(inputs)
+        return (outputs - target).square().flatten(1).sum(dim=1).mean()
+    if not isinstance(batch, tuple | list) or len(batch) < 2:
+        raise ValueError(
+            "The loader gives no labels. Pass pairs of inputs and labels, or "
+            "reference_network, whose outputs need none."
+        )
+    return F.cross_entropy(outputs, batch[1].to(device))

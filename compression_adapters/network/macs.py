@@ -1,0 +1,146 @@
+"""Count multiply-adds, and drop ranks that save none."""
+
+import copy
+from bisect import bisect_left
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from compression_adapters.layers.survey import (
+    LayerSpec,
+    layer_weights,
+)
+from compression_adapters.network.modes import evaluation_mode, forward
+
+
+def drop_ranks_without_gain(
+    network: nn.Module, layers: Sequence[LayerSpec], example: Tensor
+) -> tuple[LayerSpec, ...]:
+    """Lower maximal ranks to where a layer needs fewer multiply-adds than dense.
+
+    A rank can save weights and still cost time: the first of two convolutions of a
+    layer with a stride runs at more places than the layer did. Layers that keep their
+    structure, as pruned ones do, stay as they are.
+
+    Args:
+        network: The reference network.
+        layers: The layers, from `find_layers`.
+        example: A batch of inputs, one is enough. Shape `n x ...`.
+
+    Returns:
+        The layers that some rank makes cheaper in weights and multiply-adds.
+
+    Raises:
+        ValueError: when no layer is left.
+
+    Example:
+        >>> from compression_adapters.layers.survey import find_layers
+        >>> network = nn.Sequential(nn.Conv2d(8, 8, 3, stride=2))
+        >>> layers = find_layers(network)
+        >>> few = drop_ranks_without_gain(network, layers, torch.zeros(1, 8, 9, 9))
+        >>> layers[0].max_rank, few[0].max_rank
+        (12, 7)
+    """
+    inputs, _ = _run(network, tuple(layers), example)
+    kept = []
+    for layer in layers:
+        module = copy.deepcopy(network.get_submodule(layer.name)).to("meta")
+        smallest = layer.decomposition.empty(module, 1)
+        if type(smallest) is type(module):
+            kept.append(layer)
+            continue
+        shapes = inputs[layer.name]
+        dense = _meta_macs(module, shapes)
+
+        def gains(
+            rank: int,
+            layer: LayerSpec = layer,
+            module: nn.Module = module,
+            shapes: list[torch.Size] = shapes,
+            dense: int = dense,
+        ) -> bool:
+            factored = layer.decomposition.empty(module, rank)
+            fewer_macs = not shapes or _meta_macs(factored, shapes) < dense
+            return fewer_macs and layer.weights_at(rank) < layer.num_weights
+
+        # Both grow with the rank, so the first rank without gain ends the others.
+        ranks = range(1, layer.max_rank + 1)
+        largest = bisect_left(ranks, True, key=lambda rank: not gains(rank))
+        if largest > 0:
+            kept.append(replace(layer, max_rank=largest))
+    if not kept:
+        raise ValueError(
+            "No layer gains from any rank: none needs fewer multiply-adds than dense. "
+            f"Layers: {', '.join(layer.name for layer in layers)}. Choose other "
+            "layers, or leave skip_no_gain out."
+        )
+    return tuple(kept)
+
+
+def count_macs(module: nn.Module, inputs: Tensor) -> int:
+    """Count the multiply-adds of one call.
+
+    Args:
+        module: Any module that takes one tensor; in the mode it is in.
+        inputs: Shape `n x ...`; also on the meta device, if the module is.
+
+    Returns:
+        Multiply-adds of matrix products and convolutions, for all n samples together.
+
+    Example:
+        >>> count_macs(nn.Linear(30, 20), torch.zeros(2, 30))
+        1200
+    """
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        module(inputs)
+    # One multiply-add is two floating point operations.
+    return int(counter.get_total_flops()) // 2
+
+
+def _run(
+    network: nn.Module, layers: tuple[LayerSpec, ...], example: Tensor
+) -> tuple[dict[str, list[torch.Size]], int]:
+    """Run the network once; return each layer's input shapes, and multiply-adds."""
+    shapes: dict[str, list[torch.Size]] = {layer.name: [] for layer in layers}
+    handles = []
+    for layer in layers:
+        seen = shapes[layer.name]
+
+        def note(
+            module: nn.Module,
+            arguments: tuple[Tensor, ...],
+            seen: list[torch.Size] = seen,
+        ) -> None:
+            seen.append(arguments[0].shape)
+
+        module = network.get_submodule(layer.name)
+        handles.append(module.register_forward_pre_hook(note))
+    try:
+        # Fused operations are not counted: without gradients torch runs whole encoder
+        # layers as one, and attention as one unless told otherwise.
+        with (
+            evaluation_mode(network),
+            torch.inference_mode(False),
+            torch.enable_grad(),
+            sdpa_kernel(SDPBackend.MATH),
+            FlopCounterMode(display=False) as counter,
+        ):
+            example = example.detach().clone()
+            forward(network, example.requires_grad_(example.is_floating_point()))
+    finally:
+        for handle in handles:
+            handle.remove()
+    return shapes, int(counter.get_total_flops()) // 2
+
+
+def _meta_macs(module: nn.Module, shapes: list[torch.Size]) -> int:
+    """Count the multiply-adds of a module on the meta device, for all its calls."""
+    dtype = layer_weights(module)[0].dtype
+    return sum(
+        count_macs(module, torch.empty(shape, dtype=dtype, device="meta"))
+        for shape in shapes
+    )

@@ -1,0 +1,200 @@
+"""What a search could do to a network: a table, before any decomposition."""
+
+import copy
+from dataclasses import dataclass, field
+
+import pandas as pd
+import torch
+from torch import Tensor, nn
+
+from compression_adapters.layers.selection import Choose, Selectors, choose_low_rank
+from compression_adapters.layers.survey import (
+    LayerSpec,
+    layer_weights,
+    survey_layers,
+    unwrap,
+)
+from compression_adapters.network.macs import (
+    _meta_macs,
+    _run,
+)
+from compression_adapters.rank_space.scales import rank_scale
+
+_POINTS = ("min", "centre", "max")
+
+
+@dataclass(frozen=True, eq=False)
+class NetworkProfile:
+    """What the layers of a network weigh, and what they could weigh.
+
+    Printing it shows everything.
+
+    Args:
+        layers: One row a layer in play: `layer`, `kind` (its type), `decomposition`,
+            `weight_shape`, `max_rank`, `weights`, and `rank_*` and `weights_*` at the
+            smallest rank (`min`), at the coordinate 0.5 (`centre`) and at the maximal
+            rank (`max`). With an example input also `macs` and `macs_*`, the
+            multiply-adds of one sample; NaN for a layer that is not called.
+        skipped: One row a layer with weights that takes no part: `layer`, `kind`,
+            `reason`.
+        num_weights: Weights of the whole network, without biases and normalisation.
+        num_macs: Multiply-adds of the whole network for one sample, or None without an
+            example input.
+    """
+
+    layers: pd.DataFrame = field(repr=False)
+    skipped: pd.DataFrame = field(repr=False)
+    num_weights: int
+    num_macs: int | None
+
+    def __str__(self) -> str:
+        lines = ["No layer to compress."]
+        if len(self.layers):
+            in_play = int(self.layers["weights"].sum())
+            lines = [
+                _as_text(self.layers),
+                f"{len(self.layers)} layers in play, {in_play:,} of "
+                f"{self.num_weights:,} weights"
+                + _share(self.layers, "weights", self.num_weights),
+            ]
+        if self.num_macs is not None:
+            lines.append(
+                f"{self.num_macs:,} multiply-adds a sample"
+                + _share(self.layers, "macs", self.num_macs)
+            )
+        if len(self.skipped):
+            lines += ["", "Left out:", _as_text(self.skipped)]
+        return "\n".join(lines)
+
+
+def profile(
+    network: nn.Module,
+    example: Tensor | None = None,
+    *,
+    choose: Choose = choose_low_rank,
+    include: Selectors | None = None,
+    exclude: Selectors = (),
+    encoding: str = "log",
+    min_rank: int = 1,
+) -> NetworkProfile:
+    """Tabulate the layers of a network before any search.
+
+    Nothing is decomposed: weights and multiply-adds are those of the structures that a
+    rank would have. Multiply-adds are counted by torch while the network runs once on
+    the example, and for the factored layers on inputs of the same shapes.
+
+    Args:
+        network: Any network, in any mode; not modified.
+        example: A batch of inputs, one sample is enough. Shape `n x ...`. None leaves
+            the multiply-adds out.
+        choose: See `find_layers`.
+        include: See `find_layers`.
+        exclude: See `find_layers`.
+        encoding: `"log"` or `"linear"`: what the coordinate 0.5 means. `"energy"` would
+            need a decomposition.
+        min_rank: Smallest rank.
+
+    Returns:
+        The profile; print it. Pruned layers have the multiply-adds of dense ones,
+        because zeros are multiplied as well.
+
+    Raises:
+        ValueError: when a selector matches nothing, a layer is chosen that its
+            decomposition does not support, or the network does not return one output a
+            sample of the example.
+
+    Example:
+        >>> network = nn.Sequential(nn.Linear(30, 20), nn.ReLU(), nn.Linear(20, 1))
+        >>> print(profile(network, torch.zeros(1, 30)).layers[
+        ...     ["layer", "max_rank", "weights", "weights_centre", "macs_centre"]])
+          layer  max_rank  weights  weights_centre  macs_centre
+        0     0        12      600             150          150
+    """
+    network = unwrap(network)
+    layers, skipped = survey_layers(network, choose, include=include, exclude=exclude)
+    inputs: dict[str, list[torch.Size]] = {}
+    num_macs = None
+    if example is not None:
+        inputs, total = _run(network, layers, example)
+        num_macs = total // len(example)
+    rows = []
+    for layer in layers:
+        module = network.get_submodule(layer.name)
+        shapes = inputs.get(layer.name, [])
+        row = _weights_row(layer, module, encoding, min_rank)
+        if example is not None:
+            row |= _macs_row(layer, module, row, shapes, len(example))
+        rows.append(row)
+    return NetworkProfile(
+        layers=pd.DataFrame(rows),
+        skipped=pd.DataFrame(
+            [(s.name, s.kind, s.reason) for s in skipped],
+            columns=["layer", "kind", "reason"],
+        ),
+        num_weights=sum(weight.numel() for weight in layer_weights(network)),
+        num_macs=num_macs,
+    )
+
+
+def _weights_row(
+    layer: LayerSpec, module: nn.Module, encoding: str, min_rank: int
+) -> dict[str, object]:
+    """Describe a layer, and what it weighs at three ranks."""
+    scale = rank_scale(layer, encoding=encoding, at_max="factor", min_rank=min_rank)
+    ranks = [int(scale.rank_from_unit(u)) for u in (0.0, 0.5, 1.0)]
+    return {
+        "layer": layer.name,
+        "kind": type(module).__name__,
+        "decomposition": layer.decomposition.name,
+        "weight_shape": layer.weight_shape,
+        "max_rank": layer.max_rank,
+        "weights": layer.num_weights,
+        **{f"rank_{p}": rank for p, rank in zip(_POINTS, ranks, strict=True)},
+        **{
+            f"weights_{p}": layer.weights_at(rank)
+            for p, rank in zip(_POINTS, ranks, strict=True)
+        },
+    }
+
+
+def _macs_row(
+    layer: LayerSpec,
+    module: nn.Module,
+    row: dict[str, object],
+    shapes: list[torch.Size],
+    samples: int,
+) -> dict[str, float]:
+    """Count a layer's multiply-adds for one sample, dense and at three ranks."""
+    names = ["macs", *(f"macs_{p}" for p in _POINTS)]
+    if not shapes:
+        return dict.fromkeys(names, float("nan"))
+    # Without memory and without arithmetic: the meta device knows shapes only.
+    dense = copy.deepcopy(module).to("meta")
+    modules = [dense]
+    for point in _POINTS:
+        rank = row[f"rank_{point}"]
+        modules.append(layer.decomposition.empty(dense, int(str(rank))))
+    counts = [_meta_macs(one, shapes) for one in modules]
+    return {n: count // samples for n, count in zip(names, counts, strict=True)}
+
+
+def _share(table: pd.DataFrame, column: str, total: int) -> str:
+    """Say what the layers in play add up to, from smallest to largest rank."""
+    if not len(table) or not total:
+        return ""
+    low, centre, high = (int(table[f"{column}_{p}"].sum()) for p in _POINTS)
+    dense = int(table[column].sum())
+    rest = total - dense
+    shares = ", ".join(f"{(rest + n) / total:.1%}" for n in (low, centre, high))
+    return f"; whole network at min, centre, max: {shares}"
+
+
+def _as_text(table: pd.DataFrame) -> str:
+    """Print a table in full width, shapes with an x between the sides."""
+    table = table.copy()
+    if "weight_shape" in table:
+        shapes = [" x ".join(map(str, shape)) for shape in table["weight_shape"]]
+        table["weight_shape"] = shapes
+    number = "{:,.0f}".format
+    formatters = {c: number for c in table.columns if c.startswith(("macs", "weights"))}
+    return table.to_string(index=False, formatters=formatters, na_rep="not called")

@@ -1,0 +1,158 @@
+"""What was done to a network: kept with it, and stored beside its weights."""
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, Final
+
+from torch import nn
+
+from compression_adapters.layers.survey import LayerSpec
+from compression_adapters.rank_space.scales import DENSE, Rank
+
+FORMAT_VERSION: Final = 1
+
+
+_ATTRIBUTE: Final = "compression_recipe"
+"""Where a compressed network keeps its recipe, so that a later search can add to it."""
+
+
+@dataclass(frozen=True)
+class LayerRecipe:
+    """What was done to one layer.
+
+    Args:
+        name: Layer name.
+        decomposition: Name of the decomposition.
+        weight_shape: Shape of the dense weight.
+        rank: Its rank, or `"dense"`.
+    """
+
+    name: str
+    decomposition: str
+    weight_shape: tuple[int, ...]
+    rank: Rank
+
+
+@dataclass(frozen=True)
+class CompressionRecipe:
+    """What was done to a network, as it is stored in `recipe.json`.
+
+    Args:
+        layers: One entry for each layer in play, those left dense included, in the
+            order in which they were compressed: a layer that was compressed again by a
+            later search comes again.
+        format_version: Version of the format; a newer one is refused.
+
+    Example:
+        >>> recipe = CompressionRecipe((LayerRecipe("fc", "svd", (20, 30), 3),))
+        >>> CompressionRecipe.from_json(recipe.to_json()) == recipe
+        True
+    """
+
+    layers: tuple[LayerRecipe, ...]
+    format_version: int = FORMAT_VERSION
+
+    def to_json(self) -> str:
+        """Write the recipe as JSON."""
+        return json.dumps(asdict(self), indent=2) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str) -> "CompressionRecipe":
+        """Read a recipe, refusing whatever `to_json` would not have written.
+
+        Raises:
+            ValueError: when the text is no JSON, of a newer format, or has missing,
+                extra or ill-typed entries; the message says which.
+        """
+        try:
+            data = json.loads(text)
+        except (ValueError, RecursionError) as error:
+            raise ValueError(f"The recipe is not valid JSON: {error}") from error
+        # The version first: a newer format may have other keys.
+        version = data.get("format_version") if isinstance(data, dict) else None
+        if type(version) is int and version > FORMAT_VERSION:
+            raise ValueError(
+                f"The recipe has format_version {version}; this version of ax-pac reads"
+                f" up to {FORMAT_VERSION}. Update ax-pac."
+            )
+        _require_keys(data, {"format_version", "layers"}, "the recipe")
+        if type(version) is not int or version < 1:
+            raise ValueError(f"format_version must be {FORMAT_VERSION}; got {version}.")
+        if not isinstance(data["layers"], list) or not data["layers"]:
+            raise ValueError("The recipe's 'layers' must be a non-empty list.")
+        layers = tuple(_layer_recipe(entry) for entry in data["layers"])
+        return cls(layers, version)
+
+
+def recipe_of(network: nn.Module) -> tuple[LayerRecipe, ...]:
+    """Return what was done to a network by all searches so far.
+
+    Args:
+        network: Any network.
+
+    Returns:
+        Entries in the order in which they were applied; none for a network that was
+        not compressed here, or was put into another module since.
+    """
+    recipe: tuple[LayerRecipe, ...] = vars(network).get(_ATTRIBUTE, ())
+    return recipe
+
+
+def record_recipe(network: nn.Module, entries: Iterable[LayerRecipe]) -> None:
+    """Keep with a network what was done to it.
+
+    Args:
+        network: The compressed network.
+        entries: All of them; what was kept before is replaced.
+    """
+    setattr(network, _ATTRIBUTE, tuple(entries))
+
+
+def entries_for(
+    layers: Iterable[LayerSpec], ranks: Mapping[str, Rank]
+) -> tuple[LayerRecipe, ...]:
+    """Describe what one search does to its layers.
+
+    Args:
+        layers: The layers in play.
+        ranks: Layer name to rank or `"dense"`.
+
+    Returns:
+        One entry a layer.
+
+    Raises:
+        ValueError: when a layer has no rank.
+    """
+    entries = []
+    for layer in layers:
+        rank = ranks.get(layer.name)
+        if rank is None:
+            raise ValueError(f"ranks has no entry for layer {layer.name!r}.")
+        name = layer.decomposition.name
+        entries.append(LayerRecipe(layer.name, name, layer.weight_shape, rank))
+    return tuple(entries)
+
+
+def _require_keys(data: Any, keys: set[str], what: str) -> None:
+    """Raise a ValueError unless `data` is a dict with exactly these keys."""
+    if not isinstance(data, dict) or set(data) != keys:
+        came = sorted(data) if isinstance(data, dict) else type(data).__name__
+        raise ValueError(f"{what} must have the keys {sorted(keys)}; got {came}.")
+
+
+def _layer_recipe(entry: Any) -> LayerRecipe:
+    """Check one layer's entry."""
+    keys = {"name", "decomposition", "weight_shape", "rank"}
+    _require_keys(entry, keys, "a layer of the recipe")
+    name, shape, rank = entry["name"], entry["weight_shape"], entry["rank"]
+    if not isinstance(name, str) or not isinstance(entry["decomposition"], str):
+        raise ValueError(f"A layer's name and decomposition must be text; got {entry}.")
+    # `type(...) is int`: True is an int to isinstance.
+    if not isinstance(shape, list) or any(type(n) is not int or n < 1 for n in shape):
+        raise ValueError(f"Layer {name!r}: weight_shape must be a list of integers.")
+    if rank != DENSE and (type(rank) is not int or rank < 1):
+        raise ValueError(
+            f"Layer {name!r}: rank must be a positive integer or 'dense'; got {rank!r}."
+        )
+    return LayerRecipe(name, entry["decomposition"], tuple(shape), rank)

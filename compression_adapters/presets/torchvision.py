@@ -1,0 +1,165 @@
+"""Networks, weights and images through torchvision."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils.data import Dataset
+
+from compression_adapters.decompositions import DECOMPOSITIONS, Decomposition
+
+
+def choose_3x3(name: str, module: nn.Module) -> Decomposition | None:
+    """Choose a low-rank form for every plain 3 x 3 convolution.
+
+    Sixteen layers in ResNet50, as in the paper, and sixteen in ResNet18, where the
+    paper takes eight (`choose_second_3x3`).
+
+    Args:
+        name: Layer name; not looked at.
+        module: The module at that name.
+
+    Returns:
+        The decomposition, or None to leave the module alone.
+
+    Example:
+        >>> choose_3x3("conv1", nn.Conv2d(4, 4, 3)).name
+        'low_rank_conv'
+        >>> choose_3x3("conv1", nn.Conv2d(4, 4, 7)) is None
+        True
+    """
+    tai = DECOMPOSITIONS["low_rank_conv"]
+    fits = isinstance(module, nn.Conv2d) and module.kernel_size == (3, 3)
+    return tai if fits and tai.supports(module) else None
+
+
+def choose_second_3x3(name: str, module: nn.Module) -> Decomposition | None:
+    """Choose a low-rank form for the second convolution of each residual block.
+
+    The eight layers of ResNet18 whose weights add up to the paper's totals; see
+    `docs/reproduction.md` for the nine that the paper prints.
+
+    Args:
+        name: Layer name, `...conv2` for a second convolution.
+        module: The module at that name.
+
+    Returns:
+        The decomposition, or None to leave the module alone.
+
+    Example:
+        >>> choose_second_3x3("layer1.0.conv2", nn.Conv2d(4, 4, 3)).name
+        'low_rank_conv'
+    """
+    return choose_3x3(name, module) if name.rpartition(".")[2] == "conv2" else None
+
+
+def torchvision_network(name: str, num_classes: int = 1000) -> nn.Module:
+    """Build one of torchvision's networks for classification, with fresh weights.
+
+    Args:
+        name: As `torchvision.models` calls it, such as `resnet18`.
+        num_classes: Outputs.
+
+    Returns:
+        The network, in eval mode.
+
+    Raises:
+        ValueError: when torchvision has no such network.
+    """
+    from torchvision import models
+
+    known = models.list_models(module=models)
+    if name not in known:
+        raise ValueError(
+            f"torchvision has no network {name!r}; it has {', '.join(known)}."
+        )
+    network: nn.Module = models.get_model(name, weights=None, num_classes=num_classes)
+    return network.eval()
+
+
+def pretrained(name: str, weights: str = "IMAGENET1K_V1") -> nn.Module:
+    """Build one of torchvision's networks with the weights torchvision has for it.
+
+    They are read from torch's cache, or downloaded into it; nothing is unpickled.
+
+    Args:
+        name: As `torchvision.models` calls it.
+        weights: Name of the weights, such as `IMAGENET1K_V1` or `DEFAULT`.
+
+    Returns:
+        The network, in eval mode.
+
+    Raises:
+        ValueError: when there are no such weights, or they cannot be downloaded; the
+            message says what to download and where to put it.
+    """
+    from torchvision import models
+
+    network = torchvision_network(name)
+    known = models.get_model_weights(name)
+    if weights not in known.__members__:
+        raise ValueError(
+            f"torchvision has no weights {weights!r} for {name}; it has "
+            f"{', '.join(known.__members__)}. A file of your own needs its suffix "
+            "(.safetensors, .pt or .pth)."
+        )
+    entry = known[weights]
+    folder = Path(torch.hub.get_dir()) / "checkpoints"
+    try:
+        state = entry.get_state_dict(
+            progress=False, check_hash=True, weights_only=True, map_location="cpu"
+        )
+    except (OSError, RuntimeError) as error:
+        raise ValueError(
+            f"The weights {weights} of {name} are not in {folder} and could not be "
+            f"downloaded ({error}). Download {entry.url} where there is a connection "
+            f"and put it into {folder}, or pass its path as the weights."
+        ) from error
+    network.load_state_dict(state)
+    return network
+
+
+def image_folder(
+    folder: str | Path,
+    *,
+    size: int = 224,
+    mean: tuple[float, ...] = (0.485, 0.456, 0.406),
+    std: tuple[float, ...] = (0.229, 0.224, 0.225),
+) -> Dataset[Any]:
+    """Read a folder of images as networks for ImageNet expect them.
+
+    The short side is resized to `size / 0.875`, the middle `size x size` pixels are cut
+    out and normalised. No random augmentation: an image is the same each time.
+
+    Args:
+        folder: One folder a class with its images, as in ILSVRC2012's `train` and
+            `val`; classes are numbered in the order of their names.
+        size: Height and width. Unit: pixels.
+        mean: Of each colour, subtracted. Pixels are in [0, 1].
+        std: Of each colour, divided by.
+
+    Returns:
+        A dataset of images, `3 x size x size`, and class indices.
+
+    Raises:
+        ValueError: when the folder is missing or holds no class folders with images.
+    """
+    from torchvision import datasets, transforms
+
+    prepare = transforms.Compose(
+        [
+            transforms.Resize(round(size / 0.875)),
+            transforms.CenterCrop(size),
+            transforms.ToTensor(),
+            transforms.Normalize(mean, std),
+        ]
+    )
+    try:
+        images: Dataset[Any] = datasets.ImageFolder(str(folder), prepare)
+    except FileNotFoundError as error:
+        raise ValueError(
+            f"{folder} must hold one folder for each class with its images, as "
+            f"ILSVRC2012's train and val do: {error}"
+        ) from error
+    return images

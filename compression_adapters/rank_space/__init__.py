@@ -1,0 +1,1 @@
+"""From ranks to coordinates in [0, 1] and back."""

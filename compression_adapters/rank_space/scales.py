@@ -1,0 +1,288 @@
+"""Encodings: which part of [0, 1] means which rank of a layer."""
+
+from bisect import bisect_right
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import pairwise
+from typing import Final, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from compression_adapters.layers.survey import LayerSpec
+
+Rank = int | Literal["dense"]
+
+
+AtMax = Literal["dense", "factor"]
+
+
+DENSE: Final = "dense"
+"""The outcome that leaves a layer as it is."""
+
+
+MINIMAL_WIDTH_SHARE: Final = 0.01
+"""Share of [0, 1] that the `energy` encoding divides equally among all bins."""
+
+
+@dataclass(frozen=True)
+class RankScale:
+    """The bins of one layer: which part of [0, 1] means which rank.
+
+    Bin i is `[edges[i], edges[i + 1])`, the last one closed. The bins stand for the
+    ranks `min_rank` to `max_rank` and, with `at_max="dense"`, for the dense layer.
+
+    Args:
+        min_rank: Rank of the first bin.
+        max_rank: Largest rank.
+        at_max: Whether the last bin is `dense` or the factors at `max_rank`.
+        edges: Strictly increasing from 0.0 to 1.0, one more than there are bins.
+        round_to: Ranks are multiples of this, or `max_rank` where no multiple lies
+            between the two.
+
+    Raises:
+        ValueError: when the edges do not fit the ranks.
+
+    Example:
+        >>> scale = RankScale(1, 2, "dense", (0.0, 0.5, 0.75, 1.0))
+        >>> [scale.rank_from_unit(u) for u in (0.0, 0.5, 1.0)]
+        [1, 2, 'dense']
+        >>> scale.unit_from_rank("dense")
+        0.875
+    """
+
+    min_rank: int
+    max_rank: int
+    at_max: AtMax
+    edges: tuple[float, ...]
+    round_to: int = 1
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.min_rank <= self.max_rank:
+            raise ValueError(
+                "ranks must satisfy 1 <= min_rank <= max_rank; "
+                f"got {self.min_rank} and {self.max_rank}."
+            )
+        bins = len(self.ranks) + (self.at_max == DENSE)
+        if (
+            len(self.edges) != bins + 1
+            or self.edges[0] != 0.0
+            or self.edges[-1] != 1.0
+            or any(not a < b for a, b in pairwise(self.edges))
+        ):
+            raise ValueError(
+                f"edges must increase strictly from 0.0 to 1.0 around {bins} bins; got "
+                f"{len(self.edges)} edges, {self.edges[:2]} to {self.edges[-2:]}."
+            )
+
+    @cached_property
+    def ranks(self) -> Sequence[int]:
+        """The ranks that have a bin, ascending."""
+        return _allowed_ranks(self.min_rank, self.max_rank, self.round_to)
+
+    def rank_from_unit(self, u: float) -> Rank:
+        """Return the rank whose bin holds the unit coordinate `u`.
+
+        Raises:
+            ValueError: when `u` is NaN or outside [0, 1].
+        """
+        if not 0.0 <= u <= 1.0:
+            raise ValueError(f"A unit coordinate must lie in [0, 1]; got {u}.")
+        i = bisect_right(self.edges, u, 1, len(self.edges) - 1) - 1
+        return self.ranks[i] if i < len(self.ranks) else DENSE
+
+    def bin_of_rank(self, rank: Rank) -> tuple[float, float]:
+        """Return the two edges of the bin of `rank`.
+
+        Raises:
+            ValueError: when the scale has no such rank.
+        """
+        if rank == DENSE and self.at_max == DENSE:
+            return self.edges[-2], self.edges[-1]
+        if isinstance(rank, int) and rank in self.ranks:
+            i = self.ranks.index(rank)
+            return self.edges[i], self.edges[i + 1]
+        dense = " or 'dense'" if self.at_max == DENSE else ""
+        multiple = f", a multiple of {self.round_to}" if self.round_to > 1 else ""
+        raise ValueError(
+            f"rank must be {self.min_rank} to {self.max_rank}{multiple}{dense}; got "
+            f"{rank!r}."
+        )
+
+    def unit_from_rank(self, rank: Rank) -> float:
+        """Return the centre of the bin of `rank`, which maps back to it.
+
+        Raises:
+            ValueError: when the scale has no such rank.
+        """
+        low, high = self.bin_of_rank(rank)
+        return (low + high) / 2
+
+
+def _allowed_ranks(min_rank: int, max_rank: int, round_to: int) -> Sequence[int]:
+    """List the multiples between two ranks; the larger one if there are none."""
+    first = -(-min_rank // round_to) * round_to
+    return range(first, max_rank + 1, round_to) or range(max_rank, max_rank + 1)
+
+
+def _linear_edges(
+    min_rank: int, max_rank: int, dense: bool, singular_values: Tensor | None
+) -> NDArray[np.float64]:
+    """Give every outcome the same width."""
+    return np.arange(max_rank - min_rank + 2 + dense, dtype=np.float64)
+
+
+def _log_edges(
+    min_rank: int, max_rank: int, dense: bool, singular_values: Tensor | None
+) -> NDArray[np.float64]:
+    """Give rank r the width log((r + 1) / r); dense counts as rank max_rank + 1."""
+    return np.log(np.arange(min_rank, max_rank + 2 + dense) / min_rank)
+
+
+def _energy_edges(
+    min_rank: int, max_rank: int, dense: bool, singular_values: Tensor | None
+) -> NDArray[np.float64]:
+    """Give rank r the share of squared singular values that it adds."""
+    if singular_values is None:
+        raise ValueError("encoding 'energy' needs the layer's singular values.")
+    s = singular_values.detach().double().cpu().numpy()
+    if s.ndim != 1 or len(s) < max_rank or not np.isfinite(s).all() or (s < 0).any():
+        raise ValueError(
+            f"singular_values must be at least {max_rank} finite numbers, none of them "
+            f"negative; got shape {s.shape}."
+        )
+    if not s.any():
+        raise ValueError(
+            "encoding 'energy' is not defined for a weight of zeros; use 'log'."
+        )
+    energy = np.cumsum((s / s.max()) ** 2)
+    energy /= energy[-1]
+    # Ranks below min_rank fold into the first bin, all beyond max_rank into the last.
+    inner = energy[min_rank - 1 : max_rank if dense else max_rank - 1]
+    widths = np.diff(np.concatenate(([0.0], inner, [1.0]))).clip(min=0.0)
+    floor = MINIMAL_WIDTH_SHARE / len(widths)
+    widths = (1.0 - MINIMAL_WIDTH_SHARE) * widths / widths.sum() + floor
+    return np.concatenate(([0.0], np.cumsum(widths)))
+
+
+ENCODINGS: dict[str, Callable[[int, int, bool, Tensor | None], NDArray[np.float64]]] = {
+    "linear": _linear_edges,
+    "log": _log_edges,
+    "energy": _energy_edges,
+}
+"""Encodings by name: the edges of the bins, from 0 and up to a common factor."""
+
+
+def rank_scale(
+    layer: LayerSpec,
+    *,
+    encoding: str = "log",
+    at_max: AtMax = "dense",
+    min_rank: int = 1,
+    round_to: int = 1,
+    singular_values: Tensor | None = None,
+) -> RankScale:
+    """Divide [0, 1] into the bins of one layer's ranks.
+
+    - `linear`: equal widths. The paper's encoding; under it all useful ranks of a wide
+      layer crowd into one corner of the cube.
+    - `log`: the bin of rank r is [log(r / r_min), log((r + 1) / r_min)), scaled to
+      [0, 1]: the rank grows geometrically. Dense counts as rank max_rank + 1, so that
+      its bin is as wide as a further rank's and not the single point 1.0.
+    - `energy`: the coordinate is the share of the layer's squared singular values that
+      is kept; dense takes the energy beyond `max_rank`. One hundredth of the range
+      (`MINIMAL_WIDTH_SHARE`) is divided equally among the bins, so that each rank stays
+      reachable even where singular values are zero.
+
+    Args:
+        layer: The layer.
+        encoding: A key of `ENCODINGS`. `log` is the default because searches under it
+            end at the right answer more often than under the other two.
+        at_max: Whether the last bin means *left dense*, or as in the paper the factors
+            at `max_rank`, which cost as much as the layer and are less accurate.
+        min_rank: Smallest rank. Above the layer's `max_rank` it is clipped to it: a
+            floor of 10 on a layer with maximal rank 9 leaves rank 9 (and dense).
+        round_to: Use only multiples of this, which hardware may like: 8 for instance.
+            A bin takes over what belongs to the ranks below it that are no multiples,
+            the last one what is above it. A layer without a multiple keeps its
+            `max_rank`.
+        singular_values: For `energy` only. Shape `full_rank`.
+
+    Returns:
+        The scale.
+
+    Raises:
+        ValueError: for an unknown encoding or `at_max`, `min_rank` or `round_to` below
+            1, or singular values that `energy` cannot use; the message names the layer.
+
+    Source: Ma et al. 2019, section 3.3 (linear, `at_max="factor"`). Deviation: the
+        paper does not say how it rounds; here each rank has a bin.
+
+    Example:
+        >>> layer = LayerSpec("fc", None, (30, 20), 12, 600)
+        >>> scale = rank_scale(layer, encoding="log")
+        >>> [scale.rank_from_unit(u / 4) for u in range(5)]
+        [1, 1, 3, 7, 'dense']
+    """
+    check_scale_options(layer, encoding, at_max, min_rank, round_to)
+    low = min(min_rank, layer.max_rank)
+    try:
+        edges = ENCODINGS[encoding](
+            low, layer.max_rank, at_max == DENSE, singular_values
+        )
+    except ValueError as error:
+        raise ValueError(f"Layer {layer.name!r}: {error}") from error
+    return scale_of_edges(edges, low, layer, at_max, round_to)
+
+
+def check_scale_options(
+    layer: LayerSpec, encoding: str, at_max: str, min_rank: int, round_to: int
+) -> None:
+    """Refuse options that no scale can have.
+
+    Raises:
+        ValueError: as `rank_scale` does; the message names the layer.
+    """
+    where = f"Layer {layer.name!r}: "
+    if encoding not in ENCODINGS:
+        raise ValueError(
+            f"{where}encoding must be one of {', '.join(ENCODINGS)}; got {encoding!r}."
+        )
+    if at_max not in ("dense", "factor"):
+        raise ValueError(f"{where}at_max must be 'dense' or 'factor'; got {at_max!r}.")
+    if min_rank < 1:
+        raise ValueError(f"{where}min_rank must be at least 1; got {min_rank}.")
+    if round_to < 1:
+        raise ValueError(f"{where}round_to must be at least 1; got {round_to}.")
+
+
+def scale_of_edges(
+    edges: NDArray[np.float64],
+    low: int,
+    layer: LayerSpec,
+    at_max: AtMax,
+    round_to: int,
+) -> RankScale:
+    """Make a scale of the edges of all ranks, keeping those of the allowed ones.
+
+    Args:
+        edges: Of the ranks from `low` to the layer's maximal one, and of dense where
+            `at_max` says so; from 0 to any positive number.
+        low: Smallest rank.
+        layer: The layer.
+        at_max: See `rank_scale`.
+        round_to: See `rank_scale`.
+
+    Returns:
+        The scale.
+    """
+    edges = edges / edges[-1]
+    if round_to > 1:
+        # The upper edge of a rank's bin is at its distance from the lowest rank.
+        allowed = _allowed_ranks(low, layer.max_rank, round_to)
+        inner = [edges[rank - low + 1] for rank in allowed[:-1]]
+        last = [edges[-2], 1.0] if at_max == DENSE else [1.0]
+        edges = np.array([0.0, *inner, *last])
+    return RankScale(low, layer.max_rank, at_max, tuple(edges.tolist()), round_to)

@@ -1,0 +1,321 @@
+"""A finished search as files: summary, table of trials, and a page to look at."""
+
+from __future__ import annotations
+
+import html
+import json
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import plotly.graph_objects as go
+
+from compression_adapters.report.plots import (
+    plot_objective,
+    plot_ranks,
+    plot_ratio_against_accuracy,
+    plot_ratio_against_loss,
+)
+
+SUMMARY_FILE = "summary.json"
+
+
+TRIALS_FILE = "trials.csv"
+
+
+REPORT_FILE = "report.html"
+
+
+NETWORK_FOLDER = "network"
+
+
+FORMAT_VERSION = 1
+
+
+_STYLE = """
+body { font: 16px/1.5 system-ui, sans-serif; color: #222; max-width: 60rem;
+       margin: 2rem auto; padding: 0 1rem; }
+h1 { font-size: 1.6rem; margin-bottom: .2rem; }
+.verdict { padding: .8rem 1rem; border-left: .4rem solid; margin: 1rem 0; }
+.holds { border-color: #2ca02c; background: #f0f8f0; }
+.open { border-color: #d9822b; background: #fdf6ee; }
+table { border-collapse: collapse; margin: 1rem 0; }
+th, td { padding: .25rem .8rem; text-align: right; border-bottom: 1px solid #ddd; }
+th:first-child, td:first-child { text-align: left; }
+figure { margin: 2rem 0; } figcaption { color: #555; }
+.trials { overflow-x: auto; font-size: .8rem; }
+"""
+
+
+def write_run(folder: Path, summary: dict[str, Any], trials: pd.DataFrame) -> None:
+    """Write `summary.json` and `trials.csv`.
+
+    Args:
+        folder: Where to; made if missing.
+        summary: Plain JSON values. NaN and infinities become null, which JSON has.
+        trials: A search's trial table.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    content = {"format_version": FORMAT_VERSION, **_plain(summary)}
+    text = json.dumps(content, indent=2, allow_nan=False) + "\n"
+    (folder / SUMMARY_FILE).write_text(text, encoding="utf-8")
+    trials.to_csv(folder / TRIALS_FILE, index=False)
+
+
+def read_run(folder: Path) -> tuple[dict[str, Any], pd.DataFrame]:
+    """Read what `write_run` wrote.
+
+    Args:
+        folder: A run's folder.
+
+    Returns:
+        Summary and trial table.
+
+    Raises:
+        ValueError: When the folder holds no finished run, a damaged one, or one of a
+            newer format.
+    """
+    path = folder / SUMMARY_FILE
+    if not path.is_file() or not (folder / TRIALS_FILE).is_file():
+        raise ValueError(
+            f"{folder} holds no finished run: expected {SUMMARY_FILE} and {TRIALS_FILE}"
+        )
+    try:
+        summary = json.loads(path.read_text(encoding="utf-8"))
+        version = summary["format_version"]
+    except (json.JSONDecodeError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} is damaged: {error!r}") from error
+    if not isinstance(version, int) or version > FORMAT_VERSION:
+        raise ValueError(
+            f"{path} has format {version!r}, this version reads up to "
+            f"{FORMAT_VERSION}: update ax-pac"
+        )
+    return summary, pd.read_csv(folder / TRIALS_FILE)
+
+
+def write_report(
+    folder: Path, extra_figures: Sequence[tuple[str, go.Figure]] = ()
+) -> Path:
+    """Write `report.html` from a run's files; it needs no network to be looked at.
+
+    Args:
+        folder: A run's folder, see `write_run`.
+        extra_figures: Further pictures with their captions, put after the objective.
+
+    Returns:
+        The page.
+
+    Raises:
+        ValueError: When the folder holds no finished run.
+    """
+    summary, trials = read_run(folder)
+    layers = pd.DataFrame(summary["layers"])
+    incumbent = summary.get("incumbent_trial")
+    figures = [
+        (
+            "Each evaluation of the objective, on fresh samples, with its error bars.",
+            plot_objective(trials, incumbent),
+        ),
+        *extra_figures,
+        ("What the search chose for each layer.", plot_ranks(layers)),
+        (
+            "What each evaluated network costs and loses, as the search saw it.",
+            plot_ratio_against_loss(trials, incumbent),
+        ),
+    ]
+    if "accuracy_compressed" in summary:
+        points = _accuracy_points(summary, trials)
+        figures.append(
+            (
+                "Every evaluated network on the test set, which the search never saw.",
+                plot_ratio_against_accuracy(points),
+            )
+        )
+    path = folder / REPORT_FILE
+    path.write_text(_page(summary, layers, trials, figures), encoding="utf-8")
+    return path
+
+
+def _accuracy_points(summary: dict[str, Any], trials: pd.DataFrame) -> pd.DataFrame:
+    """Collect original, trials and result as points of ratio and accuracy."""
+    points = [
+        {
+            "name": "original",
+            "compression_ratio": 1.0,
+            "accuracy": summary["accuracy_original"],
+        }
+    ]
+    if "accuracy" in trials:
+        evaluated = trials.dropna(subset=["accuracy"])
+        evaluated = evaluated[evaluated["trial_index"] != summary["incumbent_trial"]]
+        evaluated = evaluated.assign(name=evaluated["trial_index"].astype(str))
+        columns = ["name", "compression_ratio", "accuracy"]
+        points += evaluated[columns].to_dict("records")
+    points.append(
+        {
+            "name": "compressed",
+            "compression_ratio": summary["compression_ratio"],
+            "accuracy": summary["accuracy_compressed"],
+        }
+    )
+    return pd.DataFrame(points)
+
+
+def _page(
+    summary: dict[str, Any],
+    layers: pd.DataFrame,
+    trials: pd.DataFrame,
+    figures: Sequence[tuple[str, go.Figure]],
+) -> str:
+    """Assemble the page."""
+    certificate, reason = summary["certificate"], summary["stop_reason"]
+    parts = [
+        verdict_html(
+            certificate["holds"],
+            certificate["level"],
+            certificate["reason"],
+            certificate["num_observations"],
+            reason,
+        ),
+        _results_table(summary),
+        layers.to_html(index=False, border=0, float_format="{:.4f}".format),
+    ]
+    for number, (caption, figure) in enumerate(figures):
+        # The library is written once, into the page: it opens without a network.
+        parts.append(figure_html(figure, caption, with_library=number == 0))
+    number_format = "{:.4g}".format
+    table = trials.to_html(index=False, border=0, na_rep="", float_format=number_format)
+    parts.append(f"<h2>Trials</h2><div class='trials'>{table}</div>")
+    versions = ", ".join(f"{k} {v}" for k, v in summary["versions"].items())
+    parts.append(f"<p>Seed {summary['seed']}; {html.escape(versions)}.</p>")
+    return html_page(f"Compression of {summary['network']}", parts)
+
+
+def html_page(title: str, parts: Sequence[str]) -> str:
+    """Assemble a page.
+
+    Args:
+        title: Its heading, not yet escaped.
+        parts: Its content.
+
+    Returns:
+        The page.
+    """
+    title = html.escape(title)
+    head = [
+        "<!doctype html><html lang='en'><head><meta charset='utf-8'>",
+        f"<title>{title}</title><style>{_STYLE}</style></head><body>",
+        f"<h1>{title}</h1>",
+    ]
+    return "\n".join([*head, *parts, "</body></html>"])
+
+
+def figure_html(figure: go.Figure, caption: str, *, with_library: bool) -> str:
+    """Draw a picture with its caption.
+
+    Args:
+        figure: Its layout is changed to that of the page.
+        caption: Not yet escaped.
+        with_library: For the first picture of a page.
+
+    Returns:
+        Part of a page.
+    """
+    figure.update_layout(
+        template="plotly_white",
+        height=420,
+        margin={"t": 60},
+        legend={"orientation": "h", "y": -0.2},
+    )
+    picture = figure.to_html(full_html=False, include_plotlyjs=with_library)
+    caption = html.escape(caption)
+    return f"<figure>{picture}<figcaption>{caption}</figcaption></figure>"
+
+
+def verdict_html(
+    holds: bool, level: str, reason: str, evaluations: int, stop_reason: str = ""
+) -> str:
+    """Say in one paragraph whether a search is finished, and in what sense.
+
+    Args:
+        holds: Whether its certificate does.
+        level: Of the certificate.
+        reason: Of the certificate.
+        evaluations: How many there were.
+        stop_reason: Why the search ended without one, if known.
+
+    Returns:
+        Part of a page.
+    """
+    why = f" ({stop_reason})" if stop_reason else ""
+    head = "Certified" if holds else f"Not certified{why}"
+    return (
+        f"<p class='verdict {'holds' if holds else 'open'}'><strong>{head}</strong>, "
+        f"level {html.escape(level)}: {html.escape(reason)}. "
+        f"{evaluations} evaluations.</p>"
+    )
+
+
+def _results_table(summary: dict[str, Any]) -> str:
+    """Tabulate before and after."""
+    rows = []
+    if "accuracy_compressed" in summary:
+        for name, key in (("top-1 accuracy", "accuracy"), ("top-5 accuracy", "top5")):
+            before, after = summary[f"{key}_original"], summary[f"{key}_compressed"]
+            rows.append((name, f"{before:.2%}", f"{after:.2%}"))
+    for name, key in (
+        ("weights, layers in play", "compression_ratio"),
+        ("weights, whole network", "whole_network_ratio"),
+    ):
+        rows.append((name, "100 %", f"{summary[key]:.2%}"))
+    costs = summary.get("costs", {"table": [], "warnings": []})
+    for cost in costs["table"]:
+        before, after = f"{cost['before']:,.4g}", f"{cost['after']:,.4g}"
+        rows.append((cost["quantity"], before, f"{after} ({cost['ratio']:.1%})"))
+    cells = "".join(
+        f"<tr><td>{name}</td><td>{before}</td><td>{after}</td></tr>"
+        for name, before, after in rows
+    )
+    seconds = ", ".join(f"{k} {v:.1f} s" for k, v in summary["timings"].items())
+    fresh = summary.get("loss_fresh")
+    remarks = [*costs["warnings"]]
+    if fresh is not None:
+        remarks.append(
+            f"Loss of the compressed network on fresh samples: {fresh['mean']:.4g}, "
+            f"standard error {fresh['sem']:.2g}."
+        )
+    remarks += _choices(summary)
+    notes = "".join(f"<p>{html.escape(remark)}</p>" for remark in remarks)
+    return (
+        "<table><tr><th></th><th>original</th><th>compressed</th></tr>"
+        f"{cells}</table>{notes}<p>Time: {seconds}.</p>"
+    )
+
+
+def _choices(summary: dict[str, Any]) -> list[str]:
+    """Say what the search chose beside the ranks."""
+    sentences = []
+    if summary.get("sample_size"):
+        sentences.append(str(summary["sample_size"]["reason"]))
+    elif summary.get("num_samples"):
+        sentences.append(f"{summary['num_samples']} samples an evaluation.")
+    if summary.get("gammas"):
+        evaluations = sum(row["evaluations"] for row in summary["gammas"])
+        sentences.append(
+            f"Target met with gamma {summary['gamma']:.4g}, one of "
+            f"{len(summary['gammas'])} that were tried with {evaluations} evaluations."
+        )
+    return sentences
+
+
+def _plain(value: Any) -> Any:
+    """Turn mappings, sequences and floats into what JSON can hold."""
+    if isinstance(value, dict):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value

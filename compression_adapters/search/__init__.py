@@ -1,0 +1,1 @@
+"""Searches: options, client, loop, database, workers, targets, result."""

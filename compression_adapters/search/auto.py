@@ -1,0 +1,102 @@
+"""Search with a number of samples chosen from wall times."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, Final
+
+from ax.api.client import Client
+
+from ax_pac.strategy.criteria import PAC_NODE
+from compression_adapters.evaluation.problem import CompressionProblem
+from compression_adapters.search.client import new_client
+
+if TYPE_CHECKING:
+    from compression_adapters.search.result import CompressionResult
+from compression_adapters.search.sample_size import (
+    SampleSize,
+    balanced_sample_size,
+    record_sample_size,
+    recorded_sample_size,
+)
+
+_MODEL_TRIALS: Final = 3
+
+
+def search_auto(
+    problem: CompressionProblem,
+    *,
+    most: int,
+    max_trials: int = 200,
+    client: Client | None = None,
+    **options: Any,
+) -> CompressionResult:
+    """Search with as many samples an evaluation as cost what the optimiser costs.
+
+    The search starts with 50 samples. After the space-filling evaluations and three
+    that the model proposed, the number is chosen, once, from the wall times so far.
+    More than 50: the search starts anew, so that all its evaluations have one size, and
+    the first ones count towards nothing but the time. 50: it goes on.
+
+    The choice depends on wall times, so that two runs may differ where their seeds do
+    not. It is kept with the client: a search that is continued uses it again.
+
+    Args:
+        problem: With `num_samples` of 50.
+        most: See `most_samples`.
+        max_trials: Evaluations of the search itself.
+        client: Of an earlier search that chose its number of samples.
+        options: Others of `search_problem`.
+
+    Returns:
+        The result; its `sample_size` is None where the search ended before a choice.
+        `timings` includes the first evaluations.
+
+    Raises:
+        ValueError: when the client's search had a fixed number of samples.
+    """
+    # That module offers this one's search.
+    from compression_adapters.search.run import search_problem
+
+    if client is not None:
+        chosen = recorded_sample_size(client)
+        if chosen is None:
+            raise ValueError(
+                "The client's search did not choose its number of samples; continue it "
+                "with the num_samples that it was made with."
+            )
+        problem = replace(problem, num_samples=chosen.num_samples)
+        return search_problem(problem, max_trials=max_trials, client=client, **options)
+    initial = options.get("num_initial_trials") or max(6, len(problem.parameters) + 2)
+    first_trials = min(initial + _MODEL_TRIALS, max_trials)
+    first = search_problem(problem, max_trials=first_trials, **options)
+    proposed = int((first.trials["node"] == PAC_NODE).sum())
+    if first.stop_reason != "max_trials" or proposed == 0:
+        return first
+    chosen = _choose(first, proposed, most)
+    same = chosen.num_samples == problem.num_samples
+    left = max_trials - len(first.trials)
+    if same and left < 2:
+        record_sample_size(first.client, chosen)
+        return replace(first, sample_size=chosen)
+    client = first.client if same else new_client(problem)
+    record_sample_size(client, chosen)
+    result = search_problem(
+        replace(problem, num_samples=chosen.num_samples),
+        max_trials=left if same else max_trials,
+        client=client,
+        **options,
+    )
+    for name, seconds in first.timings.items():
+        result.timings[name] += seconds
+    return result
+
+
+def _choose(first: CompressionResult, proposed: int, most: int) -> SampleSize:
+    """Choose from the times of the first trials."""
+    times, trials = first.timings, len(first.trials)
+    # Proposing the space-filling points takes next to nothing.
+    overhead = (times["fit"] + times["propose"]) / proposed
+    per_sample = times["evaluate"] / (trials * first.problem.num_samples)
+    num_samples = balanced_sample_size(overhead, per_sample, most)
+    return SampleSize(num_samples, overhead, per_sample, trials, most)

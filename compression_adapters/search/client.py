@@ -1,0 +1,136 @@
+"""Ax clients of a search: search space, objective, metrics."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import warnings
+from collections.abc import Iterable, Iterator
+
+from ax.api.client import Client
+from ax.api.configs import RangeParameterConfig
+from ax.core.trial_status import TrialStatus
+
+from compression_adapters.evaluation.estimates import MeanSEM
+from compression_adapters.evaluation.problem import CompressionProblem
+from compression_adapters.rank_space.parameters import RankParameter
+from compression_adapters.search.sample_size import SAMPLE_SIZE_PROPERTY
+
+_METRICS = ("objective", "loss", "compression_ratio")
+
+
+def new_client(problem: CompressionProblem) -> Client:
+    """Set up an Ax client for a problem."""
+    client = Client()
+    configure_client(client, problem, "compression")
+    return client
+
+
+def configure_client(client: Client, problem: CompressionProblem, name: str) -> None:
+    """Tell an empty client what is searched, and its name."""
+    client.configure_experiment(
+        name=name, parameters=range_parameters(problem.parameters)
+    )
+    sign = "-" if problem.minimize else ""
+    client.configure_optimization(objective=f"{sign}objective")
+    client.configure_tracking_metrics(["loss", "compression_ratio"])
+
+
+def reweighted_client(client: Client, problem: CompressionProblem) -> Client:
+    """Set up a client for another gamma, with every evaluation of an earlier one.
+
+    Loss, its SEM and ratio are stored apart from the objective, so that another gamma
+    only weighs anew what was measured.
+
+    Args:
+        client: Of an earlier search of the same layers.
+        problem: The problem with the new gamma.
+
+    Returns:
+        A client of its own; failed trials are left behind.
+
+    Raises:
+        ValueError: when the client belongs to another search.
+    """
+    check_same_space(client, problem)
+    experiment = client._experiment
+    data = experiment.lookup_data().df
+    fresh = new_client(problem)
+    if SAMPLE_SIZE_PROPERTY in experiment._properties:
+        chosen = experiment._properties[SAMPLE_SIZE_PROPERTY]
+        fresh._experiment._properties[SAMPLE_SIZE_PROPERTY] = chosen
+    for index, trial in experiment.trials.items():
+        if trial.status != TrialStatus.COMPLETED:
+            continue
+        rows = data[data["trial_index"] == index].set_index("metric_name")
+        loss, ratio = (
+            MeanSEM(float(rows["mean"][name]), float(rows["sem"][name]))
+            for name in ("loss", "compression_ratio")
+        )
+        outcome = problem.outcome(loss, ratio.mean)
+        point = {name: float(value) for name, value in trial.arm.parameters.items()}
+        with quiet_ax():
+            fresh.complete_trial(
+                fresh.attach_trial(point),
+                {name: tuple(outcome[name]) for name in _METRICS},
+            )
+    return fresh
+
+
+def check_same_space(client: Client, problem: CompressionProblem) -> None:
+    """Refuse to continue a search of other layers."""
+    known = set(client._experiment.search_space.parameters)
+    expected = {parameter.name for parameter in problem.parameters}
+    if known != expected:
+        raise ValueError(
+            "the client belongs to another search: its parameters are "
+            f"{sorted(known)}, this network's are {sorted(expected)}"
+        )
+
+
+@contextlib.contextmanager
+def quiet_ax() -> Iterator[None]:
+    """Keep Ax's report of every trial off the screen while our own bar shows them."""
+    logger = logging.getLogger("ax.api.client")
+    level = logger.level
+    logger.setLevel(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            # GPyTorch raises noise below 1e-6 of the data's variance to that, at every
+            # fit. More noise than there is makes a certificate harder to obtain.
+            warnings.filterwarnings("ignore", message="Very small noise values")
+            yield
+    finally:
+        logger.setLevel(level)
+
+
+def range_parameters(
+    parameters: Iterable[RankParameter],
+) -> list[RangeParameterConfig]:
+    """Describe rank parameters to Ax, for `Client.configure_experiment`.
+
+    Args:
+        parameters: From `rank_parameters`.
+
+    Returns:
+        One float parameter in [0, 1] each, in the same order.
+
+    Raises:
+        ValueError: when there are none, or two share a name.
+
+    Example:
+        >>> from compression_adapters.layers.survey import LayerSpec
+        >>> from compression_adapters.rank_space.parameters import rank_parameters
+        >>> layers = [LayerSpec("fc", None, (30, 20), 12, 600)]
+        >>> [p.name for p in range_parameters(rank_parameters(layers))]
+        ['fc']
+    """
+    names = [parameter.name for parameter in parameters]
+    if not names or len(set(names)) < len(names):
+        raise ValueError(
+            f"Expected one or more parameters with different names; got {names}."
+        )
+    return [
+        RangeParameterConfig(name=name, parameter_type="float", bounds=(0.0, 1.0))
+        for name in names
+    ]

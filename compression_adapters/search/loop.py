@@ -1,0 +1,216 @@
+"""The loop of a search: ask, evaluate, tell; the Ax client holds all its state."""
+
+from __future__ import annotations
+
+import time
+from typing import Any, Literal
+
+from ax.api.client import Client
+from ax.core.trial_status import TrialStatus
+from ax.exceptions.core import OptimizationComplete
+from tqdm import tqdm
+
+from ax_pac import (
+    PACCertificate,
+    StoredClient,
+    certificate_records,
+    certify_experiment,
+    latest_certificate,
+)
+from compression_adapters.evaluation.estimates import MeanSEM
+from compression_adapters.evaluation.problem import CompressionProblem
+from compression_adapters.rank_space.parameters import bin_edges
+from compression_adapters.search.client import (
+    _METRICS,
+)
+from compression_adapters.search.trials import (
+    trial_seed,
+)
+
+StopReason = Literal["certified", "max_trials", "interrupted"]
+
+
+_MAX_CONSECUTIVE_FAILURES = 3
+
+
+class EvaluationError(RuntimeError):
+    """Several evaluations in a row failed.
+
+    Args:
+        message: What happened.
+        client: The client, with every trial that was completed before.
+    """
+
+    def __init__(self, message: str, client: Client) -> None:
+        super().__init__(message)
+        self.client = client
+
+
+class SearchLoop:
+    """One run of the loop on an Ax client.
+
+    Args:
+        problem: What is searched.
+        client: Holds trials and strategy.
+        seed: Seed of the search; with a trial's index it decides its samples.
+        progress: Whether to show a progress bar; None: on a terminal only.
+        known: How many of the client's trials do not count towards `max_trials`; None:
+            all that it has.
+    """
+
+    def __init__(
+        self,
+        problem: CompressionProblem,
+        client: Client,
+        *,
+        seed: int,
+        progress: bool | None,
+        known: int | None = None,
+    ) -> None:
+        self.problem = problem
+        self.client = client
+        self.seed = seed
+        self.experiment = client._experiment
+        self.ask_seconds = 0.0
+        self.evaluate_seconds = 0.0
+        self.first_record = len(certificate_records(self.experiment))
+        self.first_trial = len(self.experiment.trials)
+        self.known = self.first_trial if known is None else known
+        self.bar = tqdm(
+            unit="trial",
+            disable=None if progress is None else not progress,
+            bar_format="{desc}: {n} trials, {elapsed}{postfix}",
+            desc="searching",
+            initial=self.first_trial - self.known,
+        )
+
+    def run(self, max_trials: int) -> StopReason:
+        """Search; return why it ended."""
+        self.failures = 0
+        try:
+            # Under evaluation when the process that began them ended.
+            self._evaluate_all(self._running())
+            while len(self.experiment.trials) - self.known < max_trials:
+                try:
+                    trials = self._ask()
+                except OptimizationComplete:
+                    return "certified"
+                self._evaluate_all(trials)
+        except KeyboardInterrupt:
+            if len(self._completed("loss")) < 2:
+                raise  # nothing has been found yet that could be returned
+            return "interrupted"
+        finally:
+            self.bar.close()
+        return "max_trials"
+
+    def certify(
+        self, delta: float, epsilon: float, level: str, relative: bool
+    ) -> PACCertificate:
+        """Return the certificate on the last data, from the record where there is."""
+        return certify_experiment(
+            self.experiment,
+            delta=delta,
+            epsilon=epsilon,
+            level=level,
+            relative=relative,
+            seed=self.seed,
+            num_samples=self.problem.num_samples,
+            cells=bin_edges(self.problem.parameters),
+        )
+
+    def timings(self) -> dict[str, float]:
+        """Wall seconds of this run, split by what they were spent on."""
+        records = certificate_records(self.experiment)[self.first_record :]
+        fit = sum(record["seconds"]["fit"] for record in records)
+        for trial in list(self.experiment.trials.values())[self.first_trial :]:
+            fit += sum(run.fit_time or 0.0 for run in trial.generator_runs)
+        fit = min(fit, self.ask_seconds)
+        return {
+            "fit": fit,
+            "propose": self.ask_seconds - fit,
+            "evaluate": self.evaluate_seconds,
+        }
+
+    def _running(self) -> dict[int, Any]:
+        """Trials that were asked for and never reported."""
+        return {
+            index: dict(trial.arm.parameters)
+            for index, trial in self.experiment.trials.items()
+            if trial.status.is_running
+        }
+
+    def _evaluate_all(self, trials: dict[int, Any]) -> None:
+        """Evaluate trials one after the other; give up after several failures."""
+        for index, parameterization in trials.items():
+            failed = self._evaluate(index, parameterization)
+            self.failures = self.failures + 1 if failed else 0
+            self._give_up_after(self.failures, failed)
+            self._show(index)
+
+    def _ask(self) -> dict[int, Any]:
+        start = time.perf_counter()
+        try:
+            return self.client.get_next_trials(max_trials=1)
+        finally:
+            self.ask_seconds += time.perf_counter() - start
+
+    def _evaluate(self, index: int, parameterization: dict[str, Any]) -> str | None:
+        """Evaluate one trial and report it; return the reason if it failed."""
+        start = time.perf_counter()
+        try:
+            outcome = self.problem.evaluate(
+                parameterization,
+                seed=trial_seed(self.seed, index),
+                earlier=self._completed("loss"),
+            )
+        except KeyboardInterrupt:
+            # In a database it stays, to be taken up when the search is continued.
+            if not isinstance(self.client, StoredClient):
+                self.client.mark_trial_abandoned(index)
+            raise
+        except Exception as error:
+            reason = f"{type(error).__name__}: {error}"
+            self.client.mark_trial_failed(index, failed_reason=reason)
+            return reason
+        finally:
+            self.evaluate_seconds += time.perf_counter() - start
+        self.client.complete_trial(
+            index, {name: tuple(outcome[name]) for name in _METRICS}
+        )
+        return None
+
+    def _give_up_after(self, failures: int, reason: str | None) -> None:
+        if failures >= _MAX_CONSECUTIVE_FAILURES:
+            raise EvaluationError(
+                f"{failures} evaluations in a row failed, the last with {reason}. "
+                "Completed trials are kept in the client of this error.",
+                self.client,
+            )
+
+    def _completed(self, metric: str) -> list[MeanSEM]:
+        """Estimates of one metric in trial order."""
+        data = self.experiment.lookup_data().df
+        if data.empty:
+            return []
+        rows = data[data["metric_name"] == metric].sort_values("trial_index")
+        return [
+            MeanSEM(float(mean), float(sem))
+            for mean, sem in zip(rows["mean"], rows["sem"], strict=True)
+        ]
+
+    def _show(self, index: int) -> None:
+        """Update the progress bar with the last trial and the certificate."""
+        status = f"trial {index} failed"
+        if self.experiment.trials[index].status == TrialStatus.COMPLETED:
+            objective = self._completed("objective")[-1].mean
+            ratio = self._completed("compression_ratio")[-1].mean
+            status = f"objective {objective:.4g}, ratio {ratio:.1%}"
+        certificate = latest_certificate(self.client)
+        if certificate is not None:
+            probability = 1.0 - certificate.failure_probability
+            status += (
+                f", certified with {probability:.4f} of {1 - certificate.epsilon:g}"
+            )
+        self.bar.set_postfix_str(status, refresh=False)
+        self.bar.update(1)

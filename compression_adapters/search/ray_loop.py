@@ -1,0 +1,140 @@
+"""The loop of a search whose evaluations run on several workers of Ray."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ax.api.client import Client
+from ax.orchestration.orchestrator import FailureRateExceededError
+
+from ax_pac.orchestration.ray_orchestrator import ray_orchestrator
+from ax_pac.orchestration.ray_runner import import_ray, require_workers
+from compression_adapters.evaluation.estimates import MeanSEM
+from compression_adapters.evaluation.problem import CompressionProblem
+from compression_adapters.search.loop import EvaluationError, SearchLoop, StopReason
+from compression_adapters.search.trials import trial_seed
+
+
+def search_loop(
+    problem: CompressionProblem,
+    client: Client,
+    workers: int | None,
+    **options: Any,
+) -> SearchLoop:
+    """Return the loop for a number of workers.
+
+    Args:
+        problem: What is searched.
+        client: Holds trials and strategy.
+        workers: Of Ray; None evaluates in this process, one trial after the other.
+        options: Others of `SearchLoop`.
+    """
+    if workers is None:
+        return SearchLoop(problem, client, **options)
+    return ParallelLoop(problem, client, workers, **options)
+
+
+def check_workers(problem: CompressionProblem, workers: int | None, db: Any) -> None:
+    """Refuse what cannot be done on workers before a search begins.
+
+    Raises:
+        ImportError: when Ray is not installed.
+        ValueError: when there are no workers, with a database, or for a network that is
+            not on the CPU.
+    """
+    if workers is None:
+        return
+    require_workers(workers)
+    if db is not None:
+        raise ValueError(
+            "workers and db cannot be combined so far: leave workers out to keep the "
+            "search in a database, or save result.client with save_to_json_file."
+        )
+    device = next(problem.network.parameters()).device
+    if device.type != "cpu":
+        raise ValueError(
+            f"Workers evaluate on the CPU, and the network is on {device}: move it "
+            "with network.cpu() (--device cpu), or leave workers out."
+        )
+    import_ray()
+
+
+@dataclass(frozen=True)
+class ProblemEvaluation:
+    """One evaluation, as a worker makes it: the same samples as in one process.
+
+    Args:
+        problem: What is searched; read once by each worker.
+        seed: Of the search.
+    """
+
+    problem: CompressionProblem
+    seed: int
+
+    def __call__(
+        self,
+        parameters: Mapping[str, float],
+        trial_index: int,
+        earlier: Sequence[MeanSEM],
+    ) -> dict[str, MeanSEM]:
+        """Evaluate a trial.
+
+        Args:
+            parameters: Parameter name to unit coordinate.
+            trial_index: With the seed it decides the samples.
+            earlier: Losses of the trials completed when this one began.
+        """
+        seed = trial_seed(self.seed, trial_index)
+        return self.problem.evaluate(parameters, seed=seed, earlier=earlier)
+
+
+class ParallelLoop(SearchLoop):
+    """One run of the loop with evaluations on Ray, through Ax's Orchestrator.
+
+    Args:
+        problem: What is searched.
+        client: Holds trials and strategy.
+        workers: Evaluations at the same time.
+        options: Others of `SearchLoop`.
+    """
+
+    def __init__(
+        self,
+        problem: CompressionProblem,
+        client: Client,
+        workers: int,
+        **options: Any,
+    ) -> None:
+        super().__init__(problem, client, **options)
+        self.workers = workers
+
+    def run(self, max_trials: int) -> StopReason:
+        """Search; return why it ended. No trial is left running."""
+        left = max_trials - (len(self.experiment.trials) - self.known)
+        try:
+            with ray_orchestrator(
+                self.client,
+                ProblemEvaluation(self.problem, self.seed),
+                workers=self.workers,
+                told=lambda: (self._completed("loss"),),
+                on_end=self._show,
+            ) as orchestrator:
+                try:
+                    orchestrator.run_n_trials(max(0, left))
+                finally:
+                    self.ask_seconds = orchestrator.ask_seconds
+                    self.evaluate_seconds = orchestrator.wait_seconds
+                return "certified" if orchestrator.is_finished else "max_trials"
+        except FailureRateExceededError as error:
+            raise EvaluationError(
+                f"{error} Completed trials are kept in the client of this error.",
+                self.client,
+            ) from error
+        except KeyboardInterrupt:
+            if len(self._completed("loss")) < 2:
+                raise  # nothing has been found yet that could be returned
+            return "interrupted"
+        finally:
+            self.bar.close()

@@ -1,0 +1,127 @@
+"""What a search of a network's ranks came to."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pandas as pd
+import torch
+from ax.api.client import Client
+from torch import nn
+
+from ax_pac import PACCertificate
+from compression_adapters.evaluation.estimates import MeanSEM
+from compression_adapters.evaluation.problem import CompressionProblem
+from compression_adapters.network.checkpoint import save_compressed
+from compression_adapters.network.costs import compare_costs, measure_cost
+from compression_adapters.network.counts import compression_ratio
+from compression_adapters.rank_space.scales import DENSE, Rank
+from compression_adapters.search.loop import StopReason
+from compression_adapters.search.sample_size import SampleSize
+
+
+@dataclass(frozen=True, eq=False)
+class CompressionResult:
+    """What a search found, and how.
+
+    Args:
+        network: The compressed network, a copy of its own in eval mode.
+        parameterization: Its point in the search space: parameter name to unit
+            coordinate.
+        ranks: Layer name to rank or `"dense"`.
+        certificate: The verdict on the last data. `certificate.holds` tells whether
+            the search was finished, at `certificate.level`.
+        layers: One row a layer: rank, weights, ratio (see `layer_table`), energy kept
+            and local error (see `layer_losses`).
+        loss: Of `network` itself, on fresh samples that no trial has seen.
+        trials: One row a trial: objective, loss and ratio with their SEMs, score of the
+            proposal, unit coordinates and ranks.
+        client: The Ax client, to look further or to continue.
+        problem: What was searched.
+        timings: Wall seconds: `factorize`, `fit`, `propose`, `evaluate`, `total`.
+        stop_reason: `certified`, `max_trials` or `interrupted`.
+        seed: The seed of the search.
+        sample_size: With `num_samples="auto"`, what was chosen and why.
+        gammas: With a target in place of gamma, one row a gamma that was tried, see
+            `TargetResult`.
+    """
+
+    network: nn.Module = field(repr=False)
+    parameterization: dict[str, float]
+    ranks: dict[str, Rank]
+    certificate: PACCertificate
+    layers: pd.DataFrame = field(repr=False)
+    loss: MeanSEM
+    trials: pd.DataFrame = field(repr=False)
+    client: Client = field(repr=False)
+    problem: CompressionProblem = field(repr=False)
+    timings: dict[str, float]
+    stop_reason: StopReason
+    seed: int
+    sample_size: SampleSize | None = None
+    gammas: pd.DataFrame | None = field(default=None, repr=False)
+
+    def measure(
+        self, batch_sizes: Sequence[int] = (1, 32), repeats: int = 9
+    ) -> pd.DataFrame:
+        """Measure weights, multiply-adds, bytes and latency, before and after.
+
+        Warns where the compressed network is not faster.
+
+        Args:
+            batch_sizes: Of the forward passes that are timed.
+            repeats: Timed passes for each, of which the median is taken.
+
+        Returns:
+            One row a quantity, see `compare_costs`.
+        """
+        rng = torch.Generator().manual_seed(self.seed)
+        example = self.problem.sampler(2, rng).inputs
+        names = self.layers["layer"][self.layers["kind"] == "pruning"].tolist()
+        before, after = (
+            measure_cost(
+                network,
+                example,
+                batch_sizes=batch_sizes,
+                repeats=repeats,
+                pruned=pruned,
+            )
+            for network, pruned in ((self.problem.network, []), (self.network, names))
+        )
+        return compare_costs(before, after)
+
+    def save(self, folder: str | Path) -> None:
+        """Save the compressed network, see `load_compressed`."""
+        save_compressed(self.network, self.problem.layers, self.ranks, folder)
+
+
+def warn_if_worse_than_dense(result: CompressionResult) -> None:
+    """Say so where leaving the network alone would have been better.
+
+    A dense network loses nothing at a ratio of 1, so that its objective is 1 without
+    being evaluated.
+
+    Args:
+        result: Of a search.
+
+    Warns:
+        UserWarning: when the objective of the network that was found is above that,
+            by more than the search's delta and two standard errors.
+    """
+    problem, loss = result.problem, result.loss
+    dense = all(s.at_max == DENSE for p in problem.parameters for s in p.scales)
+    if not problem.minimize or not dense:
+        return
+    ratio = compression_ratio(problem.layers, result.ranks)
+    found = problem.gamma * loss.mean + ratio
+    if found - 2.0 * problem.gamma * loss.sem > 1.0 + result.certificate.delta:
+        warnings.warn(
+            "The network that was found is worse than the original left as it is: "
+            f"gamma * loss + ratio is {found:.3g}, and 1 for the original. Search with "
+            "start='line' (--start line), a smaller gamma, or more trials "
+            f"(max_trials); gamma is {problem.gamma:g}, the loss {loss.mean:.3g}.",
+            stacklevel=3,
+        )

@@ -1,0 +1,182 @@
+"""A search kept in a database: begun, found again, checked."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import reprlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+from ax.api.client import Client
+from ax.generation_strategy.generation_strategy import GenerationStrategy
+from torch import nn
+
+from ax_pac import StoredClient, open_client
+from compression_adapters.evaluation.losses import is_stored_loss, stored_loss_name
+from compression_adapters.evaluation.problem import CompressionProblem
+from compression_adapters.search.client import configure_client, quiet_ax
+
+DEFAULT_NAME: Final = "compression"
+
+
+FORMAT_VERSION: Final = 1
+
+
+SEARCH_PROPERTY: Final = "compression_search"
+"""Where an experiment keeps what its search was asked for. Never renamed."""
+
+
+_LONGEST_NAME = 100
+
+
+def open_search(
+    problem: CompressionProblem,
+    strategy: GenerationStrategy,
+    settings: Mapping[str, Any],
+    *,
+    db: str | Path,
+    name: str,
+    start: Client | None = None,
+) -> tuple[StoredClient, int]:
+    """Find a search in a database, or begin it there.
+
+    Args:
+        problem: What is searched.
+        strategy: Of a search that begins; one that is found has its own.
+        settings: What else the search is asked for, as plain JSON values.
+        db: A path or a URL, see `ax_pac.open_client`.
+        name: Of the search.
+        start: A client whose trials a search that begins takes over.
+
+    Returns:
+        The client, and how many of its trials it began with.
+
+    Raises:
+        ImportError: when SQLAlchemy is not installed.
+        ValueError: when the database cannot be opened, or holds another search, or
+            something else, under this name. The message names what differs.
+    """
+    if not 0 < len(name) <= _LONGEST_NAME:
+        raise ValueError(
+            f"Expected a name of 1 to {_LONGEST_NAME} characters; got {name!r}."
+        )
+    asked = {**_settings_of(problem), **settings}
+    with quiet_ax():
+        client = open_client(db, name)
+        if client._maybe_experiment is None:
+            return client, _begin(client, problem, strategy, asked, name, start)
+    where = f"{name!r} in {client.database}"
+    return client, _check(client, asked, where)
+
+
+def _begin(
+    client: StoredClient,
+    problem: CompressionProblem,
+    strategy: GenerationStrategy,
+    asked: dict[str, Any],
+    name: str,
+    start: Client | None,
+) -> int:
+    """Begin a search, in one transaction."""
+    with client.one_save():
+        if start is None:
+            configure_client(client, problem, name)
+        else:
+            start._experiment._name = name
+            client.set_experiment(start._experiment)
+        known = len(client._experiment.trials)
+        client._experiment._properties[SEARCH_PROPERTY] = {
+            "format_version": FORMAT_VERSION,
+            "known": known,
+            "settings": asked,
+        }
+        client.set_generation_strategy(strategy)
+    return known
+
+
+def _check(client: StoredClient, asked: dict[str, Any], where: str) -> int:
+    """Refuse to go on with something else than what is there."""
+    kept = client._experiment._properties.get(SEARCH_PROPERTY)
+    other = "Give another name (name=, --name) or another database."
+    if not isinstance(kept, dict) or client._maybe_generation_strategy is None:
+        raise ValueError(f"The experiment {where} is not a search of ax-pac. {other}")
+    if kept.get("format_version") != FORMAT_VERSION:
+        raise ValueError(
+            f"The search {where} has format {kept.get('format_version')!r}, this "
+            f"version reads {FORMAT_VERSION}: update ax-pac. {other}"
+        )
+    stored = kept["settings"]
+    asked = json.loads(json.dumps(asked))
+    for setting in sorted({*stored, *asked}, key=_importance):
+        before, now = stored.get(setting), asked.get(setting)
+        if setting == "loss" and is_stored_loss(str(before), str(now)):
+            continue
+        if not _same(before, now):
+            raise ValueError(
+                f"The search {where} was made with {setting} = "
+                f"{_short(before)}, now {setting} = {_short(now)}. To continue it, "
+                f"give {setting} as it was. For a search of its own: "
+                f"{other[0].lower()}{other[1:]}"
+            )
+    return int(kept["known"])
+
+
+def _importance(setting: str) -> tuple[bool, bool, str]:
+    """Name first what explains the rest: other layers make another network digest."""
+    return setting != "layers", setting == "network", setting
+
+
+def _same(one: Any, two: Any) -> bool:
+    """Whether two settings agree, numbers to rounding error."""
+    if isinstance(one, float) and isinstance(two, float):
+        return math.isclose(one, two, rel_tol=1e-9)
+    return bool(one == two)
+
+
+def _short(value: Any) -> str:
+    printer = reprlib.Repr()
+    printer.maxstring = printer.maxother = 60
+    return printer.repr(value)
+
+
+def _settings_of(problem: CompressionProblem) -> dict[str, Any]:
+    """Describe a problem by what decides its evaluations, as plain JSON values."""
+    coordinates = [
+        [parameter.name, parameter.layers, [scale.edges for scale in parameter.scales]]
+        for parameter in problem.parameters
+    ]
+    return {
+        "layers": [
+            [layer.name, layer.decomposition.name, layer.max_rank]
+            for layer in problem.layers
+        ],
+        "encoding of the ranks": _digest(json.dumps(coordinates).encode()),
+        "network": network_digest(problem.network),
+        "gamma": problem.gamma,
+        "objective": problem.objective,
+        "loss": stored_loss_name(problem.loss),
+        "num_samples": problem.num_samples,
+    }
+
+
+def network_digest(network: nn.Module) -> str:
+    """Return a short digest of a network's weights and buffers, by name.
+
+    Args:
+        network: Any network, on any device.
+    """
+    digest = hashlib.sha256()
+    for name, tensor in sorted(network.state_dict().items()):
+        if isinstance(tensor, torch.Tensor):
+            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+            plain = tensor.detach().cpu().contiguous().reshape(-1)
+            digest.update(plain.view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def _digest(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()[:16]

@@ -1,0 +1,65 @@
+"""Trials of a search: seeds and table."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from ax.api.client import Client
+
+from compression_adapters.evaluation.problem import CompressionProblem
+from compression_adapters.search.client import (
+    _METRICS,
+)
+
+
+def trial_seed(seed: int, trial_index: int) -> int:
+    """Return the seed that decides which samples a trial is evaluated on."""
+    return int(np.random.SeedSequence((seed, trial_index)).generate_state(1)[0])
+
+
+def fresh_seed(seed: int) -> int:
+    """Return the seed of samples that no trial of a search is evaluated on."""
+    return int(np.random.SeedSequence((seed, 0, 1)).generate_state(1)[0])
+
+
+def trial_table(client: Client, problem: CompressionProblem) -> pd.DataFrame:
+    """Return one row a trial: status, estimates with SEMs, score, coordinates, ranks.
+
+    Args:
+        client: The client of a search.
+        problem: What was searched.
+    """
+    experiment = client._experiment
+    data = experiment.lookup_data().df
+    rows = []
+    for index, trial in experiment.trials.items():
+        row: dict[str, Any] = {
+            "trial_index": index,
+            "status": trial.status.name,
+            "node": trial.generator_runs[0]._generation_node_name,
+        }
+        for metric in _METRICS:
+            row[metric] = row[f"{metric}_sem"] = math.nan
+        for estimate in data[data["trial_index"] == index].to_dict("records"):
+            row[estimate["metric_name"]] = estimate["mean"]
+            row[f"{estimate['metric_name']}_sem"] = estimate["sem"]
+        row["score"] = _score_of_proposal(trial)
+        point = {name: float(value) for name, value in trial.arm.parameters.items()}
+        row.update({f"u_{name}": value for name, value in point.items()})
+        ranks = problem.ranks(point)
+        row.update({f"rank_{name}": rank for name, rank in ranks.items()})
+        row["failed_reason"] = trial.status_reason
+        rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def _score_of_proposal(trial: Any) -> float:
+    """Return the PAC score at which a trial was proposed; NaN for Sobol points."""
+    metadata = trial.generator_runs[0].gen_metadata or {}
+    scores = metadata.get("expected_acquisition_value")
+    if scores is None:
+        return math.nan
+    return float(np.ravel(scores)[0])

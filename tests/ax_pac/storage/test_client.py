@@ -1,0 +1,257 @@
+"""A client in a database: round trips in new processes, exact, atomic, separate."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sqlite3
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from ax.api.client import Client
+from ax.api.configs import RangeParameterConfig, StorageConfig
+from ax.core.trial_status import TrialStatus
+
+from ax_pac import (
+    StoredClient,
+    certificate_records,
+    certify_experiment,
+    latest_certificate,
+    open_client,
+    pac_generation_strategy,
+)
+from ax_pac.storage.client import database_url
+from tests.helpers.ax_loops import SEM, SETTINGS, experiment_of, new_client, run
+
+pytest.importorskip("sqlalchemy")
+logging.getLogger("ax.storage.sqa_store.with_db_settings_base").setLevel(logging.ERROR)
+
+ROOT = Path(__file__).parents[3]
+EDGES = {"x0": [0.0, 0.1, 0.3, 0.6, 1.0], "x1": [0.0, 0.25, 0.5, 0.75, 1.0]}
+
+CONTINUE = """
+import json, sys
+import ax_pac
+from tests.helpers.ax_loops import run
+
+client = ax_pac.open_client(sys.argv[1], "bowl")
+proposals = run(client)
+certificate = ax_pac.latest_certificate(client)
+print(json.dumps([proposals, certificate.to_dict()]))
+"""
+
+CONTINUE_WITH_AX = """
+import json, sys
+import ax_pac
+from ax.api.client import Client
+from ax.api.configs import StorageConfig
+from tests.helpers.ax_loops import run
+
+client = Client.load_from_database(
+    "bowl", storage_config=StorageConfig(url="sqlite:///" + sys.argv[1])
+)
+records = len(ax_pac.certificate_records(client._experiment))
+proposals = run(client)
+print(json.dumps([proposals, ax_pac.latest_certificate(client).to_dict(), records]))
+"""
+
+
+def prepare(client: Client, **settings: object) -> Client:
+    """Set a client up as `tests.ax_loops.new_client` does."""
+    client.configure_experiment(
+        name="bowl",
+        parameters=[
+            RangeParameterConfig(name=f"x{i}", parameter_type="float", bounds=(0, 1))
+            for i in range(2)
+        ],
+    )
+    client.configure_optimization(objective="-loss")
+    strategy = pac_generation_strategy(**{**SETTINGS, **settings})
+    client.set_generation_strategy(strategy)
+    return client
+
+
+def new_process(code: str, *arguments: object) -> str:
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", code, *map(str, arguments)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout.splitlines()[-1]
+
+
+@pytest.mark.parametrize("settings", [{}, {"cells": EDGES, "noise": "raw"}])
+def test_a_search_in_a_database_continues_in_a_new_process(tmp_path, settings):
+    whole = new_client(**settings)
+    expected = run(whole)
+    done = run(prepare(StoredClient(tmp_path / "a.db"), **settings), max_trials=7)
+    rest, certificate = json.loads(new_process(CONTINUE, tmp_path / "a.db"))
+    assert len(done + rest) == len(expected)
+    for one, two in zip(done + rest, expected, strict=True):
+        assert one == pytest.approx(two, abs=1e-6)
+    reference = latest_certificate(whole)
+    assert certificate["holds"]
+    for name in ("score", "failure_probability"):
+        assert certificate[name] == pytest.approx(getattr(reference, name), abs=1e-6)
+
+
+def test_certificates_are_saved_with_axs_own_storage_too(tmp_path):
+    from ax_pac.storage.database import db
+
+    expected = run(new_client())
+    path = tmp_path / "ax.db"
+    with db.session_context(url=f"sqlite:///{path}"):
+        db.create_all_tables(db.get_engine())
+        config = StorageConfig(url=f"sqlite:///{path}")
+        client = prepare(Client(storage_config=config))
+        done = run(client, max_trials=8)
+        kept = len(certificate_records(experiment_of(client)))
+    rest, certificate, records = json.loads(new_process(CONTINUE_WITH_AX, path))
+    assert records == kept > 0
+    assert certificate["holds"]
+    for one, two in zip(done + rest, expected, strict=True):
+        assert one == pytest.approx(two, abs=1e-6)
+
+
+def test_numbers_are_kept_to_the_last_bit(tmp_path):
+    client = prepare(StoredClient(tmp_path / "a.db"))
+    index = client.attach_trial({"x0": 0.1, "x1": 0.2})
+    client.complete_trial(index, {"loss": (1.23456789e-11 / 3.0, 1e-13 / 7.0)})
+    loaded = open_client(tmp_path / "a.db", "bowl")
+    before, after = (
+        experiment_of(c).lookup_data().df[["mean", "sem"]].to_numpy().tolist()
+        for c in (client, loaded)
+    )
+    assert after == before
+
+
+def test_two_databases_in_one_process_do_not_mix(tmp_path):
+    first = prepare(StoredClient(tmp_path / "a.db"))
+    second = prepare(StoredClient(tmp_path / "b.db"), delta=0.3)
+    run(first, max_trials=3)
+    run(second, max_trials=6)
+    run(first, max_trials=2)
+    certify_experiment(experiment_of(second), delta=0.2, epsilon=0.1)
+    for name, trials, client in (("a.db", 5, first), ("b.db", 6, second)):
+        experiment = experiment_of(open_client(tmp_path / name, "bowl"))
+        assert len(experiment.trials) == trials
+        records = certificate_records(experiment)
+        assert len(records) == len(certificate_records(experiment_of(client)))
+
+
+def test_a_trial_that_was_running_is_running_after_a_reload(tmp_path):
+    client = prepare(StoredClient(tmp_path / "a.db"))
+    run(client, max_trials=2)
+    (asked,) = client.get_next_trials(max_trials=1).items()
+    loaded = open_client(tmp_path / "a.db", "bowl")
+    assert loaded.unfinished_trials() == dict([asked])
+    loaded.complete_trial(asked[0], {"loss": (0.5, SEM)})
+    assert open_client(tmp_path / "a.db", "bowl").unfinished_trials() == {}
+
+
+def test_failures_and_their_reasons_survive(tmp_path):
+    client = prepare(StoredClient(tmp_path / "a.db"))
+    (index,) = client.get_next_trials(max_trials=1)
+    client.mark_trial_failed(index, failed_reason="no memory " * 30)
+    trial = experiment_of(open_client(tmp_path / "a.db", "bowl")).trials[index]
+    assert trial.status == TrialStatus.FAILED
+    assert trial.status_reason == "no memory " * 30
+
+
+def test_nothing_of_a_call_that_fails_to_save_is_kept_or_forgotten(
+    tmp_path, monkeypatch
+):
+    client = prepare(StoredClient(tmp_path / "a.db"))
+    (index,) = client.get_next_trials(max_trials=1)
+    from ax_pac.storage import database
+
+    with monkeypatch.context() as patch:
+        patch.setattr(database.db, "session_scope", lambda: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            client.complete_trial(index, {"loss": (0.5, SEM)})
+    stored = experiment_of(open_client(tmp_path / "a.db", "bowl"))
+    assert stored.trials[index].status == TrialStatus.RUNNING
+    assert stored.lookup_data().df.empty
+    client.get_next_trials(max_trials=1)  # the next call saves both
+    stored = experiment_of(open_client(tmp_path / "a.db", "bowl"))
+    assert stored.trials[index].status == TrialStatus.COMPLETED
+    assert len(stored.lookup_data().df) == 1
+
+
+def test_a_runner_is_refused_and_the_client_goes_on(tmp_path):
+    client = prepare(StoredClient(tmp_path / "a.db"))
+    with pytest.raises(ValueError, match="cannot store the runner"):
+        client.configure_runner(object())
+    run(client, max_trials=1)
+    assert len(experiment_of(open_client(tmp_path / "a.db", "bowl")).trials) == 1
+
+
+def test_only_json_is_stored(tmp_path):
+    """Nothing that is loaded from a database is unpickled."""
+    run(prepare(StoredClient(tmp_path / "a.db")), max_trials=6)
+    with sqlite3.connect(tmp_path / "a.db") as connection:
+        tables = connection.execute("select name from sqlite_master where type='table'")
+        for (table,) in tables.fetchall():
+            for row in connection.execute(f"select * from {table}"):
+                assert not any(isinstance(value, bytes) for value in row)
+    connection.close()
+
+
+@pytest.mark.parametrize(
+    ("db", "message"),
+    [
+        ("", "expected a path or the URL"),
+        ("no-such-folder/a.db", r"sqlite:///no-such-folder/a.db cannot be opened"),
+        ("nosuch://", "expected a database as a URL"),
+        ("postgresql+nosuchdriver://u:secret@h/d", "expected a database as a URL"),
+    ],
+)
+def test_a_database_that_cannot_be_opened_is_refused(
+    db, message, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match=message) as refused:
+        StoredClient(db)
+    assert "secret" not in str(refused.value)
+
+
+def test_the_tables_of_postgresql_limit_no_text():
+    from sqlalchemy.dialects import postgresql
+    from sqlalchemy.schema import CreateTable
+
+    from ax_pac.storage.database import unlimited_tables
+
+    tables = unlimited_tables().sorted_tables
+    dialect = postgresql.dialect()
+    made = "\n".join(str(CreateTable(t).compile(dialect=dialect)) for t in tables)
+    assert "generation_strategy" in made
+    assert "TEXT(" not in made
+    assert "VARCHAR" not in made
+
+
+def test_a_missing_driver_is_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, "psycopg", None)
+    with pytest.raises(ValueError, match="driver 'psycopg' is not installed"):
+        StoredClient("postgresql+psycopg://user:secret@host/name")
+
+
+def test_a_file_that_is_no_database_is_refused(tmp_path):
+    (tmp_path / "a.db").write_text("not a database, but long enough to be read" * 99)
+    with pytest.raises(ValueError, match="file is not a database"):
+        StoredClient(tmp_path / "a.db")
+
+
+def test_without_sqlalchemy_the_extra_is_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, "ax_pac.storage.database", None)
+    with pytest.raises(ImportError, match=r"ax-pac\[sql\]"):
+        StoredClient("a.db")
+
+
+def test_a_url_is_left_alone_and_a_path_becomes_one():
+    assert database_url("postgresql://u@h/n") == "postgresql://u@h/n"
+    assert database_url(Path("/x/y.db")) == "sqlite:////x/y.db"

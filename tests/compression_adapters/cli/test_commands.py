@@ -1,0 +1,312 @@
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+
+import pandas as pd
+import pytest
+import safetensors.torch
+import torch
+from click.testing import CliRunner
+
+from ax_pac import DEFAULT_LEVEL, LEVELS
+from compression_adapters import load_compressed
+from compression_adapters.cli import commands as cli
+from compression_adapters.cli import options as cli_options
+from compression_adapters.evaluation.losses import LOSSES
+from compression_adapters.presets import registry as presets
+from tests.helpers.networks import labels, pool, small_network
+
+ARGUMENTS = ["--gamma", "0.5", "--delta", "0.3", "--epsilon", "0.05"]
+
+
+@pytest.fixture
+def small_preset(monkeypatch):
+    """The preset's name, its network and data replaced by small ones."""
+    preset = dataclasses.replace(
+        presets.PRESETS["fc3"],
+        build=small_network,
+        trained=lambda progress=None: small_network(),
+        train_data=lambda: (pool(), labels()),
+        test_data=lambda: (pool(), labels()),
+    )
+    monkeypatch.setitem(presets.PRESETS, "fc3", preset)
+
+
+def invoke(*arguments: str):
+    return CliRunner().invoke(cli.main, list(arguments))
+
+
+@pytest.mark.usefixtures("small_preset")
+def test_compress_writes_everything_and_report_writes_it_again(tmp_path):
+    out = tmp_path / "run"
+    result = invoke("compress", "fc3", "--out", str(out), *ARGUMENTS)
+    assert result.exit_code == 0, result.output
+    assert "certified (level marginal)" in result.output
+
+    summary = json.loads((out / "summary.json").read_text())
+    assert summary["accuracy_original"] == 1.0
+    assert 0 < summary["accuracy_compressed"] <= 1.0
+    assert 0 < summary["compression_ratio"] <= 1.0
+    assert summary["whole_network_ratio"] == summary["compression_ratio"]
+    assert summary["certificate"]["holds"]
+    assert summary["certificate"]["level"] == "marginal"
+    assert summary["reloaded_is_equal"]
+    assert summary["settings"]["gamma"] == 0.5
+    assert {"torch", "ax-platform", "ax-pac"} <= set(summary["versions"])
+    assert len(summary["certificates"]) >= 1
+
+    trials = pd.read_csv(out / "trials.csv")
+    columns = ["trial_index", "status", "objective", "objective_sem", "loss"]
+    columns += ["compression_ratio", "score", "rank_0", "rank_2", "accuracy"]
+    assert set(columns) <= set(trials.columns)
+    assert len(trials) == summary["num_trials"]
+    incumbent = trials.set_index("trial_index").loc[summary["incumbent_trial"]]
+    assert incumbent["accuracy"] == pytest.approx(summary["accuracy_compressed"])
+
+    network = load_compressed(out / "network", small_network()).eval()
+    hits = network(pool()).argmax(-1) == labels()
+    assert hits.float().mean().item() == pytest.approx(summary["accuracy_compressed"])
+
+    page = (out / "report.html").read_text()
+    assert "Certified" in page
+    assert "https://cdn" not in page.split("<body>")[0]
+    (out / "report.html").unlink()
+    again = invoke("report", str(out))
+    assert again.exit_code == 0, again.output
+    assert (out / "report.html").read_text().count("<figure>") == page.count("<figure>")
+
+
+@pytest.mark.usefixtures("small_preset")
+def test_labels_reach_losses_that_need_them(tmp_path):
+    result = invoke(
+        *("compress", "fc3", "--out", str(tmp_path), "--loss", "top1_error"),
+        *("--gamma", "1", "--delta", "0.9", "--epsilon", "0.4", "--max-trials", "12"),
+    )
+    assert result.exit_code == 0, result.output
+
+
+@pytest.mark.usefixtures("small_preset")
+def test_an_unfinished_search_says_so(tmp_path):
+    result = invoke(
+        *("compress", "fc3", "--out", str(tmp_path), "--max-trials", "7"),
+        *("--gamma", "0.5", "--delta", "0.001"),
+    )
+    assert result.exit_code == 0, result.output
+    assert "NOT certified" in result.output
+    assert "Not certified (max_trials)" in (tmp_path / "report.html").read_text()
+
+
+@pytest.mark.usefixtures("small_preset")
+def test_a_target_and_a_number_of_samples_are_found_and_reported(tmp_path):
+    result = invoke(
+        *("compress", "fc3", "--out", str(tmp_path), "--ratio", "50%"),
+        *("--num-samples", "auto", "--delta", "0.05", "--epsilon", "0.05"),
+        *("--max-trials", "9"),
+    )
+    assert result.exit_code == 0, result.output
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert summary["compression_ratio"] <= 0.5
+    assert summary["settings"]["ratio"] == "50%"
+    assert summary["settings"]["gamma"] is None
+    assert summary["gamma"] in {row["gamma"] for row in summary["gammas"]}
+    page = (tmp_path / "report.html").read_text()
+    assert f"Target met with gamma {summary['gamma']:.4g}" in page
+    assert summary["sample_size"]["num_samples"] == summary["num_samples"] == 400
+    assert summary["sample_size"]["reason"] in page
+
+
+def test_help_tells_a_newcomer_where_to_start():
+    result = invoke("--help")
+    assert result.exit_code == 0
+    lines = [line.strip() for line in result.output.splitlines()]
+    assert any(line.startswith("ax-pac compress fc3 --out runs/fc3") for line in lines)
+    assert "\\b" not in result.output
+    assert "--gamma" in invoke("compress", "--help").output
+
+
+def test_the_presets_of_the_command_are_those_of_the_package():
+    assert list(presets.PRESETS) == list(cli_options._PRESETS)
+
+
+MODULE = """
+import torch
+from tests.helpers.networks import pool, small_network
+
+def network():
+    return small_network()
+
+def inputs():
+    return pool()
+
+def nothing():
+    return None
+
+number = 3
+"""
+
+
+@pytest.fixture
+def own_module(tmp_path, monkeypatch):
+    """A user's own module in the folder the command is called from."""
+    (tmp_path / "own_module_of_a_user.py").write_text(MODULE)
+    monkeypatch.chdir(tmp_path)
+    yield "own_module_of_a_user"
+    sys.modules.pop("own_module_of_a_user", None)
+
+
+def test_a_network_and_inputs_of_ones_own_are_compressed(own_module, tmp_path):
+    weights = tmp_path / "weights.safetensors"
+    safetensors.torch.save_file(small_network(seed=3).state_dict(), str(weights))
+    result = invoke(
+        *("compress", f"{own_module}:network", "--data", f"{own_module}:inputs"),
+        *("--weights", str(weights), "--out", "run", "--layers", "linear", *ARGUMENTS),
+    )
+    assert result.exit_code == 0, result.output
+    assert "not measured: there are no labelled test images" in result.output
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert summary["reloaded_is_equal"]
+    assert summary["settings"]["weights"] == str(weights)
+    assert summary["settings"]["layers"] == "linear"
+    assert "accuracy_compressed" not in summary
+    assert (tmp_path / "run" / "report.html").exists()
+    assert invoke("report", "run").exit_code == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (
+            ["M:nothing", "--data", "M:inputs"],
+            "return a torch.nn.Module; got NoneType",
+        ),
+        (["M:number", "--data", "M:inputs"], "must be a function; got int"),
+        (["M:absent", "--data", "M:inputs"], "M:absent cannot be imported"),
+        (["absent.module:net", "--data", "M:inputs"], "No module named 'absent'"),
+        (["M:network", "--data", "M:nothing"], "must return a tensor or a torch.utils"),
+        (["M:network", "--data", "absent"], "--data absent: there is no such folder"),
+        (["M:network"], "M:network comes without data; pass --data FOLDER"),
+        (["M:network", "--weights", "IMAGENET1K_V1"], "is no network of torchvision's"),
+        (["M:network", "--weights", "absent.pt"], "absent.pt: there is no such file"),
+        (["M:network", "--data", "M:inputs", "--layers", "2x2"], "layers must be one"),
+        (["torchvision:resnet19"], "torchvision has no network 'resnet19'"),
+        (["resnet18", "--weights", "V9"], "no weights 'V9' for resnet18; it has IMAG"),
+        (["resnet18", "--num-classes", "10"], "with 10 classes pass --weights FILE"),
+    ],
+)
+def test_what_is_missing_is_said_in_one_line(own_module, arguments, message):
+    arguments = [a.replace("M:", f"{own_module}:") for a in arguments]
+    result = invoke("compress", *arguments, "--gamma", "1", "--out", "run")
+    assert result.exit_code == 1
+    (line,) = result.output.splitlines()
+    assert message.replace("M:", f"{own_module}:") in line
+
+
+def test_a_pickled_network_of_ones_own_is_refused(own_module, tmp_path):
+    torch.save(small_network(), tmp_path / "pickled.pt")
+    result = invoke(
+        *("compress", f"{own_module}:network", "--weights", "pickled.pt"),
+        *("--data", f"{own_module}:inputs", "--gamma", "1", "--out", "run"),
+    )
+    assert result.exit_code == 1
+    assert "cannot be read as the weights of Sequential" in result.output
+
+
+def test_without_a_default_gamma_is_asked_for():
+    result = invoke("compress", "resnet18", "--data", "x", "--out", "run")
+    assert result.exit_code == 2
+    assert "pass --gamma" in result.output
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["compress", "fc4", "--out", "x"], "module.path:factory"),
+        (["compress", "fc3"], "Missing option '--out'"),
+        (
+            ["compress", "fc3", "--out", "x", "--gamma", "-1"],
+            "is not in the range",
+        ),
+        (["compress", "fc3", "--out", "x", "--epsilon", "1"], "is not in the range"),
+        (["compress", "fc3", "--out", "x", "--num-samples", "1"], "not in the range"),
+        (["compress", "fc3", "--out", "x", "--num-samples", "all"], "not a valid int"),
+        (["compress", "fc3", "--out", "x", "--ratio", "half"], "got 'half'"),
+        (
+            ["compress", "fc3", "--out", "x", "--ratio", "30%", "--gamma", "1"],
+            "got --gamma and --ratio",
+        ),
+        (
+            ["compress", "fc3", "--out", "x", "--ratio", "1%", "--loss-at-most", "1"],
+            "got --ratio and --loss-at-most",
+        ),
+        (["unknown"], "No such command"),
+    ],
+)
+def test_bad_arguments_are_usage_errors_of_one_line(arguments, message):
+    result = invoke(*arguments)
+    assert result.exit_code == 2
+    assert message in result.output.splitlines()[-1]
+
+
+def test_a_file_in_place_of_the_output_folder_is_refused(tmp_path):
+    file = tmp_path / "file"
+    file.write_text("")
+    result = invoke("compress", "fc3", "--out", str(file))
+    assert result.exit_code == 2
+    assert "is a file" in result.output
+
+
+def test_a_folder_without_a_run_is_an_error_of_one_line(tmp_path):
+    result = invoke("report", str(tmp_path))
+    assert result.exit_code == 1
+    (line,) = result.output.splitlines()
+    assert line.startswith("Error: ")
+    assert "holds no finished run" in line
+
+
+@pytest.mark.usefixtures("small_preset")
+def test_a_network_that_reloads_differently_is_an_error(tmp_path, monkeypatch):
+    def other_network(folder, network):
+        return small_network(seed=5)
+
+    monkeypatch.setattr(
+        "compression_adapters.network.checkpoint.load_compressed", other_network
+    )
+    with torch.random.fork_rng():
+        result = invoke("compress", "fc3", "--out", str(tmp_path), *ARGUMENTS)
+    assert result.exit_code == 1
+    assert "gives other outputs" in result.output
+
+
+def test_the_levels_of_the_command_are_those_of_the_package():
+    (option,) = (p for p in cli.compress.params if p.name == "level")
+    assert tuple(option.type.choices) == LEVELS
+    assert option.default == DEFAULT_LEVEL
+
+
+def test_a_command_given_again_goes_on_where_it_was(own_module, tmp_path):
+    pytest.importorskip("sqlalchemy")
+    command = (
+        *("compress", f"{own_module}:network", "--data", f"{own_module}:inputs"),
+        *("--out", "run", "--resume", "--gamma", "0.5", "--delta", "0.001"),
+    )
+    for budget in (2, 4):
+        result = invoke(*command, "--max-trials", str(budget))
+        assert result.exit_code == 0, result.output
+        summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+        assert summary["num_trials"] == budget
+    assert summary["settings"]["db"] == "sqlite:///run/search.db"
+    result = invoke(*command, "--seed", "1")
+    assert result.exit_code == 1
+    assert "made with seed = 0, now seed = 1" in result.output
+    assert "Traceback" not in result.output
+    result = invoke(*command, "--db", "other.db")
+    assert result.exit_code == 2
+    assert "one of --db and --resume" in result.output
+
+
+def test_every_loss_can_be_asked_for():
+    for command in ("compress", "stages"):
+        options = {option.name: option for option in cli.main.commands[command].params}
+        assert list(options["loss"].type.choices) == list(LOSSES)

@@ -1,0 +1,76 @@
+from __future__ import annotations
+
+import json
+import math
+
+import pandas as pd
+import pytest
+
+from compression_adapters.report.run import read_run, write_report, write_run
+
+SUMMARY = {
+    "network": "<toy>",
+    "seed": 0,
+    "stop_reason": "certified",
+    "compression_ratio": 0.1,
+    "whole_network_ratio": 0.2,
+    "incumbent_trial": 1,
+    "certificate": {
+        "holds": True,
+        "level": "pairwise",
+        "reason": "because",
+        "num_observations": 2,
+    },
+    "layers": [{"layer": "fc", "rank": "dense", "max_rank": 5, "ratio": 1.0}],
+    "timings": {"fit": 1.0},
+    "versions": {"torch": "2"},
+    "undefined": math.nan,
+}
+TRIALS = pd.DataFrame(
+    {
+        "trial_index": [0, 1, 2],
+        "status": ["COMPLETED", "COMPLETED", "FAILED"],
+        "node": ["Sobol", "PAC", "PAC"],
+        "objective": [0.5, 0.2, math.nan],
+        "objective_sem": [0.1, 0.1, math.nan],
+        "loss": [1.0, 0.5, math.nan],
+        "loss_sem": [0.1, 0.1, math.nan],
+        "compression_ratio": [0.5, 0.1, math.nan],
+    }
+)
+
+
+def test_a_run_is_read_as_it_was_written(tmp_path):
+    write_run(tmp_path, SUMMARY, TRIALS)
+    summary, trials = read_run(tmp_path)
+    assert summary == {**SUMMARY, "format_version": 1, "undefined": None}
+    pd.testing.assert_frame_equal(trials, TRIALS)
+
+
+def test_a_report_without_accuracies_leaves_that_picture_out(tmp_path):
+    write_run(tmp_path, SUMMARY, TRIALS)
+    page = write_report(tmp_path).read_text()
+    assert page.count("<figure>") == 3
+    assert "&lt;toy&gt;" in page
+    assert "<toy>" not in page
+
+
+def test_a_folder_without_a_run_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="holds no finished run"):
+        read_run(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("{", "is damaged"),
+        ("{}", "is damaged"),
+        ("[]", "is damaged"),
+        (json.dumps({"format_version": 2}), "has format 2.*update ax-pac"),
+    ],
+)
+def test_a_damaged_or_newer_run_is_refused(tmp_path, content, message):
+    write_run(tmp_path, SUMMARY, TRIALS)
+    (tmp_path / "summary.json").write_text(content)
+    with pytest.raises(ValueError, match=message):
+        read_run(tmp_path)
