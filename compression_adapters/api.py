@@ -12,32 +12,25 @@ from ax.api.client import Client
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from ax_pac import (
-    DEFAULT_LEVEL,
-)
+from ax_pac.experiment.settings import CertificateSettings
 from compression_adapters.evaluation.losses import Loss
-from compression_adapters.evaluation.problem import (
-    Objective,
-    compression_problem,
-)
+from compression_adapters.evaluation.problem import build_problem
 from compression_adapters.layers.selection import Choose, Selectors, choose_low_rank
-from compression_adapters.rank_space.parameters import Tie
-from compression_adapters.rank_space.scales import AtMax
-from compression_adapters.search.auto import search_auto
-from compression_adapters.search.initial_design import (
+from compression_adapters.options import (
+    AUTO,
+    AtMax,
+    CompressionOptions,
+    Objective,
+    ProblemOptions,
+    SearchOptions,
     Start,
 )
-from compression_adapters.search.result import (
-    CompressionResult,
-)
+from compression_adapters.rank_space.parameters import Tie
+from compression_adapters.search.auto import search_auto
+from compression_adapters.search.result import CompressionResult
 from compression_adapters.search.run import search_problem
-from compression_adapters.search.sample_size import (
-    AUTO,
-    FEWEST_SAMPLES,
-    check_repeatable,
-    most_samples,
-)
-from compression_adapters.search.stored import DEFAULT_NAME
+from compression_adapters.search.sample_size import most_samples
+from compression_adapters.search.targets import search_target
 
 
 def compress(
@@ -47,32 +40,33 @@ def compress(
     gamma: float | None = None,
     ratio: float | str | None = None,
     loss_at_most: float | None = None,
-    delta: float = 0.05,
-    epsilon: float = 0.05,
-    level: str = DEFAULT_LEVEL,
-    relative: bool = False,
+    delta: float = SearchOptions.delta,
+    epsilon: float = SearchOptions.epsilon,
+    level: str = SearchOptions.level,
+    relative: bool = SearchOptions.relative,
     labels: Tensor | None = None,
-    loss: str | Loss = "squared_l2",
-    num_samples: int | Literal["auto"] = 50,
+    loss: str | Loss = ProblemOptions.loss,
+    num_samples: int | Literal["auto"] = ProblemOptions.num_samples,
     choose: Choose = choose_low_rank,
     include: Selectors | None = None,
     exclude: Selectors = (),
     tie: Tie | None = None,
-    encoding: str = "log",
-    at_max: AtMax = "dense",
-    min_rank: int = 1,
-    round_to: int = 1,
-    skip_no_gain: bool = False,
-    objective: Objective = "ratio",
+    encoding: str = ProblemOptions.encoding,
+    at_max: AtMax = ProblemOptions.at_max,
+    min_rank: int = ProblemOptions.min_rank,
+    round_to: int = ProblemOptions.round_to,
+    skip_no_gain: bool = ProblemOptions.skip_no_gain,
+    objective: Objective = ProblemOptions.objective,
+    binary_loss: bool | None = None,
     num_initial_trials: int | None = None,
-    sampling: str = "leader_challenger",
-    start: Start = "auto",
-    max_trials: int = 200,
-    seed: int = 0,
+    sampling: str = SearchOptions.sampling,
+    start: Start = SearchOptions.start,
+    max_trials: int = SearchOptions.max_trials,
+    seed: int = SearchOptions.seed,
     progress: bool | None = None,
     client: Client | None = None,
     db: str | Path | None = None,
-    name: str = DEFAULT_NAME,
+    name: str = SearchOptions.name,
     workers: int | None = None,
 ) -> CompressionResult:
     """Compress a network: search its layers' ranks until a certificate holds.
@@ -101,8 +95,8 @@ def compress(
             size) and `"kl_divergence"` need no labels, `"cross_entropy"` and
             `"top1_error"` do; or a function `(network, batch) -> (m,)`, such as
             `IntermediateSquaredL2("layer2")`.
-        num_samples: m, samples an evaluation; `"auto"` draws as many as cost about
-            what the optimiser costs a trial, at least 50, see `search_auto`.
+        num_samples: m, samples per evaluation; `"auto"` draws as many as take about as
+            long as the rest of a trial, at least 50, see `search_auto`.
         choose: Which layers to compress, and how; by default all linear layers and 2d
             convolutions. See `find_layers`, and `profile` to look at them first.
         include: Globs for layer names, types, or predicates; only layers that match.
@@ -115,12 +109,14 @@ def compress(
         skip_no_gain: Whether to leave out what saves no multiply-adds, see
             `compression_problem`.
         objective: `"ratio"` (Eq. 3, minimised) or `"rate"` (Eq. 2, maximised).
+        binary_loss: Whether a loss of your own is 0 or 1 for each sample, so that its
+            standard error gets the binomial floor. None: known for the losses here.
         num_initial_trials: Space-filling evaluations first; default `max(6, d + 2)`.
         sampling: What to evaluate next, see `pac_generation_strategy`.
-        start: `"line"` begins with four networks whose layers are all cut alike, the
-            dense one among them: in a deep network a random point has some layer cut to
-            almost nothing. `"space-filling"` does not; `"auto"` does from four
-            coordinates on, and not with `workers`.
+        start: `"line"` begins on the diagonal of the search space, with four networks
+            whose layers are all cut alike, the dense one among them: in a deep network
+            a random point has some layer cut to almost nothing. `"space-filling"` does
+            not; `"auto"` does from four coordinates on, and not with `workers`.
         max_trials: Evaluations after which to stop without a certificate.
         seed: Determines samples and proposals.
         progress: Whether to show a progress bar; None: on a terminal only.
@@ -129,7 +125,7 @@ def compress(
         db: A database that keeps the search, a path (SQLite) or an SQLAlchemy URL. The
             one that it holds is continued; `max_trials` counts all its trials, all
             other settings must be as they were, see `docs/how_to/storage.md`.
-        name: Of the search in the database.
+        name: Name of the search in the database.
         workers: Evaluations at the same time, on Ray; not with `db`. None makes one
             after the other in this process. See `docs/how_to/many_machines.md`.
 
@@ -153,67 +149,82 @@ def compress(
         >>> result.certificate.holds
         True
     """
-    given = {"gamma": gamma, "ratio": ratio, "loss_at_most": loss_at_most}
-    names = [name for name, value in given.items() if value is not None]
-    if len(names) != 1:
-        raise ValueError(
-            "Expected exactly one of gamma, ratio and loss_at_most; got "
-            f"{' and '.join(names) or 'none'}."
-        )
-    what: dict[str, Any] = {
-        "labels": labels,
-        "loss": loss,
-        "choose": choose,
-        "include": include,
-        "exclude": exclude,
-        "tie": tie,
-        "encoding": encoding,
-        "at_max": at_max,
-        "min_rank": min_rank,
-        "round_to": round_to,
-        "skip_no_gain": skip_no_gain,
-        "objective": objective,
-    }
-    how: dict[str, Any] = {
-        "delta": delta,
-        "epsilon": epsilon,
-        "level": level,
-        "relative": relative,
-        "num_initial_trials": num_initial_trials,
-        "sampling": sampling,
-        "start": start,
-        "max_trials": max_trials,
-        "seed": seed,
-        "progress": progress,
-        "db": db,
-        "name": name,
-        "workers": workers,
-    }
-    if db is not None and client is not None:
-        raise ValueError("Expected a client or a database to continue from; got both.")
-    check_repeatable(num_samples, db, workers)
-    if gamma is None:
-        # That module builds on this one.
-        from compression_adapters.search.targets import compress_to
+    options = CompressionOptions.of(
+        gamma=gamma,
+        ratio=ratio,
+        loss_at_most=loss_at_most,
+        labels=labels,
+        loss=loss,
+        num_samples=num_samples,
+        choose=choose,
+        include=include,
+        exclude=exclude,
+        tie=tie,
+        encoding=encoding,
+        at_max=at_max,
+        min_rank=min_rank,
+        round_to=round_to,
+        skip_no_gain=skip_no_gain,
+        objective=objective,
+        binary_loss=binary_loss,
+        delta=delta,
+        epsilon=epsilon,
+        level=level,
+        relative=relative,
+        num_initial_trials=num_initial_trials,
+        sampling=sampling,
+        start=start,
+        max_trials=max_trials,
+        seed=seed,
+        progress=progress,
+        db=db,
+        name=name,
+        workers=workers,
+    )
+    return compress_with(network, inputs, options, client=client)
 
+
+def compress_with(
+    network: nn.Module,
+    inputs: Tensor | Dataset[Any] | Callable[..., Tensor],
+    options: CompressionOptions,
+    *,
+    client: Client | None = None,
+) -> CompressionResult:
+    """Compress a network: `compress` with its options in one value.
+
+    Args:
+        network: See `compress`.
+        inputs: See `compress`.
+        options: What is asked for.
+        client: See `compress`.
+    """
+    options.target.require_one()
+    search, gamma = options.search, options.target.gamma
+    # Refuses what no certificate can be asked before a network is factorized.
+    CertificateSettings(
+        delta=search.delta,
+        epsilon=search.epsilon,
+        level=search.level,
+        relative=search.relative,
+        sampling=search.sampling,
+    )
+    if search.db is not None and client is not None:
+        raise ValueError("Expected a client or a database to continue from; got both.")
+    if gamma is None:
         if client is not None:
             raise ValueError(
-                f"A search for a target ({names[0]}) cannot continue a client; pass "
-                "gamma, or leave the client out."
+                f"A search for a target ({options.target.given[0]}) cannot continue a "
+                "client; pass gamma, or leave the client out."
             )
-        targets: dict[str, Any] = {"ratio": ratio, "loss_at_most": loss_at_most}
-        settings = what | how | targets
-        found = compress_to(network, inputs, num_samples=num_samples, **settings)
-        return replace(found.result, gammas=found.gammas)
+        return search_target(network, inputs, options)
     began = time.perf_counter()
-    m = FEWEST_SAMPLES if num_samples == AUTO else num_samples
-    problem = compression_problem(network, inputs, gamma=gamma, num_samples=m, **what)
+    problem = build_problem(network, inputs, gamma, options.problem)
     factorize_seconds = time.perf_counter() - began
-    if num_samples == AUTO:
+    if options.problem.num_samples == AUTO:
         most = most_samples(inputs, problem)
-        result = search_auto(problem, most=most, client=client, **how)
+        result = search_auto(problem, search, most=most, client=client)
     else:
-        result = search_problem(problem, client=client, **how)
-    result.timings["factorize"] = factorize_seconds
-    result.timings["total"] = time.perf_counter() - began
-    return result
+        result = search_problem(problem, search, client=client)
+    seconds = {"factorize": factorize_seconds, "total": time.perf_counter() - began}
+    return replace(result, timings=result.timings | seconds)

@@ -2,26 +2,27 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
 
 import pandas as pd
 from torch import nn
 
-from compression_adapters.api import compress
+from compression_adapters.api import compress_with
 from compression_adapters.layers.survey import layer_weights, unwrap
 from compression_adapters.network.checkpoint import load_compressed, save_compressed
 from compression_adapters.network.counts import compression_ratio
-from compression_adapters.search.stored import DEFAULT_NAME
+from compression_adapters.options import CompressionOptions
+from compression_adapters.report.versioned_json import read_versioned, write_versioned
 
 STAGE_FILE: Final = "stage.json"
 LAYERS_FILE: Final = "layers.csv"
 TRIALS_FILE: Final = "trials.csv"
 FORMAT_VERSION: Final = 1
+_NOT_COMPARED: Final = ("db", "name", "progress")
 
 
 @dataclass(frozen=True)
@@ -57,12 +58,17 @@ class Stage:
             )
 
 
+OnStage = Callable[[Stage, nn.Module], None]
+"""Called with a stage that has ended and the network after it."""
+
+
 def compress_in_stages(
     network: nn.Module,
     inputs: Any,
     stages: Sequence[Stage],
     *,
     folder: str | Path | None = None,
+    on_stage: OnStage | None = None,
     **options: Any,
 ) -> tuple[nn.Module, pd.DataFrame]:
     """Compress a network by several searches, one after the other.
@@ -78,9 +84,11 @@ def compress_in_stages(
         inputs: See `compress`.
         stages: In order, each with a name of its own.
         folder: Where to save them; None: nowhere.
-        options: Of `compress`, for all stages; a stage's own come first. With `db`,
-            which needs a folder, a stage that was interrupted goes on where it was; its
-            search is called `name-stage`.
+        on_stage: Called after each stage with the stage and its network, and also for
+            one that was finished before.
+        **options: Keywords of `compress`, for all stages; a stage's own come first.
+            With `db`, which needs a folder, a stage that was interrupted goes on where
+            it was; its search is called `name-stage`.
 
     Returns:
         The network after the last stage, in eval mode, and a table with one row a
@@ -109,12 +117,36 @@ def compress_in_stages(
         >>> table["stage"].tolist()
         ['low-rank', 'pruning']
     """
+    common = CompressionOptions.of(**options)
+    return run_stages(network, inputs, stages, common, folder=folder, on_stage=on_stage)
+
+
+def run_stages(
+    network: nn.Module,
+    inputs: Any,
+    stages: Sequence[Stage],
+    options: CompressionOptions,
+    *,
+    folder: str | Path | None = None,
+    on_stage: OnStage | None = None,
+) -> tuple[nn.Module, pd.DataFrame]:
+    """Run stages: `compress_in_stages` with its options in one value.
+
+    Args:
+        network: See `compress_in_stages`.
+        inputs: See `compress_in_stages`.
+        stages: In order.
+        options: For all stages.
+        folder: See `compress_in_stages`.
+        on_stage: See `compress_in_stages`.
+    """
     names = [stage.name for stage in stages]
     if not names or len(set(names)) < len(names):
         raise ValueError(
             f"Expected at least one stage, each with a name of its own; got {names}."
         )
-    if folder is None and any("db" in {**options, **stage.options} for stage in stages):
+    asked = [options.changed(**stage.options) for stage in stages]
+    if folder is None and any(wanted.search.db is not None for wanted in asked):
         raise ValueError(
             "With a database the finished stages need a folder too, to continue from: "
             "give folder."
@@ -123,17 +155,19 @@ def compress_in_stages(
     device = next((w.device for w in layer_weights(original)), None)
     whole = sum(weight.numel() for weight in layer_weights(original))
     rows: list[dict[str, Any]] = []
-    for number, stage in enumerate(stages):
-        settings = {**options, **stage.options}
+    for number, (stage, wanted) in enumerate(zip(stages, asked, strict=True)):
         place = None if folder is None else Path(folder) / f"{number}-{stage.name}"
-        kept = _plain(settings) | {f"then {k}": v for k, v in stage.training.items()}
+        kept = _kept(wanted) | {f"then {k}": v for k, v in stage.training.items()}
         if place is not None and (place / STAGE_FILE).is_file():
             rows.append(_read(place, stage.name, kept) | {"resumed": True})
             current = load_compressed(place, original).eval().to(device)
+            if on_stage is not None:
+                on_stage(stage, current)
             continue
-        if settings.get("db") is not None:
-            settings["name"] = f"{settings.get('name', DEFAULT_NAME)}-{stage.name}"
-        result = compress(current, inputs, **settings)
+        search = wanted.search
+        if search.db is not None:
+            search = replace(search, name=f"{search.name}-{stage.name}")
+        result = compress_with(current, inputs, replace(wanted, search=search))
         layers, ranks = result.problem.layers, result.ranks
         current = result.network
         if stage.then is not None:
@@ -157,50 +191,45 @@ def compress_in_stages(
             result.trials.to_csv(place / TRIALS_FILE, index=False)
             _write(place, row, kept)
         rows.append(row | {"resumed": False})
+        if on_stage is not None:
+            on_stage(stage, current)
     return current, pd.DataFrame(rows)
 
 
-def _plain(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Keep of the settings what JSON can hold; functions cannot be compared."""
-    kinds = (str, int, float, bool)
+def _kept(options: CompressionOptions) -> dict[str, Any]:
+    """Return of the options what JSON can hold; functions cannot be compared."""
     return {
-        k: v
-        for k, v in sorted(settings.items())
-        if isinstance(v, kinds) and k not in ("db", "name")
+        name: value
+        for name, value in options.to_keywords().items()
+        if isinstance(value, str | int | float | bool) and name not in _NOT_COMPARED
     }
 
 
 def _write(place: Path, row: dict[str, Any], settings: Mapping[str, Any]) -> None:
     """Write a stage's record last: its presence says that the stage is finished."""
-    content = {
-        "format_version": FORMAT_VERSION,
-        "settings": settings,
-        "result": row,
-    }
     if not all(math.isfinite(v) for v in row.values() if isinstance(v, float)):
         raise ValueError(f"Stage {row['stage']!r} has results that are not finite.")
-    temporary = place / f".{STAGE_FILE}.tmp"
-    temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-    temporary.replace(place / STAGE_FILE)
+    content = {"settings": dict(settings), "result": row}
+    write_versioned(place / STAGE_FILE, content, FORMAT_VERSION)
 
 
 def _read(place: Path, name: str, settings: Mapping[str, Any]) -> dict[str, Any]:
     """Read a finished stage's record, refusing one with other settings."""
     path = place / STAGE_FILE
+    content = read_versioned(path, FORMAT_VERSION)
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        version, known = content["format_version"], content["settings"]
+        # Version 0.1 kept what was given; the rest had its default.
+        known = _kept(CompressionOptions()) | content["settings"]
         row: dict[str, Any] = dict(content["result"])
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path} is damaged: {error!r}. Remove {place}.") from error
-    if version != FORMAT_VERSION:
+    names = {*known, *settings}.difference(_NOT_COMPARED)
+    differ = sorted(k for k in names if known.get(k) != settings.get(k))
+    if differ:
+        before = {k: known.get(k) for k in differ}
+        now = {k: settings.get(k) for k in differ}
         raise ValueError(
-            f"{path} has format {version!r}, this version reads {FORMAT_VERSION}: "
-            "update ax-pac."
-        )
-    if known != settings:
-        raise ValueError(
-            f"Stage {name!r} in {place} was run with the settings {known}, now they "
-            f"are {settings}. Use another folder, or remove this one."
+            f"Stage {name!r} in {place} was run with the settings {before}, now they "
+            f"are {now}. Use another folder, or remove this one."
         )
     return row

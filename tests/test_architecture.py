@@ -42,17 +42,19 @@ ROWS: dict[str, set[str]] = {
     | {"ax_pac.acquisition", "ax_pac.experiment", "ax_pac.adapter", "ax_pac.strategy"},
     "ax_pac.orchestration": {"ax", "pandas", "torch", "ray"},
     "ax_pac": {"ax_pac"},
+    "compression_adapters.options": {"torch"},
     "compression_adapters.decompositions": {"torch", "numpy", "tensorly"},
     "compression_adapters.layers": {"torch", "compression_adapters.decompositions"},
-    "compression_adapters.rank_space": {
-        "torch",
-        "numpy",
-        "compression_adapters.layers",
-    },
+    "compression_adapters.rank_space": {"torch", "numpy"}
+    | {"compression_adapters.options", "compression_adapters.layers"},
     "compression_adapters.network": {"torch", "numpy", "pandas", "safetensors"}
     | {"compression_adapters.decompositions", "compression_adapters.layers"}
     | {"compression_adapters.rank_space"},
-    "compression_adapters.evaluation": {"torch", "numpy"}
+    "compression_adapters.evaluation": {
+        "torch",
+        "numpy",
+        "compression_adapters.options",
+    }
     | {"compression_adapters.decompositions", "compression_adapters.layers"}
     | {"compression_adapters.rank_space", "compression_adapters.network"},
     "compression_adapters.presets": {"torch", "torchvision", "numpy", "safetensors"}
@@ -60,20 +62,22 @@ ROWS: dict[str, set[str]] = {
     | {"compression_adapters.layers", "compression_adapters.evaluation"},
     "compression_adapters.report": {"pandas", "plotly", "numpy"},
     "compression_adapters.search": {"torch", "numpy", "pandas", "tqdm", "ax", "ax_pac"}
-    | {"compression_adapters.layers", "compression_adapters.rank_space"}
-    | {"compression_adapters.network", "compression_adapters.evaluation"},
+    | {"compression_adapters.options", "compression_adapters.layers"}
+    | {"compression_adapters.rank_space", "compression_adapters.network"}
+    | {"compression_adapters.evaluation"},
     "compression_adapters.api": {"torch", "ax", "ax_pac", "compression_adapters.layers"}
     | {"compression_adapters.rank_space", "compression_adapters.evaluation"}
-    | {"compression_adapters.search"},
+    | {"compression_adapters.options", "compression_adapters.search"},
     "compression_adapters.stages": {"torch", "pandas", "compression_adapters.layers"}
-    | {"compression_adapters.network", "compression_adapters.search"}
-    | {"compression_adapters.api"},
+    | {"compression_adapters.options", "compression_adapters.network"}
+    | {"compression_adapters.report", "compression_adapters.api"},
     "compression_adapters.cli": {"torch", "pandas", "plotly", "click", "ax_pac"}
+    | {"compression_adapters.options"}
     | {"compression_adapters.layers", "compression_adapters.network"}
     | {"compression_adapters.evaluation", "compression_adapters.presets"}
     | {"compression_adapters.report", "compression_adapters.search"}
     | {"compression_adapters.api", "compression_adapters.stages"},
-    "compression_adapters": {"compression_adapters"},
+    "compression_adapters": {"lazy_loader"},
 }
 
 

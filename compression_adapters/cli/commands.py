@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import warnings
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import click
 
 from compression_adapters.cli.options import (
-    TARGETS,
-    check_options,
-    database_in,
+    Request,
     search_options,
     source_options,
     take_source,
@@ -45,75 +44,13 @@ def main() -> None:
 
 @main.command(short_help="Compress a network until a certificate holds.")
 @source_options
-@search_options
-@click.option(
-    "--sampling",
-    type=click.Choice(["leader_challenger", "challenger"]),
-    default="leader_challenger",
-    show_default=True,
-    help="What to evaluate next; challenger is the paper's.",
-)
-@click.option(
-    "--encoding",
-    type=click.Choice(["log", "energy", "linear"]),
-    default="log",
-    show_default=True,
-    help="How a coordinate in [0, 1] becomes a rank; linear is the paper's.",
-)
-@click.option(
-    "--at-max",
-    type=click.Choice(["dense", "factor"]),
-    default="dense",
-    show_default=True,
-    help="What the top of a layer's range means; factor is the paper's.",
-)
-@click.option(
-    "--min-rank",
-    type=click.IntRange(min=1),
-    default=1,
-    show_default=True,
-    help="Smallest rank of a layer.",
-)
-@click.option(
-    "--round-to",
-    type=click.IntRange(min=1),
-    default=1,
-    show_default=True,
-    help="Use multiples of this as ranks, such as 8.",
-)
-@click.option(
-    "--skip-no-gain",
-    is_flag=True,
-    help="Leave out ranks that save no multiply-adds.",
-)
-@click.option(
-    "--db",
-    default=None,
-    metavar="PATH|URL",
-    help="Keep the search in this database, or continue the one that it holds: an "
-    "SQLite file, or a URL such as postgresql+psycopg://USER@HOST/NAME.",
-)
-@click.option(
-    "--name",
-    default="compression",
-    show_default=True,
-    help="Of the search in the database.",
-)
+@search_options()
 @click.option(
     "--resume",
     is_flag=True,
     help="The same as --db OUT/search.db.",
 )
-@click.option(
-    "--workers",
-    type=click.IntRange(min=1),
-    default=None,
-    help="Evaluations at the same time, on Ray; not with --db and --resume.  "
-    "[default: one after the other, without Ray]",
-)
-def compress(
-    network: str, out: Path, progress: bool | None, resume: bool, **options: Any
-) -> None:
+def compress(out: Path, resume: bool, **values: Any) -> None:
     """Compress a network, by default without labels, until a certificate holds.
 
     NETWORK is a preset (fc3, vgg16, resnet18, resnet50), torchvision:NAME, or
@@ -121,35 +58,34 @@ def compress(
     784-1000-1000-10 on MNIST, trained here in a minute the first time and kept in your
     cache folder; the others need --data and --gamma.
     """
+    request = Request.of(out, resume, **values)
+    if not request.options.target.given:
+        request = _with_default_gamma(request)
     from compression_adapters.cli.compress_run import compress_source
-    from compression_adapters.presets.registry import PRESETS
 
-    check_options(out, options)
-    if resume:
-        if options["db"] is not None:
-            raise click.UsageError("expected one of --db and --resume; got both")
-        options["db"] = database_in(out)
-    if options["workers"] is not None and options["db"] is not None:
-        raise click.UsageError(
-            "expected --workers or a database (--db, --resume); got both"
-        )
-    if all(options[name] is None for name in TARGETS):
-        options["gamma"] = PRESETS[network].gamma if network in PRESETS else None
-    if all(options[name] is None for name in TARGETS):
-        raise click.UsageError(
-            f"{network} has no default weight of the loss: pass --gamma, or --ratio or "
-            "--loss-at-most in its place. With --loss relative_squared_l2, whose unit "
-            "is the size of the outputs, start at --gamma 1"
-        )
-    test_samples = options.pop("test_samples")
     try:
-        source, asked = take_source(network, options)
-        summary = compress_source(source, out, progress, options, asked, test_samples)
+        source = take_source(request.source)
+        summary = compress_source(source, request)
     except (ValueError, RuntimeError, OSError, ImportError) as error:
         raise click.ClickException(str(error)) from error
     except KeyboardInterrupt:
         raise click.ClickException("interrupted before there was a result") from None
     _print_summary(summary, out)
+
+
+def _with_default_gamma(request: Request) -> Request:
+    """Take the weight of the loss that belongs to a preset."""
+    from compression_adapters.presets.registry import PRESETS
+
+    network = request.source.network
+    gamma = PRESETS[network].gamma if network in PRESETS else None
+    if gamma is None:
+        raise click.UsageError(
+            f"{network} has no default weight of the loss: pass --gamma, or --ratio or "
+            "--loss-at-most in its place. With --loss relative_squared_l2, whose unit "
+            "is the size of the outputs, start at --gamma 1"
+        )
+    return replace(request, options=request.options.changed(gamma=gamma))
 
 
 main.add_command(stages)

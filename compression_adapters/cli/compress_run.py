@@ -1,9 +1,7 @@
 """What `ax-pac compress` does once it has a network and data."""
 
-import warnings
 from dataclasses import asdict
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any, Final
 
 import pandas as pd
@@ -25,10 +23,12 @@ from ax_pac.analysis.plots import (
     plot_times,
     time_table,
 )
-from compression_adapters.api import compress
+from compression_adapters.api import compress_with
+from compression_adapters.cli.options import Request
+from compression_adapters.cli.reload import reloads_equal
 from compression_adapters.cli.sources import Source
 from compression_adapters.evaluation.accuracy import top_accuracies
-from compression_adapters.network import checkpoint
+from compression_adapters.network.costs import cost_table, slower_note
 from compression_adapters.network.counts import compression_ratio, whole_network_ratio
 from compression_adapters.network.truncation import truncated
 from compression_adapters.report.run import (
@@ -45,23 +45,12 @@ _PACKAGES: Final = (
 )
 
 
-def compress_source(
-    source: Source,
-    out: Path,
-    progress: bool | None,
-    options: dict[str, Any],
-    asked: dict[str, Any],
-    test_samples: int,
-) -> dict[str, Any]:
+def compress_source(source: Source, request: Request) -> dict[str, Any]:
     """Search, save, reload, measure and write.
 
     Args:
         source: Network and data.
-        out: Folder for everything that is written.
-        progress: Whether to show a progress bar; None: on a terminal only.
-        options: Of `compress`.
-        asked: What the source was found by, for the record.
-        test_samples: How many images of a test folder the accuracy is measured on.
+        request: What was asked for.
 
     Returns:
         The summary, as `read_run` reads it.
@@ -70,23 +59,34 @@ def compress_source(
         ValueError: as `compress` does.
         RuntimeError: when the saved network gives other outputs.
     """
-    result = compress(
-        source.network,
-        source.inputs,
-        labels=source.labels_for(options["loss"]),
-        choose=source.choose,
-        progress=progress,
-        **options,
-    )
+    out = request.out
+    labels = source.labels_for(request.options.problem.loss)
+    options = request.options.changed(labels=labels, choose=source.choose)
+    result = compress_with(source.network, source.inputs, options)
     result.save(out / NETWORK_FOLDER)
     result.client.save_to_json_file(str(out / "experiment.json"))
-    kept_in = getattr(result.client, "database", None)  # without a password
-    summary = _summary(source, result, asked | options | {"db": kept_in})
-    summary |= _accuracies(source, result, test_samples)
-    summary["reloaded_is_equal"] = _reload(source, result, out / NETWORK_FOLDER)
+    summary = _summary(source, result, _settings(request, result))
+    summary |= _accuracies(source, result, request.source.test_samples)
+    rng = torch.Generator().manual_seed(result.seed)
+    inputs = result.problem.sampler(100, rng).inputs
+    summary["reloaded_is_equal"] = reloads_equal(
+        source, result.network, out / NETWORK_FOLDER, inputs
+    )
     write_run(out, summary, _trials_with_accuracy(source, result))
     write_report(out, certificate_figures(summary))
     return read_run(out)[0]
+
+
+def _settings(request: Request, result: CompressionResult) -> dict[str, Any]:
+    """Return what was asked for, as plain JSON values."""
+    asked = asdict(request.source) | request.options.to_keywords()
+    plain = {
+        name: value
+        for name, value in asked.items()
+        if value is None or isinstance(value, str | int | float | bool)
+    }
+    kept_in = getattr(result.client, "database", None)  # without a password
+    return plain | {"db": kept_in}
 
 
 def _summary(
@@ -134,12 +134,11 @@ def _sample_size(result: CompressionResult) -> dict[str, Any] | None:
 
 
 def _costs(result: CompressionResult) -> dict[str, Any]:
-    """Measure costs before and after; a warning becomes part of the record."""
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        table = result.measure()
-    warned = [str(w.message) for w in caught if "not faster" in str(w.message)]
-    return {"table": table.to_dict("records"), "warnings": warned}
+    """Measure costs before and after; a note becomes part of the record."""
+    before, after = result.costs()
+    note = slower_note(before, after)
+    table = cost_table(before, after).to_dict("records")
+    return {"table": table, "warnings": [] if note is None else [note]}
 
 
 def _accuracies(
@@ -177,19 +176,6 @@ def _trials_with_accuracy(source: Source, result: CompressionResult) -> Any:
         ) as network:
             table.loc[row, "accuracy"] = top_accuracies(network, source.test)[0]
     return table
-
-
-def _reload(source: Source, result: CompressionResult, folder: Path) -> bool:
-    """Load the saved network onto a fresh one and compare the outputs."""
-    device = next(result.network.parameters()).device
-    loaded = checkpoint.load_compressed(folder, source.build()).eval().to(device)
-    rng = torch.Generator().manual_seed(result.seed)
-    inputs = result.problem.sampler(100, rng).inputs.to(device)
-    with torch.inference_mode():
-        same = torch.allclose(loaded(inputs), result.network(inputs), atol=1e-5)
-    if not same:
-        raise RuntimeError(f"the network saved in {folder} gives other outputs")
-    return same
 
 
 def certificate_figures(summary: dict[str, Any]) -> list[tuple[str, go.Figure]]:

@@ -1,31 +1,138 @@
-"""Options that several commands of `ax-pac` share."""
+"""Options of the `ax-pac` commands, made of the options of a search.
+
+As in `commands`: nothing slow is imported before an option has been read.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from dataclasses import Field, dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from compression_adapters.options import (
+    AUTO,
+    KEYWORDS,
+    PRESET_NAMES,
+    CompressionOptions,
+    ProblemOptions,
+    SearchOptions,
+    Target,
+    option,
+    read_ratio,
+)
+
 if TYPE_CHECKING:
     from compression_adapters.cli.sources import Source
 
-
-TARGETS = ("gamma", "ratio", "loss_at_most")
+TARGETS = tuple(f.name for f in fields(Target))
 """Names of the options of which a search takes one."""
 
+IN_STAGES = (
+    *(*TARGETS, "loss", "delta", "epsilon", "level", "max_trials", "start"),
+    *("sampling", "seed", "num_samples"),
+)
+"""Options that `ax-pac stages` has for all its stages."""
 
-_PRESETS = ("fc3", "vgg16", "resnet18", "resnet50")
+
+@dataclass(frozen=True, kw_only=True)
+class SourceRequest:
+    """Which network and data are asked for.
+
+    Args:
+        network: NETWORK.
+        weights: File or name of its weights.
+        data: Folder of images, or `module.path:function`.
+        layers: Name of a choice of layers.
+        num_classes: Outputs of a network of torchvision's.
+        image_size: Pixels, for images from a folder.
+        test_samples: Images from a folder that the accuracy is measured on.
+        device: Where the network runs.
+    """
+
+    network: str
+    weights: str | None = option(
+        None,
+        "A .safetensors, .pt or .pth file, never unpickled; or the name of "
+        "torchvision's weights.  [default: IMAGENET1K_V1]",
+    )
+    data: str | None = option(
+        None,
+        "Folder with a folder of images for each class, with or without train and val "
+        "above them; or module.path:function.",
+    )
+    layers: str | None = option(
+        None, "paper (a preset's), 3x3, linear or all.  [default: paper, else all]"
+    )
+    num_classes: int = option(
+        1000, "Number of outputs of a torchvision network.", at_least=1
+    )
+    image_size: int = option(224, "Pixels; for images from a folder.", at_least=1)
+    test_samples: int = option(
+        1000, "Images from a folder that the accuracy is measured on.", at_least=1
+    )
+    device: str | None = option(
+        None, "Where the network runs.  [default: cuda if there is one, else cpu]"
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """What a command was asked for.
+
+    Args:
+        out: Folder of the run.
+        source: Network and data.
+        options: Of the search.
+    """
+
+    out: Path
+    source: SourceRequest
+    options: CompressionOptions = field(default_factory=CompressionOptions)
+
+    @classmethod
+    def of(cls, out: Path, resume: bool, **values: Any) -> Request:
+        """Sort the values of a command into groups, or refuse them.
+
+        Args:
+            out: Folder of the run.
+            resume: Whether the search is kept in a database in that folder.
+            values: Of all other options.
+        """
+        if out.exists() and not out.is_dir():
+            raise click.UsageError(f"--out {out} is a file, expected a folder")
+        given = [name for name in TARGETS if values[name] is not None]
+        if len(given) > 1:
+            raise click.UsageError(
+                "expected one of --gamma, --ratio and --loss-at-most; got "
+                + " and ".join(f"--{name.replace('_', '-')}" for name in given)
+            )
+        if resume:
+            if values.get("db") is not None:
+                raise click.UsageError("expected one of --db and --resume; got both")
+            out.mkdir(parents=True, exist_ok=True)
+            values["db"] = str(out / "search.db")
+        if values.get("workers") is not None and values.get("db") is not None:
+            raise click.UsageError(
+                "expected --workers or a database (--db, --resume); got both"
+            )
+        keywords = {name: values.pop(name) for name in KEYWORDS if name in values}
+        try:
+            options = CompressionOptions.of(**keywords)
+        except ValueError as error:
+            raise click.ClickException(str(error)) from error
+        return cls(out=out, source=SourceRequest(**values), options=options)
 
 
 def _known_network(
     context: click.Context, parameter: click.Parameter, name: str
 ) -> str:
     """Refuse a mistyped name before anything is imported."""
-    if name not in _PRESETS and ":" not in name:
+    if name not in PRESET_NAMES and ":" not in name:
         raise click.BadParameter(
-            f"{name!r} is not one of {', '.join(_PRESETS)}, and neither "
+            f"{name!r} is not one of {', '.join(PRESET_NAMES)}, and neither "
             "torchvision:NAME nor module.path:factory"
         )
     return name
@@ -35,8 +142,8 @@ def _samples(
     context: click.Context, parameter: click.Parameter, value: Any
 ) -> int | str:
     """Read a number of samples, or "auto"."""
-    if value == "auto":
-        return "auto"
+    if value == AUTO:
+        return AUTO
     return int(click.IntRange(min=2).convert(value, parameter, context))
 
 
@@ -44,221 +151,108 @@ def _ratio(
     context: click.Context, parameter: click.Parameter, value: str | None
 ) -> str | None:
     """Refuse what is no ratio before a network is trained or read."""
-    if value is None:
-        return None
-    from compression_adapters.search.ratio import read_ratio
-
     try:
-        read_ratio(value)
+        if value is not None:
+            read_ratio(value)
     except ValueError as error:
         raise click.BadParameter(str(error)) from error
     return value
 
 
-def check_options(out: Path, options: dict[str, Any]) -> None:
-    """Refuse what no command can do, before a network is trained or read."""
-    if out.exists() and not out.is_dir():
-        raise click.UsageError(f"--out {out} is a file, expected a folder")
-    given = [name for name in TARGETS if options[name] is not None]
-    if len(given) > 1:
-        raise click.UsageError(
-            "expected one of --gamma, --ratio and --loss-at-most; got "
-            + " and ".join(f"--{name.replace('_', '-')}" for name in given)
-        )
+_CALLBACKS: dict[str, Callable[..., Any]] = {"num_samples": _samples, "ratio": _ratio}
 
 
-def database_in(out: Path) -> str:
-    """Return where `--resume` keeps a search, whose folder is then there."""
-    out.mkdir(parents=True, exist_ok=True)
-    return str(out / "search.db")
+def source_options(command: Any) -> Any:
+    """Add a network, its weights and data, and where the results go."""
+    out = click.option(
+        "--out",
+        type=click.Path(path_type=Path, file_okay=False),
+        required=True,
+        help="Folder for the summary, report.html and the network.",
+    )
+    network = click.argument("network", metavar="NETWORK", callback=_known_network)
+    return network(_added(out(command), fields(SourceRequest)))
 
 
-def take_source(network: str, options: dict[str, Any]) -> tuple[Source, dict[str, Any]]:
-    """Open what `source_options` describe, and say what it is.
+def search_options(names: Iterable[str] | None = None) -> Callable[[Any], Any]:
+    """Add what a search is asked for.
 
     Args:
-        network: NETWORK.
-        options: All options of the command; those of the source are taken out.
+        names: Of the options that the command has; None: all.
+    """
+
+    def add(command: Any) -> Any:
+        declared = [*fields(Target), *fields(ProblemOptions), *fields(SearchOptions)]
+        progress = click.option(
+            "--progress/--no-progress",
+            default=None,
+            help="Show a progress bar.  [default: on a terminal only]",
+        )
+        wanted = [f for f in declared if names is None or f.name in names]
+        return _added(progress(command), wanted)
+
+    return add
+
+
+def _added(command: Any, declared: Iterable[Field[Any]]) -> Any:
+    """Add the options that have a help text, in their order."""
+    for one in reversed([f for f in declared if f.metadata.get("help")]):
+        command = _click_option(one)(command)
+    return command
+
+
+def _click_option(declared: Field[Any]) -> Callable[[Any], Any]:
+    """Turn a declared option into one of the command line."""
+    flag = f"--{declared.name.replace('_', '-')}"
+    known, default = declared.metadata, declared.default
+    settings: dict[str, Any] = {"default": default, "help": known["help"]}
+    if isinstance(default, bool):
+        return click.option(flag, is_flag=True, **settings)
+    settings["show_default"] = default is not None
+    settings["metavar"] = known["metavar"]
+    settings["callback"] = _CALLBACKS.get(declared.name)
+    if known["choices"] is not None:
+        settings["type"] = click.Choice(known["choices"])
+    elif declared.name in _CALLBACKS:
+        settings["type"] = str
+    elif known["at_least"] is not None:
+        settings["type"] = click.IntRange(min=known["at_least"])
+    elif known["above"] is not None:
+        settings["type"] = click.FloatRange(
+            known["above"], known["below"], min_open=True, max_open=True
+        )
+    return click.option(flag, **settings)
+
+
+def take_source(request: SourceRequest) -> Source:
+    """Open what a command asks for, and say what it is.
+
+    Args:
+        request: Network and data.
 
     Returns:
         The source, its network where it is to run (the search's own model stays on
-        the CPU), and the options that it was opened with.
+        the CPU).
     """
     import torch
 
     from compression_adapters.cli.sources import open_source
 
-    names = ("weights", "data", "layers", "num_classes", "image_size")
-    asked = {name: options.pop(name) for name in names}
-    device = options.pop("device")
-    source = open_source(network, progress=_show_epoch, **asked)
-    if device is None:
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    source.network.to(device)
+    source = open_source(
+        request.network,
+        weights=request.weights,
+        data=request.data,
+        layers=request.layers,
+        num_classes=request.num_classes,
+        image_size=request.image_size,
+        progress=_show_epoch,
+    )
+    has_gpu = torch.cuda.is_available()
+    source.network.to(request.device or ("cuda" if has_gpu else "cpu"))
     click.echo(f"{source.name}: {source.description}")
-    return source, asked
+    return source
 
 
 def _show_epoch(epoch: int, epochs: int) -> None:
     """Say how far a training is."""
     click.echo(f"training, epoch {epoch} of {epochs}")
-
-
-_SOURCE: tuple[Callable[[Any], Any], ...] = (
-    click.argument("network", metavar="NETWORK", callback=_known_network),
-    click.option(
-        "--weights",
-        default=None,
-        help="A .safetensors, .pt or .pth file, never unpickled; or the name of "
-        "torchvision's weights.  [default: IMAGENET1K_V1]",
-    ),
-    click.option(
-        "--data",
-        default=None,
-        help="Folder with a folder of images for each class, with or without train and "
-        "val above them; or module.path:function.",
-    ),
-    click.option(
-        "--layers",
-        default=None,
-        help="paper (a preset's), 3x3, linear or all.  [default: paper, else all]",
-    ),
-    click.option(
-        "--num-classes",
-        type=click.IntRange(min=1),
-        default=1000,
-        show_default=True,
-        help="Outputs of a network of torchvision's.",
-    ),
-    click.option(
-        "--image-size",
-        type=click.IntRange(min=1),
-        default=224,
-        show_default=True,
-        help="Pixels; for images from a folder.",
-    ),
-    click.option(
-        "--test-samples",
-        type=click.IntRange(min=1),
-        default=1000,
-        show_default=True,
-        help="Images from a folder that the accuracy is measured on.",
-    ),
-    click.option(
-        "--device",
-        default=None,
-        help="Where the network runs.  [default: cuda if there is one, else cpu]",
-    ),
-    click.option(
-        "--out",
-        type=click.Path(path_type=Path, file_okay=False),
-        required=True,
-        help="Folder for the summary, report.html and the network.",
-    ),
-)
-
-
-_SEARCH: tuple[Callable[[Any], Any], ...] = (
-    click.option(
-        "--gamma",
-        type=click.FloatRange(min=0, min_open=True),
-        default=None,
-        help="Weight of the loss; larger keeps more weights.  [default: the preset's]",
-    ),
-    click.option(
-        "--ratio",
-        default=None,
-        metavar="SIZE",
-        callback=_ratio,
-        help="In place of --gamma: the best network of this size or less, such as 30%.",
-    ),
-    click.option(
-        "--loss-at-most",
-        type=click.FloatRange(min=0, min_open=True),
-        default=None,
-        help="In place of --gamma: the smallest network that loses no more than this.",
-    ),
-    click.option(
-        "--loss",
-        type=click.Choice(
-            [
-                "squared_l2",
-                "relative_squared_l2",
-                "kl_divergence",
-                "cross_entropy",
-                "top1_error",
-            ]
-        ),
-        default="squared_l2",
-        show_default=True,
-        help="What is measured. The first three compare with the original's outputs, "
-        "without labels; relative_squared_l2 is 1 for outputs of zero.",
-    ),
-    click.option(
-        "--delta",
-        type=click.FloatRange(min=0, min_open=True),
-        default=0.05,
-        show_default=True,
-        help="Tolerance, in units of the objective gamma * loss + ratio.",
-    ),
-    click.option(
-        "--epsilon",
-        type=click.FloatRange(0, 1, min_open=True, max_open=True),
-        default=0.05,
-        show_default=True,
-        help="Allowed probability that the result is not within delta of the best.",
-    ),
-    click.option(
-        "--level",
-        type=click.Choice(["pairwise", "joint", "marginal"]),
-        default="marginal",
-        show_default=True,
-        help="What the certificate accounts for; pairwise is the paper's rule.",
-    ),
-    click.option(
-        "--max-trials",
-        type=click.IntRange(min=2),
-        default=200,
-        show_default=True,
-        help="Evaluations after which to stop without a certificate.",
-    ),
-    click.option(
-        "--start",
-        type=click.Choice(["auto", "line", "space-filling"]),
-        default="auto",
-        show_default=True,
-        help="What to evaluate first; line: four networks whose layers are all cut "
-        "alike, which auto does from four coordinates on.",
-    ),
-    click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True),
-    click.option(
-        "--num-samples",
-        default="50",
-        show_default=True,
-        metavar="NUMBER|auto",
-        callback=_samples,
-        help="Fresh samples an evaluation; auto: as many as cost what the search "
-        "costs.",
-    ),
-    click.option(
-        "--progress/--no-progress",
-        default=None,
-        help="Show a progress bar.  [default: on a terminal only]",
-    ),
-)
-
-
-def source_options(command: Any) -> Any:
-    """Add a network, its weights and data, and where the results go."""
-    return _decorated(command, _SOURCE)
-
-
-def search_options(command: Any) -> Any:
-    """Add what a search is asked for."""
-    return _decorated(command, _SEARCH)
-
-
-def _decorated(command: Any, options: tuple[Callable[[Any], Any], ...]) -> Any:
-    for option in reversed(options):
-        command = option(command)
-    return command

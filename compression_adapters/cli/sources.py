@@ -44,7 +44,6 @@ class Source:
         inputs: The pool: a tensor, or a dataset of inputs with or without labels.
         labels: Of a tensor pool, or None.
         test: Labelled images for the accuracy: tensors or a dataset, or None.
-        gamma: Default weight of the loss, or None.
         note: What a reader of the result has to know, or empty.
     """
 
@@ -56,11 +55,10 @@ class Source:
     inputs: Tensor | Dataset[Any] = field(repr=False)
     labels: Tensor | None = field(default=None, repr=False)
     test: tuple[Tensor, Tensor] | Dataset[Any] | None = field(default=None, repr=False)
-    gamma: float | None = None
     note: str = ""
 
-    def labels_for(self, loss: str | None) -> Tensor | None:
-        """Return the labels that a search by this loss, a key of `LOSSES`, takes."""
+    def labels_for(self, loss: object) -> Tensor | None:
+        """Return the labels that a search by this loss takes."""
         return self.labels if loss in LABELLED_LOSSES else None
 
 
@@ -108,7 +106,6 @@ def open_source(
         "network": network,
         "build": build,
         "choose": choose,
-        "gamma": preset.gamma if preset else None,
     }
     if data is not None:
         return Source(**common, **_own_data(data, image_size))

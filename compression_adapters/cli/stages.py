@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from compression_adapters.cli.options import (
-    check_options,
-    database_in,
+    IN_STAGES,
+    Request,
     search_options,
     source_options,
     take_source,
@@ -88,7 +88,7 @@ As in the paper:
     show_default=True,
     help="Of the training.",
 )
-@search_options
+@search_options(IN_STAGES)
 @click.option(
     "--resume",
     is_flag=True,
@@ -96,7 +96,6 @@ As in the paper:
     "interrupted goes on as well.",
 )
 def stages(
-    network: str,
     out: Path,
     requests: list[StageRequest],
     epochs: int,
@@ -104,22 +103,16 @@ def stages(
     schedule: Any,
     batch_size: int,
     resume: bool,
-    **options: Any,
+    **values: Any,
 ) -> None:
     """See `_HELP`."""
     from compression_adapters.cli.stages_run import Training, compress_source_in_stages
 
-    check_options(out, options)
-    if resume:
-        options["db"] = database_in(out)
-    test_samples = options.pop("test_samples")
+    request = Request.of(out, resume, **values)
     try:
         training = Training(epochs, learning_rate, schedule, batch_size)
-        source, _ = take_source(network, options)
-        options = {name: value for name, value in options.items() if value is not None}
-        summary = compress_source_in_stages(
-            source, out, requests, training, options, test_samples
-        )
+        source = take_source(request.source)
+        summary = compress_source_in_stages(source, request, requests, training)
     except (ValueError, RuntimeError, OSError, ImportError) as error:
         raise click.ClickException(str(error)) from error
     except KeyboardInterrupt:

@@ -4,42 +4,38 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Final
 
-import pandas as pd
 import torch
 from torch import Tensor, nn
 
+from compression_adapters.cli.options import Request
+from compression_adapters.cli.reload import reloads_equal
 from compression_adapters.cli.sources import Source
 from compression_adapters.evaluation.accuracy import top_accuracies
 from compression_adapters.layers.selection import choose_pruning
-from compression_adapters.network.checkpoint import load_compressed
-from compression_adapters.network.costs import compare_costs, measure_cost
+from compression_adapters.network.costs import cost_table, measure_cost
 from compression_adapters.network.fine_tuning import Schedule, fine_tune
 from compression_adapters.network.recipe import recipe_of
+from compression_adapters.options import KEYWORDS, CompressionOptions, Target, type_of
 from compression_adapters.report.run import NETWORK_FOLDER
 from compression_adapters.report.stages import STAGES_FOLDER, write_stages
-from compression_adapters.stages import STAGE_FILE, Stage, compress_in_stages
+from compression_adapters.stages import Stage, run_stages
 
 DEFAULT_STAGES: Final = ("convolutions", "linear", "pruning")
 """Those of the paper's section 4.3."""
 
 
-_NUMBERS: Final[Mapping[str, type]] = {
-    "gamma": float,
-    "loss_at_most": float,
-    "delta": float,
-    "epsilon": float,
-    "max_trials": int,
-    "min_rank": int,
-    "round_to": int,
+_SEARCH_SETTINGS: Final = (
+    *("gamma", "ratio", "loss_at_most", "delta", "epsilon", "max_trials", "min_rank"),
+    "round_to",
+)
+_SETTINGS: Final[Mapping[str, type]] = {
+    **{name: type_of(name) for name in _SEARCH_SETTINGS},
     "epochs": int,
     "learning_rate": float,
 }
-
-
-_TARGETS: Final = ("gamma", "ratio", "loss_at_most")
+"""What a stage can have of its own, with the type of its value."""
 
 
 @dataclass(frozen=True)
@@ -108,18 +104,15 @@ def read_stage(text: str) -> StageRequest:
     options: dict[str, Any] = {}
     for setting in filter(None, settings.split(",")):
         name, _, value = setting.partition("=")
-        if name == "ratio":
-            options[name] = value
-            continue
-        if name not in _NUMBERS:
+        if name not in _SETTINGS:
             raise ValueError(
-                f"stage {kind!r}: a setting must be one of ratio, "
-                f"{', '.join(_NUMBERS)}, as NAME=VALUE; got {setting!r}"
+                f"stage {kind!r}: a setting must be one of {', '.join(_SETTINGS)}, as "
+                f"NAME=VALUE; got {setting!r}"
             )
         try:
-            options[name] = _NUMBERS[name](value)
+            options[name] = _SETTINGS[name](value)
         except ValueError:
-            kind_of = "a whole number" if _NUMBERS[name] is int else "a number"
+            kind_of = "a whole number" if _SETTINGS[name] is int else "a number"
             raise ValueError(
                 f"stage {kind!r}: {name} must be {kind_of}; got {value!r}"
             ) from None
@@ -128,22 +121,19 @@ def read_stage(text: str) -> StageRequest:
 
 def compress_source_in_stages(
     source: Source,
-    out: Path,
+    request: Request,
     requests: Sequence[StageRequest],
     training: Training,
-    options: Mapping[str, Any],
-    test_samples: int,
 ) -> dict[str, Any]:
     """Run the stages that are missing, measure after each, and write one report.
 
     Args:
         source: Network and data. With labels training uses them, without it learns
             from the original network's outputs.
-        out: Folder; `stages` below it holds every finished stage.
+        request: What was asked for. `stages` below its folder holds every finished
+            stage.
         requests: The stages, in order.
         training: After each stage, unless it says otherwise.
-        options: Of `compress`, for all stages.
-        test_samples: How many images of a test folder the accuracy is measured on.
 
     Returns:
         The summary, as `read_stages` reads it.
@@ -152,28 +142,29 @@ def compress_source_in_stages(
         ValueError: as `compress_in_stages` does, or when a stage has no target.
         RuntimeError: when the saved network gives other outputs.
     """
+    out, test_samples = request.out, request.source.test_samples
+    labels = source.labels_for(request.options.problem.loss)
+    options = request.options.changed(labels=labels, choose=source.choose)
     stages = _stages(source, requests, training, options)
     folders = [
         out / STAGES_FOLDER / f"{i}-{stage.name}" for i, stage in enumerate(stages)
     ]
-    finished = [(folder / STAGE_FILE).is_file() for folder in folders]
     rows = [_row("original", source, source.network, test_samples)]
-    network, table = source.network, pd.DataFrame()
-    for number in range(1, len(stages) + 1):
-        # What is finished is read from its folder, so that each call adds one stage.
-        network, table = compress_in_stages(
-            source.network,
-            source.inputs,
-            stages[:number],
-            folder=out / STAGES_FOLDER,
-            choose=source.choose,
-            labels=source.labels_for(options.get("loss")),
-            **options,
-        )
-        name = " + ".join(stage.name for stage in stages[:number])
-        rows.append(_row(name, source, network, test_samples))
-    table["resumed"] = finished
-    _check_reload(source, network, folders[-1])
+    ended: list[str] = []
+
+    def measure(stage: Stage, network: nn.Module) -> None:
+        ended.append(stage.name)
+        rows.append(_row(" + ".join(ended), source, network, test_samples))
+
+    network, table = run_stages(
+        source.network,
+        source.inputs,
+        stages,
+        options,
+        folder=out / STAGES_FOLDER,
+        on_stage=measure,
+    )
+    reloads_equal(source, network, folders[-1], _few(source))
     summary = {
         "network": source.name,
         "note": source.note,
@@ -181,7 +172,7 @@ def compress_source_in_stages(
         "stages": table.to_dict("records"),
         "folders": [folder.name for folder in folders],
         "costs": _costs(source, network),
-        "seed": options["seed"],
+        "seed": options.search.seed,
     }
     write_stages(out, summary, folders[-1], out / NETWORK_FOLDER)
     return summary
@@ -191,7 +182,7 @@ def _stages(
     source: Source,
     requests: Sequence[StageRequest],
     training: Training,
-    options: Mapping[str, Any],
+    options: CompressionOptions,
 ) -> list[Stage]:
     """Turn what was asked for into stages, with names of their own."""
     stages: list[Stage] = []
@@ -199,23 +190,23 @@ def _stages(
         own = dict(request.options)
         epochs = own.pop("epochs", training.epochs)
         rate = own.pop("learning_rate", training.learning_rate)
-        given = [name for name in _TARGETS if own.get(name) is not None]
-        common = [name for name in _TARGETS if options.get(name) is not None]
-        if len(given) > 1 or not (given or common):
+        given = Target(**{k: own[k] for k in own if KEYWORDS[k] == "target"}).given
+        if len(given) > 1 or not (given or options.target.given):
             raise ValueError(
                 f"stage {request.kind!r} needs one of gamma, ratio and loss_at_most, "
                 "for all stages (--gamma) or its own (--stage "
                 f"{request.kind}:gamma=...); got {' and '.join(given) or 'none'}"
             )
-        if given:
-            own = dict.fromkeys(common) | own  # its own target in place of all others
         own |= _layers_of(request.kind)
         earlier = [request.kind for stage in stages if _kind(stage) == request.kind]
         name = request.kind + (f"-{len(earlier) + 1}" if earlier else "")
         then, recorded = None, {}
         if epochs:
             changed = Training(epochs, rate, training.schedule, training.batch_size)
-            then, recorded = _Trainer(source, changed, options["seed"]), vars(changed)
+            then, recorded = (
+                _Trainer(source, changed, options.search.seed),
+                vars(changed),
+            )
         stages.append(Stage(name, own, then, recorded))
     return stages
 
@@ -304,17 +295,11 @@ def _costs(source: Source, network: nn.Module) -> list[dict[str, Any]]:
     pruned = [e.name for e in recipe_of(network) if e.decomposition == "pruning"]
     before = measure_cost(source.network, example)
     after = measure_cost(network, example, pruned=pruned)
-    table = compare_costs(before, after)
+    table = cost_table(before, after)
     return [{str(k): v for k, v in row.items()} for row in table.to_dict("records")]
 
 
-def _check_reload(source: Source, network: nn.Module, folder: Path) -> None:
-    """Load the last stage onto a fresh network and compare the outputs."""
-    device = next(network.parameters()).device
-    loaded = load_compressed(folder, source.build()).eval().to(device)
+def _few(source: Source) -> Tensor:
+    """Return the first inputs of a source."""
     few = [source.inputs[i] for i in range(min(20, len(source.inputs)))]  # type: ignore[arg-type]
-    inputs = torch.stack([i[0] if isinstance(i, tuple | list) else i for i in few])
-    inputs = inputs.to(device)
-    with torch.inference_mode():
-        if not torch.allclose(loaded(inputs), network(inputs), atol=1e-5):
-            raise RuntimeError(f"the network saved in {folder} gives other outputs")
+    return torch.stack([i[0] if isinstance(i, tuple | list) else i for i in few])

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -27,12 +27,8 @@ from compression_adapters.evaluation.sampling import (
     dataset_sampler,
     generator_sampler,
 )
-from compression_adapters.evaluation.scalarization import (
-    require_gamma,
-    scalarize,
-    scalarize_rate,
-)
-from compression_adapters.layers.selection import Choose, Selectors, choose_low_rank
+from compression_adapters.evaluation.scalarization import scalarize, scalarize_rate
+from compression_adapters.layers.selection import choose_low_rank
 from compression_adapters.layers.survey import LayerSpec, find_layers, unwrap
 from compression_adapters.network.checks import (
     check_forward,
@@ -47,16 +43,19 @@ from compression_adapters.network.truncation import (
     truncate_network,
     truncated,
 )
+from compression_adapters.options import (
+    Objective,
+    ProblemOptions,
+    require_gamma,
+    require_num_samples,
+    require_objective,
+)
 from compression_adapters.rank_space.parameters import (
     RankParameter,
-    Tie,
     layer_ranks,
     rank_parameters,
 )
-from compression_adapters.rank_space.scales import AtMax, Rank
-
-Objective = Literal["ratio", "rate"]
-
+from compression_adapters.rank_space.scales import Rank
 
 # For the size of the reference outputs: enough for one digit, as gamma needs.
 _SCALE_SAMPLES = 200
@@ -101,15 +100,8 @@ class CompressionProblem:
 
     def __post_init__(self) -> None:
         require_gamma(self.gamma)
-        if self.num_samples < 2:
-            raise ValueError(
-                "num_samples must be at least 2, for a standard error; "
-                f"got {self.num_samples}."
-            )
-        if self.objective not in ("ratio", "rate"):
-            raise ValueError(
-                f"objective must be 'ratio' or 'rate'; got {self.objective!r}."
-            )
+        require_num_samples(self.num_samples)
+        require_objective(self.objective)
         # Frozen: the two defaults that depend on other fields are filled in here.
         if self.binary_loss is None:
             object.__setattr__(self, "binary_loss", self.loss in BINARY_LOSSES)
@@ -288,20 +280,7 @@ def compression_problem(
     inputs: Tensor | Dataset[Any] | Callable[[int, torch.Generator], Tensor],
     *,
     gamma: float,
-    labels: Tensor | None = None,
-    loss: str | Loss = "squared_l2",
-    num_samples: int = 50,
-    choose: Choose = choose_low_rank,
-    include: Selectors | None = None,
-    exclude: Selectors = (),
-    tie: Tie | None = None,
-    encoding: str = "log",
-    at_max: AtMax = "dense",
-    min_rank: int = 1,
-    round_to: int = 1,
-    skip_no_gain: bool = False,
-    objective: Objective = "ratio",
-    binary_loss: bool | None = None,
+    **options: Any,
 ) -> CompressionProblem:
     """Find and factorize a network's layers, and set up their evaluation.
 
@@ -312,34 +291,17 @@ def compression_problem(
         inputs: A pool (tensor or dataset), or a function `(num_samples, rng)` that
             generates inputs without end. A pool has at least `num_samples` inputs.
         gamma: Weight of the loss in the objective, positive.
-        labels: One class index for each input of a tensor pool, for losses that need
-            them.
-        loss: A key of `LOSSES`, or a function `(network, batch) -> (m,)`, such as
-            `IntermediateSquaredL2("layer2")`. The scale of `RelativeSquaredL2` is
-            measured here.
-        num_samples: m, the samples of one trial, drawn afresh each time. The paper's
-            50 by default.
-        choose: Which layers to compress, and how; see `find_layers`.
-        include: Only layers that match this; see `find_layers`.
-        exclude: No layers that match this; see `find_layers`.
-        tie: Layer name to group, to drive several layers by one parameter; or
-            `"threshold"`, one threshold on the weights of all pruned layers.
-        encoding: `"log"`, `"energy"` or `"linear"`; see `rank_scale`.
-        at_max: What the last bin means; see `rank_scale`.
-        min_rank: Smallest rank; see `rank_scale`.
-        round_to: Use multiples of this as ranks; see `rank_scale`.
-        skip_no_gain: Whether to leave out ranks, and layers, that need as many
-            multiply-adds as the dense layer; see `drop_ranks_without_gain`.
-        objective: `"ratio"`: minimise `gamma * loss + ratio`. `"rate"`: maximise
-            `-gamma * loss + 1 / ratio`.
-        binary_loss: Whether a loss of your own is 0 or 1 in principle.
+        **options: Keywords of `compress` that say what is searched, which documents
+            them: `labels`, `loss`, `num_samples` (a number), `choose`, `include`,
+            `exclude`, `tie`, `encoding`, `at_max`, `min_rank`, `round_to`,
+            `skip_no_gain`, `objective`, `binary_loss`.
 
     Returns:
         The problem.
 
     Raises:
         ValueError: when an argument cannot be used; the message says which and why.
-        TypeError: when `inputs` is of an unsupported type.
+        TypeError: when `inputs` is of an unsupported type, or an option unknown.
 
     Source: Ma et al. 2019, section 3.
 
@@ -351,21 +313,39 @@ def compression_problem(
         >>> problem.ranks({"layer_0": 0.2, "layer_2": 1.0})
         {'0': 1, '2': 'dense'}
     """
+    return build_problem(network, inputs, gamma, ProblemOptions(**options))
+
+
+def build_problem(
+    network: nn.Module,
+    inputs: Tensor | Dataset[Any] | Callable[[int, torch.Generator], Tensor],
+    gamma: float,
+    options: ProblemOptions,
+) -> CompressionProblem:
+    """Set up a problem: `compression_problem` with its options in one value.
+
+    Args:
+        network: See `compression_problem`.
+        inputs: See `compression_problem`.
+        gamma: Weight of the loss.
+        options: What is searched.
+    """
     require_gamma(gamma)
-    if isinstance(loss, str):
-        if loss not in LOSSES:
-            raise ValueError(
-                f"loss must be one of {', '.join(LOSSES)}, or a function; got {loss!r}."
-            )
-        loss = LOSSES[loss]
-    sampler = _sampler(inputs, labels, num_samples)
+    loss = LOSSES[options.loss] if isinstance(options.loss, str) else options.loss
+    num_samples = options.first_num_samples
+    sampler = _sampler(inputs, options.labels, num_samples)
     network = unwrap(network)
     require_searchable(network)
-    layers = find_layers(network, choose, include=include, exclude=exclude)
+    layers = find_layers(
+        network,
+        options.choose or choose_low_rank,
+        include=options.include,
+        exclude=options.exclude,
+    )
     require_slices(layers)
     few = sampler(2, torch.Generator().manual_seed(0)).inputs
     channels_last = check_forward(network, few, getattr(loss, "outputs", None))
-    if skip_no_gain:
+    if options.skip_no_gain:
         few = few.to(next(network.parameters()).device)
         layers = drop_ranks_without_gain(network, layers, few)
     factors = factorize_network(network, layers)
@@ -375,11 +355,11 @@ def compression_problem(
     }
     parameters = rank_parameters(
         layers,
-        tie=tie,
-        encoding=encoding,
-        at_max=at_max,
-        min_rank=min_rank,
-        round_to=round_to,
+        tie=options.tie,
+        encoding=options.encoding,
+        at_max=options.at_max,
+        min_rank=options.min_rank,
+        round_to=options.round_to,
         singular_values=spectra,
     )
     problem = CompressionProblem(
@@ -391,8 +371,8 @@ def compression_problem(
         loss=loss,
         gamma=gamma,
         num_samples=num_samples,
-        objective=objective,
-        binary_loss=binary_loss,
+        objective=options.objective,
+        binary_loss=options.binary_loss,
         channels_last=channels_last,
     )
     if isinstance(loss, RelativeSquaredL2) and loss.scale is None:

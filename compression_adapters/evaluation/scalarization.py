@@ -1,8 +1,7 @@
 """From loss and size to the one number that is optimised."""
 
-import math
-
 from compression_adapters.evaluation.estimates import MeanSEM
+from compression_adapters.options import require_gamma
 
 
 def scalarize(loss: MeanSEM, compression_ratio: float, gamma: float) -> MeanSEM:
@@ -63,18 +62,3 @@ def scalarize_rate(quality: MeanSEM, compression_rate: float, gamma: float) -> M
     """
     require_gamma(gamma)
     return MeanSEM(gamma * quality.mean + compression_rate, gamma * quality.sem)
-
-
-def require_gamma(gamma: float) -> None:
-    """Raise unless gamma can weigh a loss.
-
-    Args:
-        gamma: Weight of the loss.
-
-    Raises:
-        ValueError: when `gamma` is not positive and finite.
-    """
-    if not 0.0 < gamma < math.inf:
-        raise ValueError(
-            f"gamma, the weight of the loss, must be positive and finite; got {gamma}."
-        )

@@ -15,26 +15,8 @@ from compression_adapters.layers.selection import (
     Choose,
     Selection,
     Selectors,
-    choose_linear,
     choose_low_rank,
-    choose_pruning,
 )
-
-__all__ = [
-    "Choose",
-    "LayerSpec",
-    "Selectors",
-    "SkippedLayer",
-    "choose_linear",
-    "choose_low_rank",
-    "choose_pruning",
-    "find_layers",
-    "layer_weights",
-    "survey_layers",
-    "unwrap",
-    "weight_shape_of",
-]
-
 
 _LAYER_TYPES: Final = (
     *(nn.Linear, nn.Bilinear, nn.Embedding, nn.EmbeddingBag, nn.RNNBase),
@@ -77,11 +59,13 @@ class SkippedLayer:
         name: Layer name.
         kind: Name of its type.
         reason: Why, and what would change it.
+        is_tied: Whether it was chosen, but shares its weight with another module.
     """
 
     name: str
     kind: str
     reason: str
+    is_tied: bool = False
 
 
 def find_layers(
@@ -122,7 +106,7 @@ def find_layers(
     """
     layers, skipped = survey_layers(network, choose, include=include, exclude=exclude)
     for layer in skipped:
-        if layer.reason.startswith(_TIED):
+        if layer.is_tied:
             warnings.warn(f"Layer {layer.name!r} {layer.reason}", stacklevel=2)
     if not layers:
         kinds = sorted({type(m).__name__ for m in network.modules()})
@@ -174,8 +158,7 @@ def survey_layers(
             continue
         if isinstance(module, FACTORED_LAYERS):
             closed.update(module.modules())
-        reason = None
-        decomposition = None
+        reason = tied_to = decomposition = None
         if included is not None and not included.matches(name, module):
             reason = "not included"
         elif excluded.matches(name, module):
@@ -185,13 +168,14 @@ def survey_layers(
         if decomposition is not None:
             _require_usable(name, module, decomposition)
             closed.update(module.modules())
-            reason = _tied(name, module, owners)
-            if reason is None:
+            reason = tied_to = _tied(name, module, owners)
+            if tied_to is None:
                 layers.append(_layer_spec(name, module, decomposition))
                 continue
         if isinstance(module, _LAYER_TYPES):
             kind = type(module).__name__
-            skipped.append(SkippedLayer(name, kind, reason or _why_left(module)))
+            reason = reason or _why_left(module) or "not chosen"
+            skipped.append(SkippedLayer(name, kind, reason, tied_to is not None))
     for selection in (included, excluded):
         if selection is not None:
             selection.require_all_matched(network)
@@ -247,9 +231,6 @@ def weight_shape_of(module: nn.Module) -> tuple[int, ...]:
     return (sum(weight.numel() for weight in layer_weights(module)),)
 
 
-_TIED: Final = "shares its weight with"
-
-
 def _require_usable(name: str, module: nn.Module, decomposition: Decomposition) -> None:
     """Refuse the network itself, and a layer that its decomposition cannot take."""
     if not name:
@@ -264,7 +245,7 @@ def _require_usable(name: str, module: nn.Module, decomposition: Decomposition) 
         )
     if not decomposition.supports(module):
         why = _why_left(module)
-        because = "" if why == _NOT_CHOSEN else f" (it is left alone as {why})"
+        because = "" if why is None else f" (it is left alone as {why})"
         raise ValueError(
             f"Layer {name!r}: decomposition {decomposition.name!r} does not "
             f"support {type(module).__name__}: {module!r}{because}. Return None for it "
@@ -272,11 +253,8 @@ def _require_usable(name: str, module: nn.Module, decomposition: Decomposition) 
         )
 
 
-_NOT_CHOSEN: Final = "not chosen"
-
-
-def _why_left(module: nn.Module) -> str:
-    """Say why no decomposition was chosen for a layer."""
+def _why_left(module: nn.Module) -> str | None:
+    """Say why no decomposition takes a layer, None where it was simply not chosen."""
     if torch.nn.utils.parametrize.is_parametrized(module):
         return (
             "its weight is computed by a parametrization; make it permanent by "
@@ -295,7 +273,7 @@ def _why_left(module: nn.Module) -> str:
         if type(module) is plain:
             if choose_low_rank("", module) is None:
                 return "no rank makes it smaller"
-            return _NOT_CHOSEN
+            return None
         if isinstance(module, plain):
             return f"a subclass of nn.{plain.__name__}, which may do something else"
     return f"no decomposition supports {type(module).__name__}"
@@ -312,9 +290,9 @@ def _tied(
         for owner, holder in owners[id(weight)]:
             if holder not in parts:
                 return (
-                    f"{_TIED} {owner or 'the network'!r} and is left alone: "
-                    "compressing one of two tied weights would untie them. Give each "
-                    "layer a weight of its own to compress it."
+                    f"shares its weight with {owner or 'the network'!r} and is left "
+                    "alone: compressing one of two tied weights would untie them. Give "
+                    "each layer a weight of its own to compress it."
                 )
     return None
 

@@ -103,37 +103,50 @@ def compare_costs(before: NetworkCost, after: NetworkCost) -> pd.DataFrame:
         after: Of the compressed network, with the same batch sizes.
 
     Returns:
-        One row a quantity: `quantity`, `before`, `after`, `ratio`. Latency is in
+        One row per quantity: `quantity`, `before`, `after`, `ratio`. Latency is in
         milliseconds, for the whole batch.
+
+    Warns:
+        UserWarning: what `slower_note` says, if anything.
 
     Example:
         >>> cost = NetworkCost(100, 100, 400, 400, {})
         >>> compare_costs(cost, NetworkCost(50, 80, 200, 200, {}))["ratio"].tolist()
         [0.5, 0.8, 0.5, 0.5]
     """
+    note = slower_note(before, after)
+    if note is not None:
+        warnings.warn(note, stacklevel=2)
+    return cost_table(before, after)
+
+
+def cost_table(before: NetworkCost, after: NetworkCost) -> pd.DataFrame:
+    """Tabulate two costs: `compare_costs` without its warning."""
     rows: list[tuple[str, float, float]] = [
         ("weights, whole network", before.weights, after.weights),
-        ("multiply-adds a sample", before.macs, after.macs),
+        ("multiply-adds per sample", before.macs, after.macs),
         ("bytes", before.bytes_dense, after.bytes_dense),
         ("bytes, pruned layers sparse", before.bytes_sparse, after.bytes_sparse),
     ]
-    slower = []
-    for size, seconds in before.latency.items():
-        rows.append(
-            (f"milliseconds, batch {size}", 1e3 * seconds, 1e3 * after.latency[size])
-        )
-        if after.latency[size] >= seconds:
-            slower.append(size)
-    if slower:
-        warnings.warn(
-            "The compressed network is not faster at batch size "
-            f"{', '.join(map(str, slower))}: fewer weights are not always less time. "
-            "Try round_to=8, skip_no_gain=True, or fewer layers.",
-            stacklevel=2,
-        )
+    rows += [
+        (f"milliseconds, batch {size}", 1e3 * seconds, 1e3 * after.latency[size])
+        for size, seconds in before.latency.items()
+    ]
     table = pd.DataFrame(rows, columns=["quantity", "before", "after"])
     table["ratio"] = table["after"] / table["before"]
     return table
+
+
+def slower_note(before: NetworkCost, after: NetworkCost) -> str | None:
+    """Say at which batch sizes a compressed network is not faster, None at none."""
+    slower = [n for n, seconds in before.latency.items() if after.latency[n] >= seconds]
+    if not slower:
+        return None
+    return (
+        "The compressed network is not faster at batch size "
+        f"{', '.join(map(str, slower))}: fewer weights are not always less time. "
+        "Try round_to=8, skip_no_gain=True, or fewer layers."
+    )
 
 
 def layer_losses(

@@ -10,31 +10,13 @@ from typing import Any, Literal
 from torch import Tensor
 
 from compression_adapters.layers.survey import LayerSpec
+from compression_adapters.options import AtMax, require_tie
 from compression_adapters.rank_space.scales import (
-    DENSE,
-    ENCODINGS,
-    AtMax,
     Rank,
     RankScale,
     rank_scale,
 )
-from compression_adapters.rank_space.threshold import THRESHOLD, threshold_scales
-
-__all__ = [
-    "DENSE",
-    "ENCODINGS",
-    "AtMax",
-    "Rank",
-    "RankParameter",
-    "RankScale",
-    "Tie",
-    "bin_edges",
-    "layer_ranks",
-    "parameterization_from_ranks",
-    "rank_parameters",
-    "rank_scale",
-]
-
+from compression_adapters.rank_space.threshold import threshold_scales
 
 Tie = Callable[[str], str] | Literal["threshold"]
 """Which layers share a coordinate: layer name to group, or one threshold for all."""
@@ -105,11 +87,7 @@ def rank_parameters(
         >>> [p.layers for p in rank_parameters(layers, tie=lambda name: "block")]
         [('block.0', 'block.1')]
     """
-    if isinstance(tie, str) and tie != THRESHOLD:
-        raise ValueError(
-            "tie must be a function of a layer's name, None, or 'threshold'; got "
-            f"{tie!r}."
-        )
+    require_tie(tie)
     layers, spectra = tuple(layers), singular_values or {}
     options: dict[str, Any] = {
         "encoding": encoding,

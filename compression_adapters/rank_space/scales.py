@@ -12,11 +12,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from compression_adapters.layers.survey import LayerSpec
+from compression_adapters.options import AtMax, require_rank_options
 
 Rank = int | Literal["dense"]
-
-
-AtMax = Literal["dense", "factor"]
 
 
 DENSE: Final = "dense"
@@ -245,17 +243,10 @@ def check_scale_options(
     Raises:
         ValueError: as `rank_scale` does; the message names the layer.
     """
-    where = f"Layer {layer.name!r}: "
-    if encoding not in ENCODINGS:
-        raise ValueError(
-            f"{where}encoding must be one of {', '.join(ENCODINGS)}; got {encoding!r}."
-        )
-    if at_max not in ("dense", "factor"):
-        raise ValueError(f"{where}at_max must be 'dense' or 'factor'; got {at_max!r}.")
-    if min_rank < 1:
-        raise ValueError(f"{where}min_rank must be at least 1; got {min_rank}.")
-    if round_to < 1:
-        raise ValueError(f"{where}round_to must be at least 1; got {round_to}.")
+    try:
+        require_rank_options(encoding, at_max, min_rank, round_to)
+    except ValueError as error:
+        raise ValueError(f"Layer {layer.name!r}: {error}") from error
 
 
 def scale_of_edges(

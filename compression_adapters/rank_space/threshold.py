@@ -10,9 +10,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from compression_adapters.layers.survey import LayerSpec
+from compression_adapters.options import AtMax
 from compression_adapters.rank_space.scales import (
     DENSE,
-    AtMax,
     RankScale,
     check_scale_options,
     scale_of_edges,

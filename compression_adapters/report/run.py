@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import html
-import json
-import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -18,6 +16,7 @@ from compression_adapters.report.plots import (
     plot_ratio_against_accuracy,
     plot_ratio_against_loss,
 )
+from compression_adapters.report.versioned_json import read_versioned, write_versioned
 
 SUMMARY_FILE = "summary.json"
 
@@ -58,9 +57,7 @@ def write_run(folder: Path, summary: dict[str, Any], trials: pd.DataFrame) -> No
         trials: A search's trial table.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    content = {"format_version": FORMAT_VERSION, **_plain(summary)}
-    text = json.dumps(content, indent=2, allow_nan=False) + "\n"
-    (folder / SUMMARY_FILE).write_text(text, encoding="utf-8")
+    write_versioned(folder / SUMMARY_FILE, summary, FORMAT_VERSION)
     trials.to_csv(folder / TRIALS_FILE, index=False)
 
 
@@ -82,16 +79,7 @@ def read_run(folder: Path) -> tuple[dict[str, Any], pd.DataFrame]:
         raise ValueError(
             f"{folder} holds no finished run: expected {SUMMARY_FILE} and {TRIALS_FILE}"
         )
-    try:
-        summary = json.loads(path.read_text(encoding="utf-8"))
-        version = summary["format_version"]
-    except (json.JSONDecodeError, KeyError, TypeError) as error:
-        raise ValueError(f"{path} is damaged: {error!r}") from error
-    if not isinstance(version, int) or version > FORMAT_VERSION:
-        raise ValueError(
-            f"{path} has format {version!r}, this version reads up to "
-            f"{FORMAT_VERSION}: update ax-pac"
-        )
+    summary = read_versioned(path, FORMAT_VERSION)
     return summary, pd.read_csv(folder / TRIALS_FILE)
 
 
@@ -308,14 +296,3 @@ def _choices(summary: dict[str, Any]) -> list[str]:
             f"{len(summary['gammas'])} that were tried with {evaluations} evaluations."
         )
     return sentences
-
-
-def _plain(value: Any) -> Any:
-    """Turn mappings, sequences and floats into what JSON can hold."""
-    if isinstance(value, dict):
-        return {str(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return value

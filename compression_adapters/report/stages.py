@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import html
-import json
 import shutil
 from pathlib import Path
 from typing import Any, Final
@@ -17,6 +16,7 @@ from compression_adapters.report.run import (
     html_page,
     verdict_html,
 )
+from compression_adapters.report.versioned_json import read_versioned, write_versioned
 
 STAGES_FOLDER: Final = "stages"
 
@@ -41,9 +41,7 @@ def write_stages(
     network.mkdir(parents=True, exist_ok=True)
     for name in ("recipe.json", "weights.safetensors"):
         shutil.copyfile(last_stage / name, network / name)
-    content = {"format_version": FORMAT_VERSION, **summary}
-    text = json.dumps(content, indent=2, allow_nan=False) + "\n"
-    (out / STAGES_FILE).write_text(text, encoding="utf-8")
+    write_versioned(out / STAGES_FILE, summary, FORMAT_VERSION)
     write_stage_report(out)
 
 
@@ -62,17 +60,7 @@ def read_stages(out: Path) -> dict[str, Any]:
     path = out / STAGES_FILE
     if not path.is_file():
         raise ValueError(f"{out} holds no finished stages: expected {STAGES_FILE}")
-    try:
-        summary: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        version = summary["format_version"]
-    except (json.JSONDecodeError, KeyError, TypeError) as error:
-        raise ValueError(f"{path} is damaged: {error!r}") from error
-    if not isinstance(version, int) or version > FORMAT_VERSION:
-        raise ValueError(
-            f"{path} has format {version!r}, this version reads up to "
-            f"{FORMAT_VERSION}: update ax-pac"
-        )
-    return summary
+    return read_versioned(path, FORMAT_VERSION)
 
 
 def stage_table(summary: dict[str, Any]) -> pd.DataFrame:

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Final
+from typing import Final
 
 from ax.api.client import Client
 
 from ax_pac.strategy.criteria import PAC_NODE
 from compression_adapters.evaluation.problem import CompressionProblem
+from compression_adapters.options import SearchOptions
 from compression_adapters.search.client import new_client
-
-if TYPE_CHECKING:
-    from compression_adapters.search.result import CompressionResult
+from compression_adapters.search.result import CompressionResult, summed
+from compression_adapters.search.run import search_problem
 from compression_adapters.search.sample_size import (
     SampleSize,
     balanced_sample_size,
@@ -25,11 +25,10 @@ _MODEL_TRIALS: Final = 3
 
 def search_auto(
     problem: CompressionProblem,
+    options: SearchOptions,
     *,
     most: int,
-    max_trials: int = 200,
     client: Client | None = None,
-    **options: Any,
 ) -> CompressionResult:
     """Search with as many samples an evaluation as cost what the optimiser costs.
 
@@ -43,10 +42,9 @@ def search_auto(
 
     Args:
         problem: With `num_samples` of 50.
+        options: How; `max_trials` counts the evaluations of the search itself.
         most: See `most_samples`.
-        max_trials: Evaluations of the search itself.
         client: Of an earlier search that chose its number of samples.
-        options: Others of `search_problem`.
 
     Returns:
         The result; its `sample_size` is None where the search ended before a choice.
@@ -55,9 +53,6 @@ def search_auto(
     Raises:
         ValueError: when the client's search had a fixed number of samples.
     """
-    # That module offers this one's search.
-    from compression_adapters.search.run import search_problem
-
     if client is not None:
         chosen = recorded_sample_size(client)
         if chosen is None:
@@ -66,16 +61,16 @@ def search_auto(
                 "with the num_samples that it was made with."
             )
         problem = replace(problem, num_samples=chosen.num_samples)
-        return search_problem(problem, max_trials=max_trials, client=client, **options)
-    initial = options.get("num_initial_trials") or max(6, len(problem.parameters) + 2)
-    first_trials = min(initial + _MODEL_TRIALS, max_trials)
-    first = search_problem(problem, max_trials=first_trials, **options)
+        return search_problem(problem, options, client=client)
+    initial = options.num_initial_trials or max(6, len(problem.parameters) + 2)
+    first_trials = min(initial + _MODEL_TRIALS, options.max_trials)
+    first = search_problem(problem, replace(options, max_trials=first_trials))
     proposed = int((first.trials["node"] == PAC_NODE).sum())
     if first.stop_reason != "max_trials" or proposed == 0:
         return first
     chosen = _choose(first, proposed, most)
     same = chosen.num_samples == problem.num_samples
-    left = max_trials - len(first.trials)
+    left = options.max_trials - len(first.trials)
     if same and left < 2:
         record_sample_size(first.client, chosen)
         return replace(first, sample_size=chosen)
@@ -83,13 +78,10 @@ def search_auto(
     record_sample_size(client, chosen)
     result = search_problem(
         replace(problem, num_samples=chosen.num_samples),
-        max_trials=left if same else max_trials,
+        replace(options, max_trials=left) if same else options,
         client=client,
-        **options,
     )
-    for name, seconds in first.timings.items():
-        result.timings[name] += seconds
-    return result
+    return replace(result, timings=summed([first.timings, result.timings]))
 
 
 def _choose(first: CompressionResult, proposed: int, most: int) -> SampleSize:

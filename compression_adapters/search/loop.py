@@ -19,6 +19,7 @@ from ax_pac import (
 )
 from compression_adapters.evaluation.estimates import MeanSEM
 from compression_adapters.evaluation.problem import CompressionProblem
+from compression_adapters.options import SearchOptions
 from compression_adapters.rank_space.parameters import bin_edges
 from compression_adapters.search.client import (
     _METRICS,
@@ -52,8 +53,7 @@ class SearchLoop:
     Args:
         problem: What is searched.
         client: Holds trials and strategy.
-        seed: Seed of the search; with a trial's index it decides its samples.
-        progress: Whether to show a progress bar; None: on a terminal only.
+        options: How; the seed, with a trial's index, determines its samples.
         known: How many of the client's trials do not count towards `max_trials`; None:
             all that it has.
     """
@@ -62,14 +62,13 @@ class SearchLoop:
         self,
         problem: CompressionProblem,
         client: Client,
+        options: SearchOptions,
         *,
-        seed: int,
-        progress: bool | None,
         known: int | None = None,
     ) -> None:
         self.problem = problem
         self.client = client
-        self.seed = seed
+        self.options = options
         self.experiment = client._experiment
         self.ask_seconds = 0.0
         self.evaluate_seconds = 0.0
@@ -78,7 +77,7 @@ class SearchLoop:
         self.known = self.first_trial if known is None else known
         self.bar = tqdm(
             unit="trial",
-            disable=None if progress is None else not progress,
+            disable=None if options.progress is None else not options.progress,
             bar_format="{desc}: {n} trials, {elapsed}{postfix}",
             desc="searching",
             initial=self.first_trial - self.known,
@@ -104,17 +103,15 @@ class SearchLoop:
             self.bar.close()
         return "max_trials"
 
-    def certify(
-        self, delta: float, epsilon: float, level: str, relative: bool
-    ) -> PACCertificate:
+    def certify(self) -> PACCertificate:
         """Return the certificate on the last data, from the record where there is."""
         return certify_experiment(
             self.experiment,
-            delta=delta,
-            epsilon=epsilon,
-            level=level,
-            relative=relative,
-            seed=self.seed,
+            delta=self.options.delta,
+            epsilon=self.options.epsilon,
+            level=self.options.level,
+            relative=self.options.relative,
+            seed=self.options.seed,
             num_samples=self.problem.num_samples,
             cells=bin_edges(self.problem.parameters),
         )
@@ -161,7 +158,7 @@ class SearchLoop:
         try:
             outcome = self.problem.evaluate(
                 parameterization,
-                seed=trial_seed(self.seed, index),
+                seed=trial_seed(self.options.seed, index),
                 earlier=self._completed("loss"),
             )
         except KeyboardInterrupt:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from ax.api.client import Client
 from ax.orchestration.orchestrator import FailureRateExceededError
@@ -13,6 +12,7 @@ from ax_pac.orchestration.ray_orchestrator import ray_orchestrator
 from ax_pac.orchestration.ray_runner import import_ray, require_workers
 from compression_adapters.evaluation.estimates import MeanSEM
 from compression_adapters.evaluation.problem import CompressionProblem
+from compression_adapters.options import SearchOptions
 from compression_adapters.search.loop import EvaluationError, SearchLoop, StopReason
 from compression_adapters.search.trials import trial_seed
 
@@ -20,38 +20,33 @@ from compression_adapters.search.trials import trial_seed
 def search_loop(
     problem: CompressionProblem,
     client: Client,
-    workers: int | None,
-    **options: Any,
+    options: SearchOptions,
+    *,
+    known: int | None = None,
 ) -> SearchLoop:
     """Return the loop for a number of workers.
 
     Args:
         problem: What is searched.
         client: Holds trials and strategy.
-        workers: Of Ray; None evaluates in this process, one trial after the other.
-        options: Others of `SearchLoop`.
+        options: How; without `workers` this process evaluates, one trial after the
+            other.
+        known: See `SearchLoop`.
     """
-    if workers is None:
-        return SearchLoop(problem, client, **options)
-    return ParallelLoop(problem, client, workers, **options)
+    kind = SearchLoop if options.workers is None else ParallelLoop
+    return kind(problem, client, options, known=known)
 
 
-def check_workers(problem: CompressionProblem, workers: int | None, db: Any) -> None:
+def check_workers(problem: CompressionProblem, workers: int | None) -> None:
     """Refuse what cannot be done on workers before a search begins.
 
     Raises:
         ImportError: when Ray is not installed.
-        ValueError: when there are no workers, with a database, or for a network that is
-            not on the CPU.
+        ValueError: when there are no workers, or for a network that is not on the CPU.
     """
     if workers is None:
         return
     require_workers(workers)
-    if db is not None:
-        raise ValueError(
-            "workers and db cannot be combined so far: leave workers out to keep the "
-            "search in a database, or save result.client with save_to_json_file."
-        )
     device = next(problem.network.parameters()).device
     if device.type != "cpu":
         raise ValueError(
@@ -91,24 +86,7 @@ class ProblemEvaluation:
 
 
 class ParallelLoop(SearchLoop):
-    """One run of the loop with evaluations on Ray, through Ax's Orchestrator.
-
-    Args:
-        problem: What is searched.
-        client: Holds trials and strategy.
-        workers: Evaluations at the same time.
-        options: Others of `SearchLoop`.
-    """
-
-    def __init__(
-        self,
-        problem: CompressionProblem,
-        client: Client,
-        workers: int,
-        **options: Any,
-    ) -> None:
-        super().__init__(problem, client, **options)
-        self.workers = workers
+    """One run of the loop with evaluations on Ray, through Ax's Orchestrator."""
 
     def run(self, max_trials: int) -> StopReason:
         """Search; return why it ended. No trial is left running."""
@@ -116,8 +94,8 @@ class ParallelLoop(SearchLoop):
         try:
             with ray_orchestrator(
                 self.client,
-                ProblemEvaluation(self.problem, self.seed),
-                workers=self.workers,
+                ProblemEvaluation(self.problem, self.options.seed),
+                workers=self.options.workers or 1,
                 told=lambda: (self._completed("loss"),),
                 on_end=self._show,
             ) as orchestrator:

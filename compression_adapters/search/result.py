@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -16,7 +16,7 @@ from ax_pac import PACCertificate
 from compression_adapters.evaluation.estimates import MeanSEM
 from compression_adapters.evaluation.problem import CompressionProblem
 from compression_adapters.network.checkpoint import save_compressed
-from compression_adapters.network.costs import compare_costs, measure_cost
+from compression_adapters.network.costs import NetworkCost, compare_costs, measure_cost
 from compression_adapters.network.counts import compression_ratio
 from compression_adapters.rank_space.scales import DENSE, Rank
 from compression_adapters.search.loop import StopReason
@@ -45,8 +45,9 @@ class CompressionResult:
         stop_reason: `certified`, `max_trials` or `interrupted`.
         seed: The seed of the search.
         sample_size: With `num_samples="auto"`, what was chosen and why.
-        gammas: With a target in place of gamma, one row a gamma that was tried, see
-            `TargetResult`.
+        gammas: With a target in place of gamma, one row per gamma that was tried:
+            `gamma`, `compression_ratio`, `loss` and `loss_sem` on fresh samples,
+            `meets_target`, `certified`, and `evaluations`, those that were made for it.
     """
 
     network: nn.Module = field(repr=False)
@@ -76,8 +77,14 @@ class CompressionResult:
             repeats: Timed passes for each, of which the median is taken.
 
         Returns:
-            One row a quantity, see `compare_costs`.
+            One row per quantity, see `compare_costs`.
         """
+        return compare_costs(*self.costs(batch_sizes, repeats))
+
+    def costs(
+        self, batch_sizes: Sequence[int] = (1, 32), repeats: int = 9
+    ) -> tuple[NetworkCost, NetworkCost]:
+        """Measure the reference network and the compressed one, see `measure`."""
         rng = torch.Generator().manual_seed(self.seed)
         example = self.problem.sampler(2, rng).inputs
         names = self.layers["layer"][self.layers["kind"] == "pruning"].tolist()
@@ -91,11 +98,25 @@ class CompressionResult:
             )
             for network, pruned in ((self.problem.network, []), (self.network, names))
         )
-        return compare_costs(before, after)
+        return before, after
 
     def save(self, folder: str | Path) -> None:
         """Save the compressed network, see `load_compressed`."""
         save_compressed(self.network, self.problem.layers, self.ranks, folder)
+
+
+def summed(timings: Iterable[Mapping[str, float]]) -> dict[str, float]:
+    """Add up the wall seconds of several searches, part by part.
+
+    Example:
+        >>> summed([{"fit": 1.0}, {"fit": 2.0, "propose": 0.5}])
+        {'fit': 3.0, 'propose': 0.5}
+    """
+    total: dict[str, float] = {}
+    for one in timings:
+        for part, seconds in one.items():
+            total[part] = total.get(part, 0.0) + seconds
+    return total
 
 
 def warn_if_worse_than_dense(result: CompressionResult) -> None:

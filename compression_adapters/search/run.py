@@ -3,78 +3,44 @@
 from __future__ import annotations
 
 import time
-from pathlib import Path
-from typing import Any
 
 from ax.api.client import Client
 
-from ax_pac import (
-    DEFAULT_LEVEL,
-    incumbent_arm,
-    pac_generation_strategy,
-)
-from compression_adapters.evaluation.problem import (
-    CompressionProblem,
-)
+from ax_pac import incumbent_arm, pac_generation_strategy
+from compression_adapters.evaluation.problem import CompressionProblem
 from compression_adapters.network.costs import layer_losses
 from compression_adapters.network.counts import layer_table
+from compression_adapters.options import SearchOptions
 from compression_adapters.rank_space.parameters import bin_edges
 from compression_adapters.search.client import check_same_space, new_client, quiet_ax
 from compression_adapters.search.initial_design import (
-    Start,
-    attach_line,
-    begins_on_line,
+    attach_diagonal,
+    begins_on_diagonal,
 )
 from compression_adapters.search.ray_loop import check_workers, search_loop
 from compression_adapters.search.result import (
     CompressionResult,
     warn_if_worse_than_dense,
 )
-from compression_adapters.search.sample_size import (
-    recorded_sample_size,
-)
-from compression_adapters.search.stored import DEFAULT_NAME, open_search
+from compression_adapters.search.sample_size import recorded_sample_size
+from compression_adapters.search.stored import open_search
 from compression_adapters.search.trials import fresh_seed, trial_table
 
 
 def search_problem(
     problem: CompressionProblem,
+    options: SearchOptions,
     *,
-    delta: float = 0.05,
-    epsilon: float = 0.05,
-    level: str = DEFAULT_LEVEL,
-    relative: bool = False,
-    num_initial_trials: int | None = None,
-    sampling: str = "leader_challenger",
-    start: Start = "auto",
-    max_trials: int = 200,
-    seed: int = 0,
-    progress: bool | None = None,
     client: Client | None = None,
-    db: str | Path | None = None,
-    name: str = DEFAULT_NAME,
-    workers: int | None = None,
 ) -> CompressionResult:
     """Search a problem that was set up before: `compress` without its first half.
 
     Args:
         problem: From `compression_problem`.
-        delta: See `compress`, as are all others.
-        epsilon: Allowed failure probability.
-        level: What the certificate accounts for.
-        relative: Whether delta is a share.
-        num_initial_trials: Space-filling evaluations first.
-        sampling: What to evaluate next.
-        start: What to evaluate first.
-        max_trials: Evaluations, not counting those the client already has; in a
-            database, those of earlier runs count.
-        seed: Determines samples and proposals.
-        progress: Whether to show a progress bar.
+        options: How; `max_trials` does not count the trials that the client already
+            has; in a database, those of earlier runs count.
         client: The client of an earlier search of the same objective. With `db`, its
             trials are what a search that begins there starts from.
-        db: See `compress`.
-        name: Of the search in the database.
-        workers: Evaluations at the same time, on Ray.
 
     Returns:
         The result.
@@ -84,42 +50,36 @@ def search_problem(
         EvaluationError: when three evaluations in a row fail.
     """
     began = time.perf_counter()
-    check_workers(problem, workers, db)
-    begins_on_line(start, problem, workers)  # refuses what is none before any work
-    asked: dict[str, Any] = {
-        "delta": delta,
-        "epsilon": epsilon,
-        "level": level,
-        "relative": relative,
-        "num_initial_trials": num_initial_trials,
-        "sampling": sampling,
-        "seed": seed,
-    }
+    check_workers(problem, options.workers)
     cells = bin_edges(problem.parameters)
     strategy = pac_generation_strategy(
-        **asked, num_samples=problem.num_samples, cells=cells
+        delta=options.delta,
+        epsilon=options.epsilon,
+        level=options.level,
+        relative=options.relative,
+        num_initial_trials=options.num_initial_trials,
+        sampling=options.sampling,
+        seed=options.seed,
+        num_samples=problem.num_samples,
+        cells=cells,
     )
-    if max_trials < 2:
-        raise ValueError(f"max_trials must be at least 2, got {max_trials}")
     known = None
     if client is not None:
         check_same_space(client, problem)
-    if db is not None:
-        client, known = open_search(
-            problem, strategy, asked, db=db, name=name, start=client
-        )
+    if options.db is not None:
+        client, known = open_search(problem, strategy, options, start=client)
     elif client is None:
         client = new_client(problem)
     with quiet_ax():
-        if db is None:
+        if options.db is None:
             client.set_generation_strategy(strategy)
-        if begins_on_line(start, problem, workers) and not client._experiment.trials:
-            attach_line(client, problem, most=max_trials)
+        diagonal = begins_on_diagonal(options, problem)
+        if diagonal and not client._experiment.trials:
+            attach_diagonal(client, problem, most=options.max_trials)
             known = 0  # they count as trials of this search
-        how: dict[str, Any] = {"seed": seed, "progress": progress, "known": known}
-        search = search_loop(problem, client, workers, **how)
-        stop_reason = search.run(max_trials)
-        certificate = search.certify(delta, epsilon, level, relative)
+        search = search_loop(problem, client, options, known=known)
+        stop_reason = search.run(options.max_trials)
+        certificate = search.certify()
     if stop_reason == "max_trials" and certificate.holds:
         stop_reason = "certified"
     arm = incumbent_arm(client)
@@ -141,7 +101,7 @@ def search_problem(
         ranks=ranks,
         certificate=certificate,
         layers=layer_table(problem.layers, ranks).merge(lost, on="layer"),
-        loss=problem.network_loss(compressed, seed=fresh_seed(seed)),
+        loss=problem.network_loss(compressed, seed=fresh_seed(options.seed)),
         trials=trial_table(client, problem),
         client=client,
         problem=problem,
@@ -151,7 +111,7 @@ def search_problem(
             "total": time.perf_counter() - began,
         },
         stop_reason=stop_reason,
-        seed=seed,
+        seed=options.seed,
         sample_size=chosen,
     )
     warn_if_worse_than_dense(result)

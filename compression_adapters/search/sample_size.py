@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 import torch
 from ax.api.client import Client
@@ -12,20 +12,10 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from compression_adapters.evaluation.problem import CompressionProblem
-
-if TYPE_CHECKING:
-    pass
-
+from compression_adapters.options import FEWEST_SAMPLES
 
 SAMPLE_SIZE_PROPERTY = "compression_sample_size"
 """Where an experiment keeps how its number of samples was chosen, see `SampleSize`."""
-
-
-AUTO: Final = "auto"
-
-
-FEWEST_SAMPLES: Final = 50
-"""The paper's m: what `num_samples="auto"` starts with, and the least it chooses."""
 
 
 _LARGEST_BATCH: Final = 2**28
@@ -94,25 +84,6 @@ def balanced_sample_size(
         )
     balanced = min(overhead_seconds / seconds_per_sample, float(most))
     return max(FEWEST_SAMPLES, int(balanced))
-
-
-def check_repeatable(num_samples: Any, db: Any, workers: Any = None) -> None:
-    """Refuse to keep a search in a database whose settings depend on wall times.
-
-    Raises:
-        ValueError: when `num_samples="auto"` is given with a database or with workers,
-            whose times are not those of one process.
-    """
-    if workers is not None and num_samples == AUTO:
-        raise ValueError(
-            "num_samples='auto' weighs an evaluation against a proposal, one after the "
-            "other in one process; give a number with workers."
-        )
-    if db is not None and num_samples == AUTO:
-        raise ValueError(
-            "num_samples='auto' depends on wall times, so that a search continued from "
-            "a database might choose otherwise; give a number with db."
-        )
 
 
 def most_samples(

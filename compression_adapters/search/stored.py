@@ -6,8 +6,6 @@ import hashlib
 import json
 import math
 import reprlib
-from collections.abc import Mapping
-from pathlib import Path
 from typing import Any, Final
 
 import torch
@@ -18,10 +16,8 @@ from torch import nn
 from ax_pac import StoredClient, open_client
 from compression_adapters.evaluation.losses import is_stored_loss, stored_loss_name
 from compression_adapters.evaluation.problem import CompressionProblem
+from compression_adapters.options import SearchOptions
 from compression_adapters.search.client import configure_client, quiet_ax
-
-DEFAULT_NAME: Final = "compression"
-
 
 FORMAT_VERSION: Final = 1
 
@@ -31,15 +27,18 @@ SEARCH_PROPERTY: Final = "compression_search"
 
 
 _LONGEST_NAME = 100
+_KEPT_OPTIONS = (
+    *("delta", "epsilon", "level", "relative", "num_initial_trials", "sampling"),
+    "seed",
+)
+"""What of the options a search that is continued must have in common. Stored names."""
 
 
 def open_search(
     problem: CompressionProblem,
     strategy: GenerationStrategy,
-    settings: Mapping[str, Any],
+    options: SearchOptions,
     *,
-    db: str | Path,
-    name: str,
     start: Client | None = None,
 ) -> tuple[StoredClient, int]:
     """Find a search in a database, or begin it there.
@@ -47,9 +46,7 @@ def open_search(
     Args:
         problem: What is searched.
         strategy: Of a search that begins; one that is found has its own.
-        settings: What else the search is asked for, as plain JSON values.
-        db: A path or a URL, see `ax_pac.open_client`.
-        name: Of the search.
+        options: How; `db` and `name` say where, see `ax_pac.open_client`.
         start: A client whose trials a search that begins takes over.
 
     Returns:
@@ -60,13 +57,16 @@ def open_search(
         ValueError: when the database cannot be opened, or holds another search, or
             something else, under this name. The message names what differs.
     """
+    if options.db is None:
+        raise ValueError("expected a database, got None")
+    name = options.name
     if not 0 < len(name) <= _LONGEST_NAME:
         raise ValueError(
             f"Expected a name of 1 to {_LONGEST_NAME} characters; got {name!r}."
         )
-    asked = {**_settings_of(problem), **settings}
+    asked = _settings_of(problem) | {n: getattr(options, n) for n in _KEPT_OPTIONS}
     with quiet_ax():
-        client = open_client(db, name)
+        client = open_client(options.db, name)
         if client._maybe_experiment is None:
             return client, _begin(client, problem, strategy, asked, name, start)
     where = f"{name!r} in {client.database}"

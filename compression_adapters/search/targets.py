@@ -5,55 +5,23 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Any
 
 import pandas as pd
 from torch import nn
 
-from compression_adapters.evaluation.problem import (
-    CompressionProblem,
-    compression_problem,
-)
+from compression_adapters.evaluation.problem import CompressionProblem, build_problem
+from compression_adapters.options import AUTO, CompressionOptions, read_ratio
 from compression_adapters.search.auto import search_auto
 from compression_adapters.search.client import reweighted_client
-from compression_adapters.search.ratio import read_ratio
-from compression_adapters.search.result import CompressionResult
+from compression_adapters.search.result import CompressionResult, summed
 from compression_adapters.search.run import search_problem
-from compression_adapters.search.sample_size import (
-    AUTO,
-    FEWEST_SAMPLES,
-    check_repeatable,
-    most_samples,
-)
-from compression_adapters.search.stored import DEFAULT_NAME
+from compression_adapters.search.sample_size import most_samples
 from compression_adapters.search.trials import trial_seed
-
-_SEARCH_OPTIONS = (
-    *("delta", "epsilon", "level", "relative", "num_initial_trials", "sampling"),
-    *("start", "max_trials", "progress", "db", "workers"),
-)
-
 
 _FIRST_STEP = 8.0
 """Factor between two gammas until the target lies between them."""
-
-
-@dataclass(frozen=True, eq=False)
-class TargetResult:
-    """What a search for a target found.
-
-    Args:
-        result: The search at the best gamma; `result.network` is the network.
-        gamma: That gamma.
-        gammas: One row a gamma that was tried: `gamma`, `compression_ratio`, `loss`,
-            `loss_sem` on fresh samples, `meets_target`, `certified`, and
-            `evaluations`, those that had to be made for it.
-    """
-
-    result: CompressionResult
-    gamma: float
-    gammas: pd.DataFrame = field(repr=False)
 
 
 def compress_to(
@@ -64,10 +32,8 @@ def compress_to(
     loss_at_most: float | None = None,
     max_gammas: int = 6,
     tolerance: float = 0.02,
-    seed: int = 0,
-    name: str = DEFAULT_NAME,
     **options: Any,
-) -> TargetResult:
+) -> CompressionResult:
     """Find the best network of a size, or the smallest one that is good enough.
 
     Both are constrained problems, whose multiplier is gamma: the larger it is, the more
@@ -86,15 +52,14 @@ def compress_to(
         loss_at_most: The largest loss, in its own unit. One of the two is given.
         max_gammas: Searches, at most.
         tolerance: Stop when the ratio is this close below its target.
-        seed: Determines samples and proposals.
-        name: With `db`, of the searches in the database: `name/1` for the first gamma,
-            and so on.
-        options: Of `compress`, except gamma. `num_samples="auto"` is decided in the
-            first search, for all: if that is certified before, all draw 50.
+        **options: Keywords of `compress`, except gamma and client.
+            `num_samples="auto"` is decided in the first search, for all: if that is
+            certified before, all draw 50. With `db` the searches are called `name/1`
+            for the first gamma, and so on.
 
     Returns:
-        The search that meets the target best, and all that were made. Its `timings` are
-        those of all of them.
+        The search that meets the target best. Its `gammas` has one row per search, and
+        its `timings` are those of all of them.
 
     Raises:
         ValueError: when not exactly one target is given, it cannot be a ratio or a
@@ -108,58 +73,80 @@ def compress_to(
         >>> network = nn.Sequential(nn.Linear(20, 30), nn.ReLU(), nn.Linear(30, 5))
         >>> pool = torch.randn(200, 20, generator=torch.Generator().manual_seed(0))
         >>> settings = {"delta": 0.5, "epsilon": 0.05, "max_gammas": 2}
-        >>> found = compress_to(network, pool, ratio="60%", **settings)
-        >>> bool(found.gammas["compression_ratio"].min() <= 0.6)
+        >>> result = compress_to(network, pool, ratio="60%", **settings)
+        >>> bool(result.gammas["compression_ratio"].min() <= 0.6)
         True
     """
-    if (ratio is None) == (loss_at_most is None):
-        raise ValueError("Expected either ratio or loss_at_most; got both or none.")
-    target = read_ratio(ratio) if ratio is not None else None
-    if loss_at_most is not None and not 0.0 < loss_at_most < math.inf:
-        raise ValueError(f"loss_at_most must be positive; got {loss_at_most}.")
     if "gamma" in options or max_gammas < 1:
         raise ValueError(
             "gamma is what is searched and cannot be given, and max_gammas must be at "
             f"least 1; got gamma={options.get('gamma')}, max_gammas={max_gammas}."
         )
-    check_repeatable(*map(options.get, ("num_samples", "db", "workers")))
-    search = {k: options.pop(k) for k in _SEARCH_OPTIONS if k in options}
-    start = time.perf_counter()
-    auto = options.get("num_samples") == AUTO
-    if auto:
-        options["num_samples"] = FEWEST_SAMPLES
-    problem = compression_problem(network, inputs, gamma=1.0, **options)
-    spent = dict.fromkeys(("fit", "propose", "evaluate"), 0.0)
-    spent["factorize"] = time.perf_counter() - start
-    gamma = 1.0 / _largest_loss(problem, seed)
+    if (ratio is None) == (loss_at_most is None):
+        raise ValueError("Expected either ratio or loss_at_most; got both or none.")
+    return search_target(
+        network,
+        inputs,
+        CompressionOptions.of(ratio=ratio, loss_at_most=loss_at_most, **options),
+        max_gammas=max_gammas,
+        tolerance=tolerance,
+    )
+
+
+def search_target(
+    network: nn.Module,
+    inputs: Any,
+    options: CompressionOptions,
+    *,
+    max_gammas: int = 6,
+    tolerance: float = 0.02,
+) -> CompressionResult:
+    """Search for a target: `compress_to` with its options in one value.
+
+    Args:
+        network: See `compress`.
+        inputs: See `compress`.
+        options: With `ratio` or `loss_at_most` as their target.
+        max_gammas: Searches, at most.
+        tolerance: Stop when the ratio is this close below its target.
+    """
+    began = time.perf_counter()
+    wanted = options.target
+    target = None if wanted.ratio is None else read_ratio(wanted.ratio)
+    search, auto = options.search, options.problem.num_samples == AUTO
+    problem = build_problem(network, inputs, 1.0, options.problem)
+    factorize_seconds = time.perf_counter() - began
+    gamma = 1.0 / _largest_loss(problem, search.seed)
     low = high = None  # gammas that keep too little, and too much
     rows: list[dict[str, Any]] = []
-    best: tuple[float, CompressionResult, float] | None = None
+    timings: list[dict[str, float]] = []
+    best: tuple[float, CompressionResult] | None = None
     client = None
     for number in range(1, max_gammas + 1):
-        weighed = replace(problem, gamma=gamma)
+        weighted = replace(problem, gamma=gamma)
         known = 0
         if client is not None:
-            client = reweighted_client(client, weighed)
+            client = reweighted_client(client, weighted)
             known = len(client._experiment.trials)
         if auto and client is None:
             most = most_samples(inputs, problem)
-            result = search_auto(weighed, seed=seed, most=most, **search)
+            result = search_auto(weighted, search, most=most)
             # One number for all gammas, which share their evaluations.
             problem = result.problem
         else:
-            result = search_problem(
-                weighed, seed=seed, client=client, name=f"{name}/{number}", **search
-            )
+            named = replace(search, name=f"{search.name}/{number}")
+            result = search_problem(weighted, named, client=client)
         client = result.client
-        for part in ("fit", "propose", "evaluate"):
-            spent[part] += result.timings[part]
-        came, loss = _size(result), result.loss.mean
-        meets = came <= target if target is not None else loss <= (loss_at_most or 0.0)
+        timings.append(result.timings)
+        size, loss = _size(result), result.loss.mean
+        if target is not None:
+            meets = size <= target
+        else:
+            meets = loss <= (wanted.loss_at_most or 0.0)
         rows.append(
             {
                 "gamma": gamma,
-                "compression_ratio": came,
+                "compression_ratio": size,
                 "loss": loss,
                 "loss_sem": result.loss.sem,
                 "meets_target": meets,
@@ -168,10 +155,10 @@ def compress_to(
             }
         )
         # With a size the least loss is best, with a loss the least size.
-        value = loss if target is not None else came
+        value = loss if target is not None else size
         if meets and (best is None or value < best[0]):
-            best = (value, result, gamma)
-        if meets and target is not None and came >= target - tolerance:
+            best = (value, result)
+        if meets and target is not None and size >= target - tolerance:
             break
         if meets == (target is not None):
             low = gamma  # may keep more
@@ -184,8 +171,12 @@ def compress_to(
             f"{pd.DataFrame(rows).to_string(index=False)}\nAllow more (max_gammas), or "
             "choose another target."
         )
-    best[1].timings.update(spent, total=time.perf_counter() - start)
-    return TargetResult(best[1], best[2], pd.DataFrame(rows))
+    spent = {
+        **summed(timings),
+        "factorize": factorize_seconds,
+        "total": time.perf_counter() - began,
+    }
+    return replace(best[1], timings=spent, gammas=pd.DataFrame(rows))
 
 
 def compress_at(
@@ -193,8 +184,6 @@ def compress_at(
     inputs: Any,
     *,
     gammas: Sequence[float],
-    seed: int = 0,
-    name: str = DEFAULT_NAME,
     **options: Any,
 ) -> tuple[CompressionResult, ...]:
     """Search at several gammas, each evaluation serving all of them.
@@ -209,10 +198,9 @@ def compress_at(
         network: See `compress`.
         inputs: See `compress`.
         gammas: Weights of the loss, positive and different.
-        seed: Determines samples and proposals.
-        name: With `db`, of the searches in the database: `name/1` for the smallest
-            gamma, and so on.
-        options: Of `compress`, except a gamma or a target; `num_samples` is a number.
+        **options: Keywords of `compress`, except a gamma, a target or a client;
+            `num_samples` is a number. With `db` the searches are called `name/1` for
+            the smallest gamma, and so on.
 
     Returns:
         One result a gamma, in the order that was given. Their `trials` hold those of
@@ -243,17 +231,16 @@ def compress_at(
             "num_samples is a number; got "
             f"{', '.join(refused) or 'num_samples=' + repr(AUTO)}."
         )
-    search = {k: options.pop(k) for k in _SEARCH_OPTIONS if k in options}
-    problem = compression_problem(network, inputs, gamma=min(gammas), **options)
+    asked = CompressionOptions.of(**options)
+    problem = build_problem(network, inputs, min(gammas), asked.problem)
     results: dict[float, CompressionResult] = {}
     client = None
     for number, gamma in enumerate(sorted(gammas), 1):
-        weighed = replace(problem, gamma=gamma)
+        weighted = replace(problem, gamma=gamma)
         if client is not None:
-            client = reweighted_client(client, weighed)
-        results[gamma] = search_problem(
-            weighed, seed=seed, client=client, name=f"{name}/{number}", **search
-        )
+            client = reweighted_client(client, weighted)
+        named = replace(asked.search, name=f"{asked.search.name}/{number}")
+        results[gamma] = search_problem(weighted, named, client=client)
         client = results[gamma].client
     return tuple(results[gamma] for gamma in gammas)
 

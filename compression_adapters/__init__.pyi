@@ -1,0 +1,249 @@
+"""Public names, and where they live: the one list of them."""
+
+from .api import (
+    compress as compress,
+)
+from .decompositions import (
+    DECOMPOSITIONS as DECOMPOSITIONS,
+)
+from .decompositions import (
+    Decomposition as Decomposition,
+)
+from .evaluation.estimates import (
+    MeanSEM as MeanSEM,
+)
+from .evaluation.estimates import (
+    mean_and_sem as mean_and_sem,
+)
+from .evaluation.estimates import (
+    pairwise_mean_and_sem as pairwise_mean_and_sem,
+)
+from .evaluation.losses import (
+    LOSSES as LOSSES,
+)
+from .evaluation.losses import (
+    IntermediateSquaredL2 as IntermediateSquaredL2,
+)
+from .evaluation.losses import (
+    Loss as Loss,
+)
+from .evaluation.losses import (
+    RelativeSquaredL2 as RelativeSquaredL2,
+)
+from .evaluation.losses import (
+    cross_entropy as cross_entropy,
+)
+from .evaluation.losses import (
+    kl_divergence as kl_divergence,
+)
+from .evaluation.losses import (
+    squared_l2 as squared_l2,
+)
+from .evaluation.losses import (
+    top1_error as top1_error,
+)
+from .evaluation.problem import (
+    CompressionProblem as CompressionProblem,
+)
+from .evaluation.problem import (
+    compression_problem as compression_problem,
+)
+from .evaluation.sampling import (
+    Batch as Batch,
+)
+from .evaluation.sampling import (
+    Sampler as Sampler,
+)
+from .evaluation.sampling import (
+    dataset_sampler as dataset_sampler,
+)
+from .evaluation.sampling import (
+    generator_sampler as generator_sampler,
+)
+from .evaluation.scalarization import (
+    scalarize as scalarize,
+)
+from .evaluation.scalarization import (
+    scalarize_rate as scalarize_rate,
+)
+from .layers.selection import (
+    choose_linear as choose_linear,
+)
+from .layers.selection import (
+    choose_low_rank as choose_low_rank,
+)
+from .layers.selection import (
+    choose_pruning as choose_pruning,
+)
+from .layers.survey import (
+    LayerSpec as LayerSpec,
+)
+from .layers.survey import (
+    find_layers as find_layers,
+)
+from .network.checkpoint import (
+    load_compressed as load_compressed,
+)
+from .network.checkpoint import (
+    load_weights as load_weights,
+)
+from .network.checkpoint import (
+    save_compressed as save_compressed,
+)
+from .network.costs import (
+    NetworkCost as NetworkCost,
+)
+from .network.costs import (
+    compare_costs as compare_costs,
+)
+from .network.costs import (
+    layer_losses as layer_losses,
+)
+from .network.costs import (
+    measure_cost as measure_cost,
+)
+from .network.counts import (
+    compression_ratio as compression_ratio,
+)
+from .network.counts import (
+    layer_table as layer_table,
+)
+from .network.counts import (
+    num_weights as num_weights,
+)
+from .network.counts import (
+    whole_network_ratio as whole_network_ratio,
+)
+from .network.fine_tuning import (
+    fine_tune as fine_tune,
+)
+from .network.fine_tuning import (
+    reestimate_batch_norm as reestimate_batch_norm,
+)
+from .network.profile import (
+    NetworkProfile as NetworkProfile,
+)
+from .network.profile import (
+    profile as profile,
+)
+from .network.recipe import (
+    CompressionRecipe as CompressionRecipe,
+)
+from .network.truncation import (
+    factorize_network as factorize_network,
+)
+from .network.truncation import (
+    truncate_network as truncate_network,
+)
+from .network.truncation import (
+    truncated as truncated,
+)
+from .options import (
+    CompressionOptions as CompressionOptions,
+)
+from .options import (
+    ProblemOptions as ProblemOptions,
+)
+from .options import (
+    SearchOptions as SearchOptions,
+)
+from .rank_space.parameters import (
+    RankParameter as RankParameter,
+)
+from .rank_space.parameters import (
+    layer_ranks as layer_ranks,
+)
+from .rank_space.parameters import (
+    parameterization_from_ranks as parameterization_from_ranks,
+)
+from .rank_space.parameters import (
+    rank_parameters as rank_parameters,
+)
+from .rank_space.scales import (
+    ENCODINGS as ENCODINGS,
+)
+from .rank_space.scales import (
+    Rank as Rank,
+)
+from .search.loop import (
+    EvaluationError as EvaluationError,
+)
+from .search.result import (
+    CompressionResult as CompressionResult,
+)
+from .search.targets import (
+    compress_at as compress_at,
+)
+from .search.targets import (
+    compress_to as compress_to,
+)
+from .stages import (
+    Stage as Stage,
+)
+from .stages import (
+    compress_in_stages as compress_in_stages,
+)
+
+__all__ = [
+    "DECOMPOSITIONS",
+    "ENCODINGS",
+    "LOSSES",
+    "Batch",
+    "CompressionOptions",
+    "CompressionProblem",
+    "CompressionRecipe",
+    "CompressionResult",
+    "Decomposition",
+    "EvaluationError",
+    "IntermediateSquaredL2",
+    "LayerSpec",
+    "Loss",
+    "MeanSEM",
+    "NetworkCost",
+    "NetworkProfile",
+    "ProblemOptions",
+    "Rank",
+    "RankParameter",
+    "RelativeSquaredL2",
+    "Sampler",
+    "SearchOptions",
+    "Stage",
+    "choose_linear",
+    "choose_low_rank",
+    "choose_pruning",
+    "compare_costs",
+    "compress",
+    "compress_at",
+    "compress_in_stages",
+    "compress_to",
+    "compression_problem",
+    "compression_ratio",
+    "cross_entropy",
+    "dataset_sampler",
+    "factorize_network",
+    "find_layers",
+    "fine_tune",
+    "generator_sampler",
+    "kl_divergence",
+    "layer_losses",
+    "layer_ranks",
+    "layer_table",
+    "load_compressed",
+    "load_weights",
+    "mean_and_sem",
+    "measure_cost",
+    "num_weights",
+    "pairwise_mean_and_sem",
+    "parameterization_from_ranks",
+    "profile",
+    "rank_parameters",
+    "reestimate_batch_norm",
+    "save_compressed",
+    "scalarize",
+    "scalarize_rate",
+    "squared_l2",
+    "top1_error",
+    "truncate_network",
+    "truncated",
+    "whole_network_ratio",
+]

@@ -1,0 +1,462 @@
+"""What is searched and how: each option with its default, its choices and its check.
+
+`compress` documents the options for users and takes its defaults from here, and so does
+the command line, with its help texts. Importing this module imports nothing slow.
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, Literal, get_args
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+LossName = Literal[
+    "squared_l2", "relative_squared_l2", "kl_divergence", "cross_entropy", "top1_error"
+]
+EncodingName = Literal["log", "energy", "linear"]
+AtMax = Literal["dense", "factor"]
+Objective = Literal["ratio", "rate"]
+Level = Literal["pairwise", "joint", "marginal"]
+Sampling = Literal["leader_challenger", "challenger", "expected_improvement"]
+Start = Literal["auto", "line", "space-filling"]
+"""What is evaluated first, see `attach_diagonal`."""
+
+AUTO: Final = "auto"
+FEWEST_SAMPLES: Final = 50
+"""The paper's m: what `num_samples="auto"` starts with, and the least it chooses."""
+DEFAULT_NAME: Final = "compression"
+PRESET_NAMES: Final = ("fc3", "vgg16", "resnet18", "resnet50")
+"""Keys of `PRESETS`."""
+
+
+def option(
+    default: Any,
+    help: str | None = None,
+    *,
+    choices: Any = None,
+    at_least: int | None = None,
+    above: float | None = None,
+    below: float | None = None,
+    metavar: str | None = None,
+) -> Any:
+    """Declare an option of a search.
+
+    Args:
+        default: Its default.
+        help: For the command line; None for an option that it does not have.
+        choices: A `Literal` of the values that it takes.
+        at_least: Smallest value of a whole number.
+        above: A number is larger than this.
+        below: A number is smaller than this.
+        metavar: What the command line's help puts for the value.
+    """
+    metadata = {
+        "help": help,
+        "choices": None if choices is None else get_args(choices),
+        "at_least": at_least,
+        "above": above,
+        "below": below,
+        "metavar": metavar,
+    }
+    return field(default=default, metadata=metadata)
+
+
+def require_gamma(gamma: float) -> None:
+    """Raise unless gamma can weigh a loss.
+
+    Args:
+        gamma: Weight of the loss.
+
+    Raises:
+        ValueError: when `gamma` is not positive and finite.
+    """
+    if not 0.0 < gamma < math.inf:
+        raise ValueError(
+            f"gamma, the weight of the loss, must be positive and finite; got {gamma}."
+        )
+
+
+def read_ratio(ratio: float | str) -> float:
+    """Read a ratio as a number or as a percentage.
+
+    Args:
+        ratio: Such as 0.3, `"0.3"` or `"30%"`.
+
+    Returns:
+        A number in (0, 1).
+
+    Raises:
+        ValueError: when it is none.
+
+    Example:
+        >>> read_ratio("30%"), read_ratio(0.25)
+        (0.3, 0.25)
+    """
+    value = math.nan
+    try:
+        if isinstance(ratio, str) and ratio.strip().endswith("%"):
+            value = float(ratio.strip()[:-1]) / 100.0
+        else:
+            value = float(ratio)
+    except ValueError:
+        pass
+    if not 0.0 < value < 1.0:
+        raise ValueError(
+            f"ratio must lie between 0 and 1, or be text such as '30%'; got {ratio!r}."
+        )
+    return value
+
+
+def require_num_samples(num_samples: int) -> None:
+    """Raise unless so many samples give a standard error."""
+    if num_samples < 2:
+        raise ValueError(
+            f"num_samples must be at least 2, for a standard error; got {num_samples}."
+        )
+
+
+def require_objective(objective: str) -> None:
+    """Raise unless there is such an objective."""
+    if objective not in get_args(Objective):
+        raise ValueError(f"objective must be 'ratio' or 'rate'; got {objective!r}.")
+
+
+def require_tie(tie: Callable[[str], str] | str | None) -> None:
+    """Raise unless layers can be tied in this way."""
+    if isinstance(tie, str) and tie != "threshold":
+        raise ValueError(
+            "tie must be a function of a layer's name, None, or 'threshold'; got "
+            f"{tie!r}."
+        )
+
+
+def require_rank_options(
+    encoding: str, at_max: str, min_rank: int, round_to: int
+) -> None:
+    """Raise unless a scale of ranks can be made with these options."""
+    if encoding not in get_args(EncodingName):
+        raise ValueError(
+            f"encoding must be one of {', '.join(get_args(EncodingName))}; got "
+            f"{encoding!r}."
+        )
+    if at_max not in get_args(AtMax):
+        raise ValueError(f"at_max must be 'dense' or 'factor'; got {at_max!r}.")
+    for name, number in (("min_rank", min_rank), ("round_to", round_to)):
+        if number < 1:
+            raise ValueError(f"{name} must be at least 1; got {number}.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Target:
+    """What the search balances: a weight of the loss, or a target in its place.
+
+    The fields are keywords of `compress`, which documents them.
+    """
+
+    gamma: float | None = option(
+        None,
+        "Weight of the loss; larger keeps more weights.  [default: the preset's]",
+        above=0.0,
+    )
+    ratio: float | str | None = option(
+        None,
+        "In place of --gamma: the best network of this size or less, such as 30%.",
+        metavar="SIZE",
+    )
+    loss_at_most: float | None = option(
+        None,
+        "In place of --gamma: the smallest network that loses no more than this.",
+        above=0.0,
+    )
+
+    def __post_init__(self) -> None:
+        if self.gamma is not None:
+            require_gamma(self.gamma)
+        if self.ratio is not None:
+            read_ratio(self.ratio)
+        if self.loss_at_most is not None and not 0.0 < self.loss_at_most < math.inf:
+            raise ValueError(f"loss_at_most must be positive; got {self.loss_at_most}.")
+
+    @property
+    def given(self) -> tuple[str, ...]:
+        """Names of the fields that were given."""
+        return tuple(f.name for f in fields(self) if getattr(self, f.name) is not None)
+
+    def require_one(self) -> None:
+        """Refuse none and several.
+
+        Raises:
+            ValueError: when not exactly one is given.
+        """
+        if len(self.given) != 1:
+            raise ValueError(
+                "Expected exactly one of gamma, ratio and loss_at_most; got "
+                f"{' and '.join(self.given) or 'none'}."
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProblemOptions:
+    """What is searched: layers, their ranks, and how a network is evaluated.
+
+    The fields are keywords of `compress`, which documents them, and of
+    `compression_problem`. `choose=None` stands for `choose_low_rank`, and
+    `binary_loss=None` for what is known of the loss.
+
+    Raises:
+        ValueError: when a value is out of its range; the message names the option.
+    """
+
+    labels: Tensor | None = None
+    loss: str | Callable[..., Tensor] = option(
+        "squared_l2",
+        "What is measured. The first three compare with the outputs of the original "
+        "network, without labels; relative_squared_l2 is 1 for outputs of zero.",
+        choices=LossName,
+    )
+    num_samples: int | Literal["auto"] = option(
+        FEWEST_SAMPLES,
+        "Fresh samples per evaluation; auto: as many as take as long as the rest of a "
+        "trial.",
+        at_least=2,
+        metavar="NUMBER|auto",
+    )
+    choose: Callable[[str, nn.Module], Any] | None = None
+    include: Any = None
+    exclude: Any = ()
+    tie: Callable[[str], str] | Literal["threshold"] | None = None
+    encoding: str = option(
+        "log",
+        "How a coordinate in [0, 1] becomes a rank; linear is the paper's.",
+        choices=EncodingName,
+    )
+    at_max: AtMax = option(
+        "dense",
+        "What the top of a layer's range means; factor is the paper's.",
+        choices=AtMax,
+    )
+    min_rank: int = option(1, "Smallest rank of a layer.", at_least=1)
+    round_to: int = option(1, "Use multiples of this as ranks, such as 8.", at_least=1)
+    skip_no_gain: bool = option(False, "Leave out ranks that save no multiply-adds.")
+    objective: Objective = option(
+        "ratio",
+        "ratio: gamma * loss + ratio is minimised; rate: the paper's other form, "
+        "1 / ratio - gamma * loss, is maximised.",
+        choices=Objective,
+    )
+    binary_loss: bool | None = None
+
+    def __post_init__(self) -> None:
+        if isinstance(self.loss, str) and self.loss not in get_args(LossName):
+            raise ValueError(
+                f"loss must be one of {', '.join(get_args(LossName))}, or a function; "
+                f"got {self.loss!r}."
+            )
+        if self.num_samples != AUTO:
+            require_num_samples(self.num_samples)
+        require_objective(self.objective)
+        require_tie(self.tie)
+        require_rank_options(self.encoding, self.at_max, self.min_rank, self.round_to)
+
+    @property
+    def first_num_samples(self) -> int:
+        """Samples per evaluation that a search starts with."""
+        return FEWEST_SAMPLES if self.num_samples == AUTO else self.num_samples
+
+
+@dataclass(frozen=True, kw_only=True)
+class SearchOptions:
+    """How the search is made, when it ends, and where it is kept.
+
+    The fields are keywords of `compress`, which documents them.
+
+    Raises:
+        ValueError: when a value is out of its range; the message names the option.
+            Those of the certificate are checked by `CertificateSettings`.
+    """
+
+    delta: float = option(
+        0.05,
+        "Tolerance, in units of the objective gamma * loss + ratio.",
+        above=0.0,
+    )
+    epsilon: float = option(
+        0.05,
+        "Allowed probability that the result is not within delta of the best.",
+        above=0.0,
+        below=1.0,
+    )
+    level: str = option(
+        "marginal",
+        "What the certificate accounts for; pairwise is the paper's rule.",
+        choices=Level,
+    )
+    relative: bool = option(False, "Read delta as a share of the objective.")
+    num_initial_trials: int | None = option(
+        None,
+        "Space-filling evaluations before the model proposes.  [default: two more than "
+        "there are coordinates, at least 6]",
+        at_least=2,
+    )
+    sampling: str = option(
+        "leader_challenger",
+        "What to evaluate next; challenger is the paper's.",
+        choices=Sampling,
+    )
+    start: Start = option(
+        "auto",
+        "What to evaluate first; line: four networks on the diagonal, all layers cut "
+        "alike, which auto does from four coordinates on.",
+        choices=Start,
+    )
+    max_trials: int = option(
+        200, "Evaluations after which to stop without a certificate.", at_least=2
+    )
+    seed: int = option(0, "Determines samples and proposals.", at_least=0)
+    progress: bool | None = None
+    db: str | Path | None = option(
+        None,
+        "Keep the search in this database, or continue the one that it holds: an "
+        "SQLite file, or a URL such as postgresql+psycopg://USER@HOST/NAME.",
+        metavar="PATH|URL",
+    )
+    name: str = option(DEFAULT_NAME, "Name of the search in the database.")
+    workers: int | None = option(
+        None,
+        "Evaluations at the same time, on Ray; not with --db and --resume.  "
+        "[default: one after the other, without Ray]",
+        at_least=1,
+    )
+
+    def __post_init__(self) -> None:
+        if self.max_trials < 2:
+            raise ValueError(f"max_trials must be at least 2, got {self.max_trials}")
+        known = get_args(Start)
+        on_workers = self.start == "line" and self.workers is not None
+        if self.start not in known or on_workers:
+            raise ValueError(
+                f"start must be one of {', '.join(known)}, and 'line' goes without "
+                f"workers; got {self.start!r} and workers={self.workers}."
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class CompressionOptions:
+    """Everything that a call of `compress` asks for, beside network and inputs.
+
+    Args:
+        target: A weight of the loss, or a target in its place.
+        problem: What is searched.
+        search: How.
+
+    Raises:
+        ValueError: when two options exclude each other.
+    """
+
+    target: Target = Target()
+    problem: ProblemOptions = ProblemOptions()
+    search: SearchOptions = SearchOptions()
+
+    def __post_init__(self) -> None:
+        if self.search.workers is not None and self.search.db is not None:
+            raise ValueError(
+                "workers and db cannot be combined so far: leave workers out to keep "
+                "the search in a database, or save result.client with "
+                "save_to_json_file."
+            )
+        if self.problem.num_samples != AUTO:
+            return
+        if self.search.workers is not None:
+            raise ValueError(
+                "num_samples='auto' weighs an evaluation against a proposal, one after "
+                "the other in one process; give a number with workers."
+            )
+        if self.search.db is not None:
+            raise ValueError(
+                "num_samples='auto' depends on wall times, so that a search continued "
+                "from a database might choose otherwise; give a number with db."
+            )
+
+    @classmethod
+    def of(cls, **keywords: Any) -> CompressionOptions:
+        """Sort keywords of `compress` into their groups.
+
+        Args:
+            keywords: Any of the fields of the three groups.
+
+        Raises:
+            TypeError: for a keyword that `compress` does not have.
+            ValueError: when a value cannot be used; the message says which and why.
+
+        Example:
+            >>> CompressionOptions.of(gamma=0.1, delta=0.2).search.delta
+            0.2
+        """
+        return cls().changed(**keywords)
+
+    def changed(self, **keywords: Any) -> CompressionOptions:
+        """Return these options with others in place of some; a target replaces one.
+
+        Args:
+            keywords: Any of the fields of the three groups.
+
+        Raises:
+            TypeError: for a keyword that `compress` does not have.
+            ValueError: when a value cannot be used; the message says which and why.
+        """
+        unknown = [name for name in keywords if name not in KEYWORDS]
+        if unknown:
+            near = difflib.get_close_matches(unknown[0], KEYWORDS, n=1)
+            hint = f" Did you mean {near[0]!r}?" if near else ""
+            raise TypeError(
+                f"compress has no option {', '.join(map(repr, unknown))}; its options "
+                f"are {', '.join(KEYWORDS)}.{hint}"
+            )
+        groups: dict[str, dict[str, Any]] = {"target": {}, "problem": {}, "search": {}}
+        for name, value in keywords.items():
+            groups[KEYWORDS[name]][name] = value
+        own = {k: v for k, v in groups["target"].items() if v is not None}
+        return CompressionOptions(
+            target=Target(**own) if own else self.target,
+            problem=replace(self.problem, **groups["problem"]),
+            search=replace(self.search, **groups["search"]),
+        )
+
+    def to_keywords(self) -> dict[str, Any]:
+        """Return the options as keywords of `compress`."""
+        return {
+            name: getattr(getattr(self, group), name)
+            for name, group in KEYWORDS.items()
+        }
+
+
+KEYWORDS: Final[Mapping[str, str]] = {
+    f.name: group
+    for group, kind in (
+        ("target", Target),
+        ("problem", ProblemOptions),
+        ("search", SearchOptions),
+    )
+    for f in fields(kind)
+}
+"""Each option's name and the group that it belongs to."""
+
+
+def type_of(name: str) -> type:
+    """Return the type that the text of an option is read as: int, float or str.
+
+    Example:
+        >>> type_of("max_trials"), type_of("delta"), type_of("ratio")
+        (<class 'int'>, <class 'float'>, <class 'str'>)
+    """
+    groups = (Target, ProblemOptions, SearchOptions)
+    (declared,) = (f for kind in groups for f in fields(kind) if f.name == name)
+    if declared.metadata.get("at_least") is not None:
+        return int
+    return str if declared.metadata.get("above") is None else float
