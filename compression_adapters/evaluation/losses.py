@@ -376,10 +376,17 @@ def stored_loss_name(loss: Loss) -> str:
     made: Any = loss
     if is_dataclass(made):
         return repr(made)
+    path = _path_of(made)
     for name, own in LOSSES.items():
-        if made is own:
+        # By path: a function that wraps one of ours goes by its name.
+        if not is_dataclass(own) and path == _path_of(own):
             return name
-    named = made if hasattr(made, "__qualname__") else type(made)
+    return path
+
+
+def _path_of(loss: Any) -> str:
+    """Return the path of a function, or of an object's type."""
+    named = loss if hasattr(loss, "__qualname__") else type(loss)
     return f"{named.__module__}.{named.__qualname__}"
 
 

@@ -20,6 +20,7 @@ def forward(network: nn.Module, inputs: Tensor) -> Tensor:
         ValueError: when the output is no tensor or its first dimension is not m.
 
     Example:
+        >>> import torch
         >>> forward(nn.Flatten(), torch.zeros(5, 2, 2)).shape
         torch.Size([5, 4])
     """

@@ -10,11 +10,8 @@ import safetensors.torch
 import torch
 from click.testing import CliRunner
 
-from ax_pac import DEFAULT_LEVEL, LEVELS
 from compression_adapters import load_compressed
 from compression_adapters.cli import commands as cli
-from compression_adapters.cli import options as cli_options
-from compression_adapters.evaluation.losses import LOSSES
 from compression_adapters.presets import registry as presets
 from tests.helpers.networks import labels, pool, small_network
 
@@ -124,10 +121,6 @@ def test_help_tells_a_newcomer_where_to_start():
     assert any(line.startswith("ax-pac compress fc3 --out runs/fc3") for line in lines)
     assert "\\b" not in result.output
     assert "--gamma" in invoke("compress", "--help").output
-
-
-def test_the_presets_of_the_command_are_those_of_the_package():
-    assert list(presets.PRESETS) == list(cli_options._PRESETS)
 
 
 MODULE = """
@@ -279,12 +272,6 @@ def test_a_network_that_reloads_differently_is_an_error(tmp_path, monkeypatch):
     assert "gives other outputs" in result.output
 
 
-def test_the_levels_of_the_command_are_those_of_the_package():
-    (option,) = (p for p in cli.compress.params if p.name == "level")
-    assert tuple(option.type.choices) == LEVELS
-    assert option.default == DEFAULT_LEVEL
-
-
 def test_a_command_given_again_goes_on_where_it_was(own_module, tmp_path):
     pytest.importorskip("sqlalchemy")
     command = (
@@ -304,9 +291,3 @@ def test_a_command_given_again_goes_on_where_it_was(own_module, tmp_path):
     result = invoke(*command, "--db", "other.db")
     assert result.exit_code == 2
     assert "one of --db and --resume" in result.output
-
-
-def test_every_loss_can_be_asked_for():
-    for command in ("compress", "stages"):
-        options = {option.name: option for option in cli.main.commands[command].params}
-        assert list(options["loss"].type.choices) == list(LOSSES)

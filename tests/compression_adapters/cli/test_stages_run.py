@@ -14,6 +14,7 @@ from torch.utils.data import Dataset, TensorDataset
 from compression_adapters import load_compressed
 from compression_adapters.cli import commands as cli
 from compression_adapters.cli import stages_run as stage_pipeline
+from compression_adapters.cli.options import Request, SourceRequest
 from compression_adapters.cli.sources import Source
 from compression_adapters.cli.stages_run import (
     StageRequest,
@@ -21,6 +22,7 @@ from compression_adapters.cli.stages_run import (
     compress_source_in_stages,
     read_stage,
 )
+from compression_adapters.options import CompressionOptions
 from compression_adapters.presets import registry as presets
 from compression_adapters.report.stages import read_stages, stage_table
 from tests.helpers.networks import labels, pool, small_network
@@ -207,14 +209,16 @@ def test_training_uses_labels_where_there_are_any(
         inputs=inputs,
         labels=given,
     )
-    options = {"delta": 0.5, "epsilon": 0.1, "level": "pairwise", "seed": 0}
+    request = Request(
+        out=tmp_path,
+        source=SourceRequest(network="own", test_samples=100),
+        options=CompressionOptions.of(delta=0.5, epsilon=0.1, level="pairwise"),
+    )
     summary = compress_source_in_stages(
         source,
-        tmp_path,
+        request,
         [StageRequest("linear", {"gamma": 0.5, "max_trials": 6})],
         Training(epochs=1, batch_size=100),
-        options,
-        100,
     )
     assert seen == [learns_from]
     assert "top1" not in summary["networks"][0]

@@ -16,9 +16,13 @@ from compression_adapters import (
     squared_l2,
 )
 from compression_adapters.api import compress
+from compression_adapters.options import SearchOptions
 from compression_adapters.rank_space.parameters import parameterization_from_ranks
 from compression_adapters.search.client import new_client
-from compression_adapters.search.initial_design import attach_line, begins_on_line
+from compression_adapters.search.initial_design import (
+    attach_diagonal,
+    begins_on_diagonal,
+)
 from compression_adapters.search.loop import EvaluationError
 from compression_adapters.search.result import CompressionResult
 from compression_adapters.search.trials import trial_seed
@@ -289,7 +293,7 @@ def deep_network():
 
 
 @pytest.mark.parametrize("start", ["auto", "line"])
-def test_a_line_of_networks_cut_alike_comes_first_and_counts(start):
+def test_the_diagonal_comes_first_and_counts(start):
     options = {"gamma": 1.0, "delta": 0.05, "level": "pairwise", "max_trials": 12}
     result = compress(deep_network(), pool(), start=start, **options)
     assert len(result.trials) <= 12
@@ -314,7 +318,7 @@ def test_without_a_line_a_network_worse_than_the_original_is_warned_of():
 def test_a_line_is_as_long_as_there_are_evaluations():
     problem = compression_problem(deep_network(), pool(), gamma=1.0)
     client = new_client(problem)
-    attach_line(client, problem, most=2)
+    attach_diagonal(client, problem, most=2)
     assert len(client._experiment.trials) == 2
 
 
@@ -328,11 +332,12 @@ def test_a_line_is_as_long_as_there_are_evaluations():
         ("space-filling", 8, None, False),
     ],
 )
-def test_deep_networks_begin_on_a_line(start, coordinates, workers, expected):
+def test_deep_networks_begin_on_the_diagonal(start, coordinates, workers, expected):
     exclude = [str(i) for i in range(coordinates, 8)]
     problem = compression_problem(deep_network(), pool(), gamma=1.0, exclude=exclude)
     assert len(problem.parameters) == coordinates
-    assert begins_on_line(start, problem, workers) == expected
+    options = SearchOptions(start=start, workers=workers)
+    assert begins_on_diagonal(options, problem) == expected
 
 
 def test_a_search_that_is_continued_has_begun():

@@ -147,8 +147,8 @@ def test_all_gammas_of_a_target_share_one_number(times):
         **{"delta": 0.02, "epsilon": 0.1, "max_trials": 9},
     )
     assert len(found.gammas) == 2
-    assert found.result.sample_size.num_samples == 100
-    assert found.result.problem.num_samples == 100
+    assert found.sample_size.num_samples == 100
+    assert found.problem.num_samples == 100
 
 
 def test_a_pool_smaller_than_the_least_number_is_refused():

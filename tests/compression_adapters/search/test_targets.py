@@ -5,6 +5,7 @@ import dataclasses
 import pytest
 
 from compression_adapters import compress, compression_problem
+from compression_adapters.options import SearchOptions
 from compression_adapters.search import targets
 from compression_adapters.search.client import reweighted_client
 from compression_adapters.search.run import search_problem
@@ -12,6 +13,7 @@ from compression_adapters.search.targets import compress_at, compress_to
 from tests.helpers.networks import pool, small_network
 
 SETTINGS = {"delta": 0.2, "epsilon": 0.1}
+OPTIONS = SearchOptions(**SETTINGS)
 FAST = SETTINGS | {"level": "pairwise"}
 
 pytestmark = pytest.mark.filterwarnings("ignore:Very small noise values")
@@ -21,28 +23,28 @@ pytestmark = pytest.mark.filterwarnings("ignore:Very small noise values")
 def test_a_size_is_met_by_the_least_loss_found(ratio):
     found = compress_to(small_network(), pool(), ratio=ratio, max_gammas=4, **SETTINGS)
     target = 0.5 if ratio == "50%" else 0.25
-    layers = found.result.layers
+    layers = found.layers
     came = layers["weights"].sum() / layers["weights_before"].sum()
     assert came <= target
     met = found.gammas[found.gammas["meets_target"]]
-    assert found.result.loss.mean == met["loss"].min()
-    assert set(met["gamma"]) >= {found.gamma}
+    assert found.loss.mean == met["loss"].min()
+    assert set(met["gamma"]) >= {found.problem.gamma}
 
 
 def test_a_loss_is_met_by_the_smallest_network_found():
     found = compress_to(
         small_network(), pool(), loss_at_most=0.5, max_gammas=4, **SETTINGS
     )
-    assert found.result.loss.mean <= 0.5
+    assert found.loss.mean <= 0.5
     met = found.gammas[found.gammas["meets_target"]]
-    layers = found.result.layers
+    layers = found.layers
     came = layers["weights"].sum() / layers["weights_before"].sum()
     assert came == pytest.approx(met["compression_ratio"].min())
 
 
 def test_another_gamma_weighs_anew_what_was_measured():
     problem = compression_problem(small_network(), pool(), gamma=0.5)
-    first = search_problem(problem, **SETTINGS)
+    first = search_problem(problem, OPTIONS)
     other = dataclasses.replace(problem, gamma=2.0)
     client = reweighted_client(first.client, other)
     before = first.client._experiment.lookup_data().df
@@ -55,7 +57,7 @@ def test_another_gamma_weighs_anew_what_was_measured():
     ratios = before[before["metric_name"] == "compression_ratio"]["mean"].to_numpy()
     objectives = after[after["metric_name"] == "objective"]["mean"].to_numpy()
     assert objectives == pytest.approx(2.0 * losses + ratios)
-    second = search_problem(other, client=client, **SETTINGS)
+    second = search_problem(other, OPTIONS, client=client)
     assert second.certificate.holds
     assert len(second.trials) >= len(first.trials)
 
@@ -66,7 +68,7 @@ def test_several_gammas_cost_little_more_than_one():
     alone = []
     for gamma in found.gammas["gamma"]:
         problem = compression_problem(small_network(), pool(), gamma=gamma)
-        alone.append(len(search_problem(problem, **SETTINGS).trials))
+        alone.append(len(search_problem(problem, OPTIONS).trials))
     # Sharing must save at least a third of what separate searches take.
     assert sum(evaluations) <= sum(alone) * 2 / 3 or len(alone) == 1
 
@@ -153,10 +155,11 @@ def test_several_gammas_share_their_evaluations():
 def test_searches_for_a_target_are_named_by_their_number(monkeypatch):
     names = []
 
-    def searched(problem, *, name, **options):
-        names.append(name)
-        del options["db"]
-        return search_problem(problem, **options)
+    def searched(problem, options, *, client=None):
+        names.append(options.name)
+        return search_problem(
+            problem, dataclasses.replace(options, db=None), client=client
+        )
 
     monkeypatch.setattr(targets, "search_problem", searched)
     with pytest.raises(ValueError, match="No gamma that was tried meets the target"):
