@@ -71,16 +71,16 @@ def compress(
 ) -> CompressionResult:
     """Compress a network: search its layers' ranks until a certificate holds.
 
-    Minimises `gamma * loss + compression_ratio` over the ranks, each evaluation on
-    `num_samples` fresh samples, and stops when the best network found is within `delta`
-    of the best one with the probability that `level` stands for.
+    Minimises `gamma * loss + compression_ratio` over the ranks, with `num_samples`
+    fresh samples per evaluation. Stops when the best network found is within `delta` of
+    the best one with the probability that `level` stands for.
 
     Args:
-        network: Any PyTorch network; left as it is.
+        network: Any PyTorch network; not modified.
         inputs: A pool of inputs (tensor or dataset), or a function
             `(num_samples, rng)` that generates them.
-        gamma: Weight of the loss, positive. Larger keeps more weights. Exactly one of
-            this and the next two is given.
+        gamma: Weight of the loss, positive. A larger one keeps more weights. Pass
+            exactly one of this and the next two.
         ratio: In place of gamma: the largest compression ratio, as a number in (0, 1)
             or as text such as `"30%"`. Several gammas are tried, see `compress_to`.
         loss_at_most: In place of gamma: the largest loss, in its own unit.
@@ -91,22 +91,22 @@ def compress(
         level: What the certificate accounts for, see `PACCertificate`.
         relative: Whether delta is a share of the objective at the incumbent.
         labels: Class indices of a tensor pool, for losses that need them.
-        loss: `"squared_l2"`, `"relative_squared_l2"` (in units of the outputs' own
-            size) and `"kl_divergence"` need no labels, `"cross_entropy"` and
+        loss: `"squared_l2"`, `"relative_squared_l2"` (relative to the size of the
+            outputs) and `"kl_divergence"` need no labels, `"cross_entropy"` and
             `"top1_error"` do; or a function `(network, batch) -> (m,)`, such as
             `IntermediateSquaredL2("layer2")`.
         num_samples: m, samples per evaluation; `"auto"` draws as many as take about as
             long as the rest of a trial, at least 50, see `search_auto`.
         choose: Which layers to compress, and how; by default all linear layers and 2d
-            convolutions. See `find_layers`, and `profile` to look at them first.
+            convolutions. See `find_layers`, and `profile` to inspect them first.
         include: Globs for layer names, types, or predicates; only layers that match.
-        exclude: The same; layers to leave alone.
+        exclude: The same; layers that match are left alone.
         tie: Layer name to group, for a common coordinate; or `"threshold"`.
         encoding: `"log"`, `"energy"` or `"linear"`, see `docs/rank_space.md`.
         at_max: What the last bin of a coordinate means, see `rank_scale`.
         min_rank: Smallest rank.
         round_to: Use multiples of this as ranks, such as 8.
-        skip_no_gain: Whether to leave out what saves no multiply-adds, see
+        skip_no_gain: Whether to leave out ranks that save no multiply-adds, see
             `compression_problem`.
         objective: `"ratio"` (Eq. 3, minimised) or `"rate"` (Eq. 2, maximised).
         binary_loss: Whether a loss of your own is 0 or 1 for each sample, so that its
@@ -130,11 +130,11 @@ def compress(
             after the other in this process. See `docs/how_to/many_machines.md`.
 
     Returns:
-        The compressed network, its certificate, and what led to it. Interrupting
-        (Ctrl-C) returns what has been found so far.
+        The compressed network, its certificate, and the trials. If interrupted
+        (Ctrl-C), the best result so far.
 
     Raises:
-        ValueError: When an argument cannot be used; the message says which and why.
+        ValueError: When an argument is invalid; the message states which and why.
         ImportError: When an extra is missing: `sql` for `db`, `ray` for `workers`.
         EvaluationError: When three evaluations in a row fail.
 

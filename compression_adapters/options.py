@@ -29,7 +29,7 @@ Start = Literal["auto", "line", "space-filling"]
 
 AUTO: Final = "auto"
 FEWEST_SAMPLES: Final = 50
-"""The paper's m: what `num_samples="auto"` starts with, and the least it chooses."""
+"""The paper's m: the start and the minimum of `num_samples="auto"`."""
 DEFAULT_NAME: Final = "compression"
 PRESET_NAMES: Final = ("fc3", "vgg16", "resnet18", "resnet50")
 """Keys of `PRESETS`."""
@@ -68,7 +68,7 @@ def option(
 
 
 def require_gamma(gamma: float) -> None:
-    """Raise unless gamma can weigh a loss.
+    """Raise unless gamma is a valid weight of a loss.
 
     Args:
         gamma: Weight of the loss.
@@ -92,7 +92,7 @@ def read_ratio(ratio: float | str) -> float:
         A number in (0, 1).
 
     Raises:
-        ValueError: when it is none.
+        ValueError: when it is not a ratio.
 
     Example:
         >>> read_ratio("30%"), read_ratio(0.25)

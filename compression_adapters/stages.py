@@ -1,4 +1,4 @@
-"""Several searches in a row, each on the result of the last, with training between."""
+"""Several searches in a row, each on the previous result, with training in between."""
 
 from __future__ import annotations
 
@@ -30,15 +30,16 @@ class Stage:
     """One search, and what follows it.
 
     Args:
-        name: Names the stage in the report, and its folder. Letters, digits, `-`, `_`.
-        options: Of `compress`, such as `gamma`, `choose`, `include`.
-        then: Applied to what the search returns, such as fine-tuning: takes a network
+        name: Name of the stage in the report, and of its folder. Letters, digits, `-`,
+            `_`.
+        options: Options of `compress`, such as `gamma`, `choose`, `include`.
+        then: Applied to the result of the search, such as fine-tuning: takes a network
             and returns one of the same structure. None: nothing.
-        training: What `then` does, in plain values, such as `{"epochs": 3}`: it is
-            compared when a run is continued, which functions cannot be.
+        training: The settings of `then` as plain values, such as `{"epochs": 3}`. They
+            are compared when a run is continued, because functions cannot be compared.
 
     Raises:
-        ValueError: when the name cannot be that of a folder.
+        ValueError: when the name is not valid as the name of a folder.
 
     Example:
         >>> Stage("convolutions", {"gamma": 0.1, "include": nn.Conv2d}).name
@@ -74,10 +75,10 @@ def compress_in_stages(
     """Compress a network by several searches, one after the other.
 
     As in the paper's section 4.3: convolutions, training, linear layers, training,
-    pruning. Each search starts from the network of the stage before, which is also what
-    its loss compares with. With a folder each finished stage is saved, and a call that
-    was interrupted goes on with the first one that is missing. Beside the network a
-    stage's folder holds `layers.csv` and `trials.csv`, the tables of its search.
+    pruning. Each search starts from the network of the previous stage, and its loss
+    compares with that network. With a folder, each finished stage is saved, and a call
+    that was interrupted continues with the first missing one. Beside the network, the
+    folder of a stage holds `layers.csv` and `trials.csv`, the tables of its search.
 
     Args:
         network: The original network; not modified.
@@ -91,14 +92,14 @@ def compress_in_stages(
             it was; its search is called `name-stage`.
 
     Returns:
-        The network after the last stage, in eval mode, and a table with one row a
-        stage: `stage`, `certified`, `level`, `reason`, `trials`,
-        `compression_ratio` over the layers of this stage, `whole_network_ratio`, the
-        weights that are not zero after the stage over those of the original network,
-        `loss` and `loss_sem` on fresh samples before `then`, `seconds`, `resumed`.
+        The network after the last stage, in eval mode, and a table with one row per
+        stage: `stage`, `certified`, `level`, `reason`, `trials`, `compression_ratio`
+        over the layers of this stage, `whole_network_ratio`, the nonzero weights after
+        the stage divided by the weights of the original network, `loss` and `loss_sem`
+        on fresh samples before `then`, `seconds`, `resumed`.
 
     Raises:
-        ValueError: when there is no stage, two have one name, or the folder holds
+        ValueError: when there is no stage, two have the same name, or the folder holds
             stages with other settings; see also `compress`.
 
     Source: Ma et al. 2019, section 4.3.
@@ -206,7 +207,7 @@ def _kept(options: CompressionOptions) -> dict[str, Any]:
 
 
 def _write(place: Path, row: dict[str, Any], settings: Mapping[str, Any]) -> None:
-    """Write a stage's record last: its presence says that the stage is finished."""
+    """Write a stage's record last: its presence marks the stage as finished."""
     if not all(math.isfinite(v) for v in row.values() if isinstance(v, float)):
         raise ValueError(f"Stage {row['stage']!r} has results that are not finite.")
     content = {"settings": dict(settings), "result": row}

@@ -17,12 +17,12 @@ from compression_adapters.cli.options import (
 )
 from compression_adapters.cli.stages import print_stages, stages
 
-# "\\b" keeps click from filling the paragraph after it.
-_HELP = """Compress neural networks, and know when the search is finished.
+# "\\b" keeps click from reflowing the paragraph after it.
+_HELP = """Compress neural networks until a certificate holds.
 
 \b
 Start here:
-  ax-pac compress fc3 --out runs/fc3   train, compress and report (a minute)
+  ax-pac compress fc3 --out runs/fc3   train, compress and report (one minute)
   ax-pac report runs/fc3               write the report of a run again
   ax-pac compress torchvision:resnet18 --data IMAGES --gamma 0.001 --out runs/r18
   ax-pac compress my_module:my_network --data my_module:my_inputs ...
@@ -37,7 +37,7 @@ Your own objective: ax_pac.pac_generation_strategy in an Ax loop.
 @click.version_option(package_name="ax-pac", prog_name="ax-pac")
 def main() -> None:
     """Run before every command."""
-    # Deprecations inside other people's packages are of no use to a reader here.
+    # Deprecations inside other packages are of no use to a user of the command.
     warnings.filterwarnings("ignore", category=FutureWarning)
     warnings.filterwarnings("ignore", category=DeprecationWarning)
 
@@ -54,9 +54,9 @@ def compress(out: Path, resume: bool, **values: Any) -> None:
     """Compress a network, by default without labels, until a certificate holds.
 
     NETWORK is a preset (fc3, vgg16, resnet18, resnet50), torchvision:NAME, or
-    module.path:factory for a function of yours that returns a network. fc3 is
-    784-1000-1000-10 on MNIST, trained here in a minute the first time and kept in your
-    cache folder; the others need --data and --gamma.
+    module.path:factory, a function of yours that returns a network. fc3 is
+    784-1000-1000-10 on MNIST; it is trained in one minute the first time and kept in
+    your cache folder. The others need --data and --gamma.
     """
     request = Request.of(out, resume, **values)
     if not request.options.target.given:
@@ -69,7 +69,7 @@ def compress(out: Path, resume: bool, **values: Any) -> None:
     except (ValueError, RuntimeError, OSError, ImportError) as error:
         raise click.ClickException(str(error)) from error
     except KeyboardInterrupt:
-        raise click.ClickException("interrupted before there was a result") from None
+        raise click.ClickException("interrupted before the first result") from None
     _print_summary(summary, out)
 
 
@@ -82,8 +82,8 @@ def _with_default_gamma(request: Request) -> Request:
     if gamma is None:
         raise click.UsageError(
             f"{network} has no default weight of the loss: pass --gamma, or --ratio or "
-            "--loss-at-most in its place. With --loss relative_squared_l2, whose unit "
-            "is the size of the outputs, start at --gamma 1"
+            "--loss-at-most instead. With --loss relative_squared_l2, relative to the "
+            "size of the outputs, start at --gamma 1"
         )
     return replace(request, options=request.options.changed(gamma=gamma))
 
@@ -96,7 +96,7 @@ main.add_command(stages)
 def report(folder: Path) -> None:
     """Write the report of a finished run again, and print its result.
 
-    FOLDER is what was given to `ax-pac compress --out` or `ax-pac stages --out`.
+    FOLDER is the --out of `ax-pac compress` or `ax-pac stages`.
     """
     from compression_adapters.cli.compress_run import certificate_figures
     from compression_adapters.report.run import read_run, write_report
@@ -150,7 +150,7 @@ def _print_summary(summary: dict[str, Any], folder: Path) -> None:
 
 
 def _costs(summary: dict[str, Any]) -> str:
-    """Print measured costs, and a warning where there is one."""
+    """Print measured costs, and a warning if there is one."""
     lines = []
     for row in summary.get("costs", {}).get("table", []):
         lines.append(

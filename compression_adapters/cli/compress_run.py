@@ -1,4 +1,4 @@
-"""What `ax-pac compress` does once it has a network and data."""
+"""The steps of `ax-pac compress` for a network and its data."""
 
 from dataclasses import asdict
 from importlib.metadata import version
@@ -46,7 +46,7 @@ _PACKAGES: Final = (
 
 
 def compress_source(source: Source, request: Request) -> dict[str, Any]:
-    """Search, save, reload, measure and write.
+    """Search, save, reload, measure and write the report.
 
     Args:
         source: Network and data.
@@ -92,7 +92,7 @@ def _settings(request: Request, result: CompressionResult) -> dict[str, Any]:
 def _summary(
     source: Source, result: CompressionResult, options: dict[str, Any]
 ) -> dict[str, Any]:
-    """Collect what was asked and what came out, as plain JSON values."""
+    """Collect settings and results as plain JSON values."""
     problem, experiment = result.problem, result.client._experiment
     best = incumbent_arm(result.client)
     incumbent = next(
@@ -128,7 +128,7 @@ def _summary(
 
 
 def _sample_size(result: CompressionResult) -> dict[str, Any] | None:
-    """Record how the number of samples was chosen, where it was."""
+    """Record how the number of samples was chosen, if it was."""
     chosen = result.sample_size
     return None if chosen is None else asdict(chosen) | {"reason": chosen.sentence()}
 
@@ -160,8 +160,8 @@ def _accuracies(
 def _trials_with_accuracy(source: Source, result: CompressionResult) -> Any:
     """Add each evaluated network's test accuracy to the trial table.
 
-    Only where the test data are tensors: reading a folder again for every trial would
-    take longer than the search.
+    Only if the test data are tensors: reading a folder again for every trial would take
+    longer than the search.
     """
     if not isinstance(source.test, tuple):
         return result.trials
@@ -179,13 +179,13 @@ def _trials_with_accuracy(source: Source, result: CompressionResult) -> Any:
 
 
 def certificate_figures(summary: dict[str, Any]) -> list[tuple[str, go.Figure]]:
-    """Draw how the search came to its certificate: the figures of Ax's analysis cards.
+    """Plot the certificates of a search, as on Ax's analysis cards.
 
     Args:
         summary: As `read_run` reads it.
 
     Returns:
-        Captions and pictures. Those that an older run kept no data for are left out.
+        Captions and plots. Plots for which an older run has no data are left out.
     """
     history = history_table(summary["certificates"])
     drawn = [

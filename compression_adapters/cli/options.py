@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from compression_adapters.cli.sources import Source
 
 TARGETS = tuple(f.name for f in fields(Target))
-"""Names of the options of which a search takes one."""
+"""Names of the options of which a search takes exactly one."""
 
 IN_STAGES = (
     *(*TARGETS, "loss", "delta", "epsilon", "level", "max_trials", "start"),
@@ -150,7 +150,7 @@ def _samples(
 def _ratio(
     context: click.Context, parameter: click.Parameter, value: str | None
 ) -> str | None:
-    """Refuse what is no ratio before a network is trained or read."""
+    """Refuse an invalid ratio before a network is trained or read."""
     try:
         if value is not None:
             read_ratio(value)
@@ -163,7 +163,7 @@ _CALLBACKS: dict[str, Callable[..., Any]] = {"num_samples": _samples, "ratio": _
 
 
 def source_options(command: Any) -> Any:
-    """Add a network, its weights and data, and where the results go."""
+    """Add the options of network, weights, data and output folder."""
     out = click.option(
         "--out",
         type=click.Path(path_type=Path, file_okay=False),
@@ -254,5 +254,5 @@ def take_source(request: SourceRequest) -> Source:
 
 
 def _show_epoch(epoch: int, epochs: int) -> None:
-    """Say how far a training is."""
+    """Print the progress of a training."""
     click.echo(f"training, epoch {epoch} of {epochs}")

@@ -1,4 +1,4 @@
-"""Where the command line's network, weights and data come from."""
+"""The command line's sources of networks, weights and data."""
 
 import importlib
 import sys
@@ -36,15 +36,15 @@ class Source:
     """A network and the data it is compressed on.
 
     Args:
-        name: As it was asked for.
+        name: The requested name.
         description: One line.
         network: The reference network, with its weights.
         build: Makes the network again, with any weights, for `load_compressed`.
-        choose: Which layers.
+        choose: Selects the layers.
         inputs: The pool: a tensor, or a dataset of inputs with or without labels.
-        labels: Of a tensor pool, or None.
+        labels: Labels of a tensor pool, or None.
         test: Labelled images for the accuracy: tensors or a dataset, or None.
-        note: What a reader of the result has to know, or empty.
+        note: What a reader of the result must know, or empty.
     """
 
     name: str
@@ -72,27 +72,26 @@ def open_source(
     image_size: int = 224,
     progress: Callable[[int, int], None] | None = None,
 ) -> Source:
-    """Find the network that a name stands for, its weights and its data.
+    """Open the network of a name, its weights and its data.
 
     Args:
         name: A key of `PRESETS`, `torchvision:NAME`, or `module.path:factory`, where
             the factory takes no arguments and returns a network.
         weights: A file (`.safetensors`, `.pt`, `.pth`), which is never unpickled, or
-            for torchvision's networks the name of its weights. None: what the preset
-            has, torchvision's `IMAGENET1K_V1`, or what the factory returns.
-        data: A folder of images (see `image_folder`), with or without `train` and
-            `val` below it; or `module.path:function`, which returns a tensor or a
-            dataset.
+            for torchvision's networks the name of its weights. None: those of the
+            preset, torchvision's `IMAGENET1K_V1`, or those that the factory returns.
+        data: A folder of images (see `image_folder`), with or without `train` and `val`
+            in it; or `module.path:function`, which returns a tensor or a dataset.
         layers: Name of a choice of layers; None for the preset's own, or all.
         num_classes: Outputs of one of torchvision's networks.
         image_size: Height and width of images from a folder.
-        progress: Called after each epoch, where something has to be trained first.
+        progress: Called after each epoch, if something must be trained first.
 
     Returns:
         The source.
 
     Raises:
-        ValueError: when something is missing or cannot be read; the message says what
+        ValueError: when something is missing or cannot be read; the message states what
             is expected.
     """
     preset = PRESETS.get(name)
@@ -112,7 +111,7 @@ def open_source(
     if preset is None or preset.train_data is None:
         raise ValueError(
             f"{name} comes without data; pass --data FOLDER with one folder of images "
-            "for each class (as in ILSVRC2012, with or without train and val above "
+            "per class (as in ILSVRC2012, with or without train and val above "
             "them), or --data module.path:function that returns a tensor or a dataset."
         )
     inputs, labels = preset.train_data()
@@ -154,7 +153,7 @@ def _network(
     num_classes: int,
     progress: Callable[[int, int], None] | None,
 ) -> nn.Module:
-    """Return the network with the weights that were asked for."""
+    """Return the network with the requested weights."""
     torchvision_name = name.partition(":")[2] or name
     of_torchvision = name.startswith("torchvision:") or (
         name in PRESETS and PRESETS[name].train_data is None
@@ -174,8 +173,8 @@ def _network(
         return pretrained(torchvision_name, weights or "IMAGENET1K_V1")
     if weights is not None:
         raise ValueError(
-            f"--weights {weights}: there is no such file, and {name} is no network of "
-            "torchvision's, whose weights have names."
+            f"--weights {weights}: there is no such file, and {name} is not a "
+            "torchvision network, whose weights have names."
         )
     preset = PRESETS.get(name)
     return build() if preset is None else preset.trained(progress=progress)
@@ -206,7 +205,7 @@ def _own_data(data: str, image_size: int) -> dict[str, Any]:
     if not Path(data).is_dir():
         raise ValueError(
             f"--data {data}: there is no such folder. Expected a folder with one "
-            "folder of images for each class, or module.path:function."
+            "folder of images per class, or module.path:function."
         )
     train, val = Path(data) / "train", Path(data) / "val"
     if train.is_dir() and val.is_dir():
@@ -224,9 +223,9 @@ def _own_data(data: str, image_size: int) -> dict[str, Any]:
 
 
 def _imported(path: str) -> Callable[[], Any]:
-    """Return the function that `module.path:name` stands for."""
+    """Import the function `module.path:name`."""
     module, _, name = path.partition(":")
-    # As `python -m` does: a module beside the caller is found.
+    # As with `python -m`, a module in the working directory is found.
     here = str(Path.cwd())
     added = here not in sys.path
     if added:

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 def _requests(
     context: click.Context, parameter: click.Parameter, values: tuple[str, ...]
 ) -> list[StageRequest]:
-    """Read the stages; those of the paper where none is asked for."""
+    """Read the stages; the default is those of the paper."""
     from compression_adapters.cli.stages_run import DEFAULT_STAGES, read_stage
 
     try:
@@ -31,13 +31,13 @@ def _requests(
         raise click.BadParameter(str(error)) from error
 
 
-# "\\b" keeps click from filling the paragraph after it.
+# "\\b" keeps click from reflowing the paragraph after it.
 _HELP = """Compress a network by several searches, one after the other.
 
-Each stage starts from the network of the last one, which its loss compares with;
---epochs trains after each, with labels if the data have them, else on the outputs of
-the original. Finished stages are kept in OUT/stages: the same command goes on with the
-first one that is missing. NETWORK is what `ax-pac compress` takes.
+Each stage starts from the network of the previous one, and its loss compares with that
+network. --epochs trains after each stage, with labels if the data have them, otherwise
+on the outputs of the original. Finished stages are kept in OUT/stages: the same command
+continues with the first missing one. NETWORK is as for `ax-pac compress`.
 
 \b
 As in the paper:
@@ -55,31 +55,31 @@ As in the paper:
     multiple=True,
     metavar="KIND[:NAME=VALUE,...]",
     callback=_requests,
-    help="One stage; give it once for each. KIND is convolutions, linear, low-rank, "
-    "pruning or layer-pruning; settings after the colon are for this stage alone: "
-    "gamma, ratio, loss_at_most, delta, epsilon, max_trials, min_rank, round_to, "
-    "epochs, learning_rate.  [default: convolutions, linear, pruning]",
+    help="One stage; repeat for more. KIND is convolutions, linear, low-rank, pruning "
+    "or layer-pruning; settings after the colon apply to this stage only: gamma, "
+    "ratio, loss_at_most, delta, epsilon, max_trials, min_rank, round_to, epochs, "
+    "learning_rate.  [default: convolutions, linear, pruning]",
 )
 @click.option(
     "--epochs",
     type=click.IntRange(min=0),
     default=0,
     show_default=True,
-    help="Passes of training after each stage.",
+    help="Training epochs after each stage.",
 )
 @click.option(
     "--learning-rate",
     type=click.FloatRange(min=0, min_open=True),
     default=0.001,
     show_default=True,
-    help="Of the training, the largest.",
+    help="Largest learning rate of the training.",
 )
 @click.option(
     "--schedule",
     type=click.Choice(["cyclical", "step", "constant"]),
     default="cyclical",
     show_default=True,
-    help="Of the learning rate.",
+    help="Schedule of the learning rate.",
 )
 @click.option(
     "--batch-size",
@@ -92,8 +92,8 @@ As in the paper:
 @click.option(
     "--resume",
     is_flag=True,
-    help="Keep the search of each stage in OUT/search.db, so that a stage that was "
-    "interrupted goes on as well.",
+    help="Keep the search of each stage in OUT/search.db, so that an interrupted stage "
+    "continues as well.",
 )
 def stages(
     out: Path,
@@ -117,13 +117,13 @@ def stages(
         raise click.ClickException(str(error)) from error
     except KeyboardInterrupt:
         raise click.ClickException(
-            f"interrupted; finished stages are kept in {out}, the same command goes on"
+            f"interrupted; finished stages are kept in {out}, the same command resumes"
         ) from None
     print_stages(summary, out)
 
 
 def print_stages(summary: dict[str, Any], out: Path) -> None:
-    """Print the network after each stage, and where everything is."""
+    """Print the network after each stage, and where the files are."""
     from compression_adapters.report.stages import stage_table
 
     table = stage_table(summary)

@@ -1,4 +1,4 @@
-"""What `ax-pac stages` does: searches in a row, training between, one report."""
+"""The steps of `ax-pac stages`: searches, training in between, one report."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from compression_adapters.report.stages import STAGES_FOLDER, write_stages
 from compression_adapters.stages import Stage, run_stages
 
 DEFAULT_STAGES: Final = ("convolutions", "linear", "pruning")
-"""Those of the paper's section 4.3."""
+"""The stages of the paper's section 4.3."""
 
 
 _SEARCH_SETTINGS: Final = (
@@ -40,13 +40,13 @@ _SETTINGS: Final[Mapping[str, type]] = {
 
 @dataclass(frozen=True)
 class Training:
-    """How a network is trained after a stage.
+    """The training after a stage.
 
     Args:
-        epochs: Passes over the data; 0 to leave the network as the search made it.
-        learning_rate: The largest.
+        epochs: Passes over the data; 0 for no training.
+        learning_rate: The largest learning rate.
         schedule: See `fine_tune`.
-        batch_size: Inputs in one step.
+        batch_size: Inputs per step.
     """
 
     epochs: int = 0
@@ -57,11 +57,12 @@ class Training:
 
 @dataclass(frozen=True)
 class StageRequest:
-    """A stage as it is asked for on the command line.
+    """A stage as requested on the command line.
 
     Args:
         kind: A key of `KINDS`.
-        options: Of `compress`, and `epochs` and `learning_rate`, for this stage only.
+        options: Options of `compress`, `epochs` and `learning_rate`, for this stage
+            only.
     """
 
     kind: str
@@ -73,23 +74,23 @@ KINDS: Final[Mapping[str, str]] = {
     "linear": "truncated SVD of the linear layers",
     "low-rank": "both",
     "pruning": "magnitude pruning, one threshold for all layers",
-    "layer-pruning": "magnitude pruning, a share of its own for each layer",
+    "layer-pruning": "magnitude pruning, one share per layer",
 }
-"""What a stage can be, with one line each."""
+"""Kinds of stages, with one line each."""
 
 
 def read_stage(text: str) -> StageRequest:
     """Read a stage such as `convolutions:gamma=0.02,epochs=3`.
 
     Args:
-        text: A kind, and after a colon settings of this stage alone.
+        text: A kind, and after a colon the settings of this stage only.
 
     Returns:
         The stage.
 
     Raises:
-        ValueError: when the kind or a setting is unknown, or a value no number; the
-            message lists what there is.
+        ValueError: when the kind or a setting is unknown, or a value is not a number;
+            the message lists the valid ones.
 
     Example:
         >>> read_stage("linear:ratio=5%,epochs=2").options
@@ -125,7 +126,7 @@ def compress_source_in_stages(
     requests: Sequence[StageRequest],
     training: Training,
 ) -> dict[str, Any]:
-    """Run the stages that are missing, measure after each, and write one report.
+    """Run the missing stages, measure after each, and write one report.
 
     Args:
         source: Network and data. With labels training uses them, without it learns
@@ -184,7 +185,7 @@ def _stages(
     training: Training,
     options: CompressionOptions,
 ) -> list[Stage]:
-    """Turn what was asked for into stages, with names of their own."""
+    """Turn requests into stages with distinct names."""
     stages: list[Stage] = []
     for request in requests:
         own = dict(request.options)
@@ -212,13 +213,13 @@ def _stages(
 
 
 def _kind(stage: Stage) -> str:
-    """Return what a stage was asked for as, without the number in its name."""
+    """Return the kind of a stage: its name without the number."""
     head, _, tail = stage.name.rpartition("-")
     return head if tail.isdigit() else stage.name
 
 
 def _layers_of(kind: str) -> dict[str, Any]:
-    """Return which layers a stage takes, and how."""
+    """Return the options that select the layers of a stage."""
     if kind == "pruning":
         return {"choose": choose_pruning, "tie": "threshold"}
     if kind == "layer-pruning":
@@ -229,7 +230,7 @@ def _layers_of(kind: str) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class _Trainer:
-    """Fine-tunes a network on its source's data; repeats itself under a seed."""
+    """Fine-tunes a network on its source's data, reproducibly under a seed."""
 
     source: Source
     training: Training
@@ -238,7 +239,7 @@ class _Trainer:
     def __call__(self, network: nn.Module) -> nn.Module:
         batches = _Batches(self.source, self.training.batch_size, self.seed)
         with torch.random.fork_rng():
-            torch.manual_seed(self.seed)  # of dropout
+            torch.manual_seed(self.seed)  # for dropout
             return fine_tune(
                 network,
                 batches,
@@ -251,7 +252,7 @@ class _Trainer:
 
 
 class _Batches:
-    """The pool in batches, in a new order in each pass, with labels if it has them."""
+    """The pool in batches, in a new order in each pass, with labels if any."""
 
     def __init__(self, source: Source, batch_size: int, seed: int) -> None:
         self.inputs, self.labels = source.inputs, source.labels
@@ -280,7 +281,7 @@ class _Batches:
 def _row(
     name: str, source: Source, network: nn.Module, test_samples: int
 ) -> dict[str, Any]:
-    """Measure a network on the test data, where there are any."""
+    """Measure a network on the test data, if there are any."""
     row: dict[str, Any] = {"network": name}
     if source.test is not None:
         top1, top5 = top_accuracies(network, source.test, max_samples=test_samples)

@@ -1,4 +1,4 @@
-"""Decompositions of single layers, one file each."""
+"""Decompositions of single layers, one file per decomposition."""
 
 from compression_adapters.decompositions.base import Decomposition, Factors
 from compression_adapters.decompositions.cp import CP, CPConv2d

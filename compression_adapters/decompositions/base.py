@@ -1,4 +1,4 @@
-"""What a decomposition of one layer has to offer."""
+"""The protocol of a decomposition of one layer."""
 
 from typing import Any, Protocol
 
@@ -6,17 +6,17 @@ import torch
 from torch import Tensor, nn
 
 Factors = Any
-"""What `factorize` returns and `truncate` slices: each decomposition's own type."""
+"""The result of `factorize`, of a type of the decomposition's own."""
 
 
 class Decomposition(Protocol):
     """A family of cheaper versions of one layer, indexed by an integer rank.
 
     A decomposition has no state: everything expensive is in the factors, which are
-    computed once a search (`factorize`) and sliced in every trial (`truncate`). The
-    network that is kept may get something better than a slice (`finalize`). Any object
-    with these members can be returned by a `choose` function; an entry in
-    `DECOMPOSITIONS` is only needed to load saved networks by name.
+    computed once per search (`factorize`) and sliced in every trial (`truncate`). The
+    final network may get something better than a slice (`finalize`). A `choose`
+    function can return any object with these members; an entry in `DECOMPOSITIONS` is
+    only needed to load saved networks by name.
     """
 
     @property
@@ -26,15 +26,15 @@ class Decomposition(Protocol):
 
     @property
     def searchable(self) -> bool:
-        """Whether ranks are slices of one set of factors, as a search needs them.
+        """Whether ranks are slices of one set of factors, which a search needs.
 
-        Where not, each rank is a slow decomposition of its own: `truncate` works, but
-        a search refuses the decomposition by name.
+        If not, each rank needs its own slow decomposition: `truncate` works, but a
+        search refuses the decomposition by name.
         """
         ...
 
     def supports(self, layer: nn.Module) -> bool:
-        """Say whether `layer` can be decomposed and at least rank 1 adds no weights."""
+        """Return whether `layer` is supported and at least rank 1 adds no weights."""
         ...
 
     def max_rank(self, layer: nn.Module) -> int:
@@ -55,7 +55,7 @@ class Decomposition(Protocol):
         ...
 
     def finalize(self, factors: Factors, rank: int) -> nn.Module:
-        """Build the module that is kept: as `truncate`, or better but too slow for it.
+        """Build the final module: as `truncate`, or better but too slow for a trial.
 
         The structure is that of `truncate`.
 
@@ -67,8 +67,8 @@ class Decomposition(Protocol):
     def singular_values(self, factors: Factors) -> Tensor:
         """Return the size of each rank's contribution. Shape `full_rank`.
 
-        Not negative. The squares add up to the squared norm of the weight that a rank
-        keeps, which is what the `energy` encoding divides [0, 1] by.
+        Not negative. The squares sum to the squared norm of the weight that a rank
+        keeps, by which the `energy` encoding divides [0, 1].
         """
         ...
 
@@ -80,14 +80,15 @@ class Decomposition(Protocol):
         Args:
             weight_shape: Shape of the dense weight.
             rank: From 1 to full rank.
-            groups: Groups of a convolution, which its weight's shape does not tell.
+            groups: Groups of a convolution, which the shape of its weight does not
+                determine.
         """
         ...
 
     def empty(self, layer: nn.Module, rank: int) -> nn.Module:
         """Build the module `truncate` would give, with uninitialised weights.
 
-        No decomposition takes place: this is how a saved network is rebuilt.
+        This runs no decomposition; saved networks are rebuilt with it.
 
         Raises:
             ValueError: as `truncate` does.
@@ -99,7 +100,7 @@ def require_rank(rank: int, full_rank: int, what: str) -> None:
     """Raise unless a rank lies in 1 to full rank.
 
     Args:
-        rank: What was asked for.
+        rank: The requested rank.
         full_rank: Largest legal rank.
         what: The layer in words, such as `a linear layer of shape 20 x 30`.
 
@@ -109,20 +110,20 @@ def require_rank(rank: int, full_rank: int, what: str) -> None:
     if not 1 <= rank <= full_rank:
         raise ValueError(
             f"rank must lie in 1 to {full_rank} for {what}; got {rank}. Give one of "
-            "these, or 'dense' to leave the layer as it is."
+            "these, or 'dense' to leave the layer unchanged."
         )
 
 
 def has_plain_weight(layer: nn.Module) -> bool:
-    """Say whether the weight is a parameter of the layer itself.
+    """Return whether the weight is a parameter of the layer itself.
 
     A weight that is computed from other parameters (weight norm, pruning masks) is not:
-    its layer would go on overwriting it.
+    its layer would overwrite it.
     """
     return isinstance(layer._parameters.get("weight"), nn.Parameter)
 
 
 def in_single_precision(weight: Tensor) -> Tensor:
-    """Return half precision as float32, which decompositions exist for; else as is."""
+    """Return half precision as float32, which decompositions need; else unchanged."""
     half = weight.dtype in (torch.float16, torch.bfloat16)
     return weight.float() if half else weight

@@ -1,4 +1,4 @@
-"""What the decompositions of convolutions share: reading one, building its parts."""
+"""Shared by the decompositions of convolutions: read one, build its parts."""
 
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -14,7 +14,7 @@ PaddingMode = Literal["zeros", "reflect", "replicate", "circular"]
 
 @dataclass(frozen=True)
 class Geometry:
-    """How a convolution moves over its input; everything but channels and weights.
+    """The geometry of a convolution; everything but channels and weights.
 
     Args:
         stride: Rows and columns.
@@ -48,15 +48,15 @@ padding_mode='zeros')
         )
 
     def along_height(self) -> "Geometry":
-        """Return what a `k x 1` kernel takes of it."""
+        """Return the part of it that a `k x 1` kernel uses."""
         return self._along(0)
 
     def along_width(self) -> "Geometry":
-        """Return what a `1 x k` kernel takes of it."""
+        """Return the part of it that a `1 x k` kernel uses."""
         return self._along(1)
 
     def depthwise(self, channels: int) -> "Geometry":
-        """Return the same with one group a channel."""
+        """Return the same with one group per channel."""
         return replace(self, groups=channels)
 
     def _along(self, axis: int) -> "Geometry":
@@ -66,7 +66,7 @@ padding_mode='zeros')
         return replace(
             self,
             stride=only(self.stride, 1),
-            # `same` and `valid` mean the right thing for either kernel.
+            # `same` and `valid` are correct for either kernel.
             padding=self.padding
             if isinstance(self.padding, str)
             else only(self.padding, 0),
@@ -75,19 +75,19 @@ padding_mode='zeros')
 
 
 class _Undrawn(nn.Conv2d):
-    """A convolution that draws no weights, which would be most of a trial's overhead.
+    """A convolution that draws no weights, which would dominate a trial's overhead.
 
-    It also leaves the global random state as it is.
+    It also leaves the global random state unchanged.
     """
 
     def reset_parameters(self) -> None:
-        """Leave the weights as they are; they are replaced."""
+        """Leave the weights uninitialised; they are replaced."""
 
 
 def conv2d(
     weight: Tensor, bias: Tensor | None = None, geometry: Geometry | None = None
 ) -> nn.Conv2d:
-    """Build a convolution around tensors that exist, without copying them.
+    """Build a convolution around existing tensors, without copying them.
 
     Args:
         weight: Shape `out_channels x in_channels / groups x height x width`.
@@ -125,7 +125,7 @@ def conv2d(
 def spatial_conv2d(layer: nn.Module) -> nn.Conv2d | None:
     """Return a plain convolution without groups that is larger than 1 x 1.
 
-    A 1 x 1 convolution is a matrix, for which `svd` does the same with fewer parts.
+    A 1 x 1 convolution is a matrix, for which `svd` gives the same with fewer parts.
     """
     conv = plain_conv2d(layer)
     if conv is None or conv.groups > 1 or conv.kernel_size == (1, 1):

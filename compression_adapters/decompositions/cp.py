@@ -20,7 +20,7 @@ from compression_adapters.decompositions.tensor_algebra import Array, parafac
 
 @dataclass(frozen=True, eq=False)
 class CPFactors:
-    """What a decomposition at any rank starts from: CP has no factors that nest.
+    """The start of a decomposition at any rank: CP has no nested factors.
 
     Args:
         weight: A copy. Shape `out_channels x in_channels x height x width`.
@@ -36,9 +36,10 @@ class CPFactors:
 class CPConv2d(nn.Module):
     """A convolution that runs as 1 x 1, k x 1 and 1 x k in each channel, and 1 x 1.
 
-    It is no `nn.Conv2d`, but offers what code around convolutions reads: `weight`
-    (reconstructed at each access), `bias`, `in_channels`, `out_channels`,
-    `kernel_size`, `stride`, `padding`, `dilation`, `groups`, `padding_mode`.
+    It is not an `nn.Conv2d`, but has the attributes that code around convolutions
+    reads: `weight` (reconstructed at each access), `bias`, `in_channels`,
+    `out_channels`, `kernel_size`, `stride`, `padding`, `dilation`, `groups`,
+    `padding_mode`.
 
     Args:
         first: 1 x 1, `in_channels` to `rank` channels, without bias.
@@ -108,11 +109,12 @@ class CP:
 
         W[n, c, y, x] ~ sum_r A[n, r] B[c, r] V[y, r] H[x, r]
 
-    Each rank is a slow optimisation of its own and the factors of a smaller rank are no
-    slice of those of a larger one, so a search refuses it: choose the rank afterwards,
-    by `factorize_network` and `truncate_network`. The optimisation finds a local
-    minimum; components that grow and cancel are a known trouble (Phan et al. 2020), so
-    look at the error (`error = (module.weight - layer.weight).norm()`) and fine-tune.
+    Each rank is a slow optimisation of its own, and the factors of a smaller rank are
+    not a slice of those of a larger one. A search therefore refuses it: choose the rank
+    afterwards, with `factorize_network` and `truncate_network`. The optimisation finds
+    a local minimum. Components that grow and cancel are a known problem (Phan et al.
+    2020), so check the error (`error = (module.weight - layer.weight).norm()`) and
+    fine-tune.
 
     Full rank, the product of all sides of the weight but the largest, is exact by
     construction. Every stride, padding, padding mode and dilation; no groups, no 1 x 1
@@ -142,7 +144,7 @@ class CP:
         return _max_rank(_convolution(layer))
 
     def factorize(self, layer: nn.Module) -> CPFactors:
-        """Copy what is needed; the work is in `truncate`."""
+        """Copy what is needed; `truncate` does the work."""
         conv = _convolution(layer)
         return CPFactors(conv.weight.detach().clone(), bias_of(conv), Geometry.of(conv))
 
@@ -177,7 +179,7 @@ class CP:
         return self.truncate(factors, rank)
 
     def singular_values(self, factors: CPFactors) -> Tensor:
-        """Refuse: what a rank contributes depends on the other ranks.
+        """Refuse: the contribution of a rank depends on the other ranks.
 
         Raises:
             ValueError: always.

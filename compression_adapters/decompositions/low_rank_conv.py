@@ -18,12 +18,12 @@ from compression_adapters.decompositions.convolutions import (
 
 @dataclass(frozen=True, eq=False)
 class LowRankConvFactors:
-    """The kernel of a convolution as a sum of separable ones, by importance.
+    """The kernel of a convolution as a sum of separable ones, in descending order.
 
     Args:
         vertical: Shape `groups x full_rank x in_channels / groups x height x 1`.
         horizontal: Shape `out_channels x full_rank x 1 x width`.
-        singular_values: Of each rank, the groups' together. Shape `full_rank`.
+        singular_values: Of each rank, over all groups. Shape `full_rank`.
         bias: The layer's bias or None. Shape `out_channels`.
         geometry: Stride, padding and so on of the layer.
     """
@@ -38,9 +38,10 @@ class LowRankConvFactors:
 class LowRankConv2d(nn.Module):
     """A convolution that runs as a `height x 1` and then a `1 x width` one.
 
-    It is no `nn.Conv2d`, but offers what code around convolutions reads: `weight`
-    (reconstructed at each access), `bias`, `in_channels`, `out_channels`,
-    `kernel_size`, `stride`, `padding`, `dilation`, `groups`, `padding_mode`.
+    It is not an `nn.Conv2d`, but has the attributes that code around convolutions
+    reads: `weight` (reconstructed at each access), `bias`, `in_channels`,
+    `out_channels`, `kernel_size`, `stride`, `padding`, `dilation`, `groups`,
+    `padding_mode`.
 
     Args:
         vertical: `in_channels` to `groups * rank` channels, without bias.
@@ -68,7 +69,7 @@ class LowRankConv2d(nn.Module):
 
     @property
     def rank(self) -> int:
-        """Separable kernels in each group."""
+        """Number of separable kernels per group."""
         return self.horizontal.weight.shape[1]
 
     @property
@@ -105,8 +106,8 @@ class LowRankConv:
     with C, N the channels in and out, d x d' the kernel, g the groups.
 
     Strides, dilation, numeric, `same` and `valid` padding, every padding mode, groups
-    and depthwise convolutions are supported; of a stride or a padding the first
-    convolution takes the rows, the second one the columns. Only exactly `nn.Conv2d`.
+    and depthwise convolutions are supported. The first convolution uses the rows of a
+    stride or a padding, the second one the columns. Only exactly `nn.Conv2d`.
 
     Source: Tai et al. 2016, "Convolutional neural networks with low-rank
         regularization", Theorem 1; Ma et al. 2019, section 3.3. Deviations: kernels
@@ -147,11 +148,11 @@ padding=(1, 0), bias=False)
         return truncate_conv(factors, rank)
 
     def finalize(self, factors: LowRankConvFactors, rank: int) -> LowRankConv2d:
-        """As `truncate`, which is optimal already."""
+        """Same as `truncate`, which is optimal already."""
         return truncate_conv(factors, rank)
 
     def singular_values(self, factors: LowRankConvFactors) -> Tensor:
-        """Return the singular values, descending; of groups, their root of squares."""
+        """Return the singular values, descending; over groups, root sum of squares."""
         return factors.singular_values
 
     def num_weights(

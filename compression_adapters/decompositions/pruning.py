@@ -30,8 +30,8 @@ class PruningFactors:
 
     Args:
         layer: A copy of the layer.
-        first_rank: Of the weight tensors' entries, in the order of `_weights`: the
-            smallest rank at which an entry is kept.
+        first_rank: For the entries of the weight tensors, in the order of `_weights`:
+            the smallest rank that keeps an entry.
         singular_values: Norm of the weights that each rank adds. Shape `full_rank`.
     """
 
@@ -46,16 +46,16 @@ class MagnitudePruning:
 
     The rank is the share in thousandths (`LEVELS`), so that under the `linear` encoding
     the coordinate is the share itself. Weights are sorted once; a trial compares each
-    weight's rank with the one that is asked for.
+    weight's rank with the requested one.
 
-    The result is a layer of the same type with zeros among its weights: it runs, is
-    exported and is trained like any other, and no faster. Only the kept weights are
-    counted; what they take in a sparse format is `sparse_bytes`. A layer that was
+    The result is a layer of the same type with zeros among its weights. It runs, is
+    exported and is trained like any other, but not faster. Only the kept weights are
+    counted; `sparse_bytes` counts their size in a sparse format. A layer that was
     factored before is pruned with all its factors together, so that pruning can follow
     a low-rank stage. Biases are kept.
 
-    Source: Han et al. 2015, through Ma et al. 2019, section 4.3. Deviation: a share a
-        layer and no threshold in units of the weights' standard deviation.
+    Source: Han et al. 2015, through Ma et al. 2019, section 4.3. Deviation: a share per
+        layer instead of a threshold in units of the weights' standard deviation.
 
     Example:
         >>> pruning, layer = MagnitudePruning(), nn.Linear(30, 20)
@@ -112,7 +112,7 @@ class MagnitudePruning:
         for weight, first_rank in zip(weights, factors.first_rank, strict=True):
             kept = weight.detach().where(first_rank <= rank, 0)
             memo[id(weight)] = nn.Parameter(kept, requires_grad=False)
-        # The memo makes deepcopy put the new tensors where it meets the old ones.
+        # The memo makes deepcopy use the new tensors in place of the old ones.
         return copy.deepcopy(factors.layer, memo)
 
     def finalize(self, factors: PruningFactors, rank: int) -> nn.Module:
@@ -141,12 +141,12 @@ class MagnitudePruning:
 def sparse_bytes(size: int, kept: int, bytes_per_weight: int) -> int:
     """Count the bytes of a pruned weight in the smaller of two sparse formats.
 
-    The kept values, and where they are: one bit for each weight of the dense layer, or
-    four bytes for each kept weight.
+    The kept values and their positions: one bit per weight of the dense layer, or four
+    bytes per kept weight.
 
     Args:
-        size: Weights of the layer before pruning.
-        kept: Weights that are left.
+        size: Number of weights of the layer before pruning.
+        kept: Number of kept weights.
         bytes_per_weight: 4 for float32.
 
     Returns:
@@ -170,12 +170,12 @@ def _size(layer: nn.Module) -> int:
 
 
 def _levels(size: int) -> int:
-    """Return how many ranks a layer of that many weights has."""
+    """Return the number of ranks of a layer with that many weights."""
     return min(LEVELS, size)
 
 
 def _counts(size: int) -> Tensor:
-    """Return how many weights each rank keeps. Shape `levels`."""
+    """Return the number of weights that each rank keeps. Shape `levels`."""
     levels = _levels(size)
     return torch.arange(1, levels + 1) * size // levels
 

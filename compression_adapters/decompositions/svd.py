@@ -30,7 +30,7 @@ _TAI = LowRankConv()
 
 @dataclass(frozen=True, eq=False)
 class SVDFactors:
-    """The weight of a linear layer as `left @ right`, columns by importance.
+    """The weight of a linear layer as `left @ right`, columns in descending order.
 
     Args:
         left: U sqrt(S). Shape `out_features x full_rank`.
@@ -48,9 +48,10 @@ class SVDFactors:
 class LowRankLinear(nn.Module):
     """A linear layer whose weight is the product of two thin matrices.
 
-    Computes `x @ right.T @ left.T + bias`. It is no `nn.Linear`, but offers what code
-    around linear layers reads: `weight` (reconstructed at each access), `bias`,
-    `in_features`, `out_features`; this keeps `nn.TransformerEncoderLayer` working.
+    Computes `x @ right.T @ left.T + bias`. It is not an `nn.Linear`, but has the
+    attributes that code around linear layers reads: `weight` (reconstructed at each
+    access), `bias`, `in_features`, `out_features`; this keeps
+    `nn.TransformerEncoderLayer` working.
 
     Args:
         left: Shape `out_features x rank`.
@@ -90,7 +91,7 @@ class LowRankLinear(nn.Module):
 
     @property
     def weight(self) -> Tensor:
-        """The dense weight this layer stands for, `out_features x in_features`."""
+        """The dense weight of this layer, `out_features x in_features`."""
         return self.left @ self.right
 
     def forward(self, inputs: Tensor) -> Tensor:
@@ -113,11 +114,11 @@ class TruncatedSVD:
         maximal K = floor(HW / (H + W))
 
     with W the weight (H = `out_features`, W = `in_features`) and K the rank. Both
-    factors get sqrt(S), so that they have the same scale in half precision.
+    factors include sqrt(S), so that they have the same scale in half precision.
 
     A 1 x 1 convolution is a linear layer of its channels and becomes two 1 x 1
-    convolutions, in groups if it had groups; for these `LowRankConv` is the same. Only
-    exactly `nn.Linear` and `nn.Conv2d`: a subclass may compute something else.
+    convolutions, in groups if it had groups; `LowRankConv` gives the same for these.
+    Only exactly `nn.Linear` and `nn.Conv2d`: a subclass may compute something else.
 
     Source: Ma et al. 2019, section 3.3. Deviation: half precision is decomposed in
         float32 and cast back.
@@ -136,9 +137,9 @@ class TruncatedSVD:
     def supports(self, layer: nn.Module) -> bool:
         """Accept plain linear layers and 1 x 1 convolutions that rank 1 makes smaller.
 
-        A weight with a side of one is refused, and so is a weight that is computed
-        from other parameters (weight norm, pruning masks): its layer would go on
-        overwriting it.
+        A weight with a side of one is refused, and so is a weight that is computed from
+        other parameters (weight norm, pruning masks), because its layer would overwrite
+        it.
         """
         conv = plain_conv2d(layer)
         if conv is not None:
@@ -184,7 +185,7 @@ class TruncatedSVD:
     def finalize(
         self, factors: SVDFactors | LowRankConvFactors, rank: int
     ) -> LowRankLinear | LowRankConv2d:
-        """As `truncate`, which is optimal already."""
+        """Same as `truncate`, which is optimal already."""
         return self.truncate(factors, rank)
 
     def singular_values(self, factors: SVDFactors | LowRankConvFactors) -> Tensor:

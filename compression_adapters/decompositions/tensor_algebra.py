@@ -1,4 +1,4 @@
-"""Calls to tensorly that leave its backend, which is shared by a process, alone."""
+"""Calls to tensorly that do not change its backend, which is global to a process."""
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -40,9 +40,9 @@ def parafac(tensor: Array, rank: int) -> list[Array]:
         rank: Number of outer products.
 
     Returns:
-        One matrix a mode. Shape `n_i x rank`.
+        One matrix per mode. Shape `n_i x rank`.
     """
-    # tensorly warns where a side is shorter than the rank, so the start is made here.
+    # tensorly warns if a side is shorter than the rank, so it is initialised here.
     rng = np.random.default_rng(0)
     start = []
     for mode, side in enumerate(tensor.shape):
@@ -61,11 +61,11 @@ def parafac(tensor: Array, rank: int) -> list[Array]:
 
 
 def _on_numpy(decompose: Callable[[], Any]) -> Any:
-    """Run a function with tensorly's NumPy backend, in a thread of its own.
+    """Run a function with tensorly's NumPy backend, in a separate thread.
 
     tensorly's own context restores the backend of a thread by setting it for the whole
     process. A thread that ends afterwards needs no restoring: its choice ends with it,
-    and neither the process nor the calling thread ever sees it.
+    and neither the process nor the calling thread is affected.
     """
 
     def run() -> Any:

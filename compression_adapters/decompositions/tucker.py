@@ -19,7 +19,7 @@ from compression_adapters.decompositions.tensor_algebra import partial_tucker
 
 @dataclass(frozen=True, eq=False)
 class TuckerFactors:
-    """The kernel of a convolution in bases of its channels, by importance.
+    """The kernel of a convolution in bases of its channels, in descending order.
 
     Args:
         core: Kernel between the bases. Shape `full_out x full_in x height x width`.
@@ -27,7 +27,7 @@ class TuckerFactors:
         in_basis: Orthonormal columns. Shape `in_channels x full_in`.
         bias: The layer's bias or None. Shape `out_channels`.
         geometry: Stride, padding and so on of the layer.
-        dtype: The layer's; the factors are in double precision.
+        dtype: Dtype of the layer; the factors are in double precision.
     """
 
     core: Tensor
@@ -41,9 +41,10 @@ class TuckerFactors:
 class TuckerConv2d(nn.Module):
     """A convolution between fewer channels, and 1 x 1 convolutions to and from them.
 
-    It is no `nn.Conv2d`, but offers what code around convolutions reads: `weight`
-    (reconstructed at each access), `bias`, `in_channels`, `out_channels`,
-    `kernel_size`, `stride`, `padding`, `dilation`, `groups`, `padding_mode`.
+    It is not an `nn.Conv2d`, but has the attributes that code around convolutions
+    reads: `weight` (reconstructed at each access), `bias`, `in_channels`,
+    `out_channels`, `kernel_size`, `stride`, `padding`, `dilation`, `groups`,
+    `padding_mode`.
 
     Args:
         first: 1 x 1, `in_channels` to `rank_in` channels, without bias.
@@ -91,16 +92,16 @@ class Tucker:
 
         W[n, c, y, x] ~ sum_{i, j} A[n, i] B[c, j] G[i, j, y, x]
 
-    One rank K drives both sides: the larger side has K directions and the other one its
-    share, rounded up. `truncate` slices the higher-order SVD, in which the error is
-    exactly the norm of what is cut off; `finalize` improves the slice by higher-order
-    orthogonal iteration (tensorly), which lowers the error a little.
+    One rank K drives both sides: the larger side has K directions and the other one
+    proportionally many, rounded up. `truncate` slices the higher-order SVD, in which
+    the error is exactly the norm of what is cut off; `finalize` improves the slice by
+    higher-order orthogonal iteration (tensorly), which lowers the error slightly.
 
     Every stride, padding, padding mode and dilation; no groups, no 1 x 1 kernels. Only
     exactly `nn.Conv2d`.
 
-    Source: Kim et al. 2016; De Lathauwer et al. 2000. Deviation: one coordinate in
-        place of two ranks.
+    Source: Kim et al. 2016; De Lathauwer et al. 2000. Deviation: one coordinate instead
+        of two ranks.
 
     Example:
         >>> tucker, layer = Tucker(), nn.Conv2d(16, 32, 3, padding=1)
@@ -126,8 +127,9 @@ class Tucker:
     def factorize(self, layer: nn.Module) -> TuckerFactors:
         """Compute the higher-order SVD of the two channel modes once."""
         conv = _convolution(layer)
-        # The bases come from Gram matrices, which square the condition number: double
-        # precision makes up for it, and is faster than an SVD of the long matrices.
+        # The bases come from Gram matrices, which square the condition number. Double
+        # precision compensates for this, and is faster than an SVD of the long
+        # matrices.
         weight = conv.weight.detach().double()
         full_out, full_in = _full_ranks(tuple(weight.shape))
         out_basis = _basis(weight.flatten(1), full_out)
@@ -154,7 +156,7 @@ class Tucker:
     def finalize(self, factors: TuckerFactors, rank: int) -> TuckerConv2d:
         """Improve the slice by higher-order orthogonal iteration; slow."""
         ranks = _ranks_of(factors, rank)
-        # In the bases of the factors the slice is the start of the iteration.
+        # In the bases of the factors, the slice is the start of the iteration.
         array = factors.core.cpu().numpy()
         core, (out_basis, in_basis) = partial_tucker(array, ranks)
         like = factors.core
@@ -166,7 +168,7 @@ class Tucker:
         )
 
     def singular_values(self, factors: TuckerFactors) -> Tensor:
-        """Return the root of what each rank adds to the squared norm of the slice."""
+        """Return the root of each rank's share of the squared norm of the slice."""
         energy = factors.core.square().sum((2, 3)).cumsum(0).cumsum(1)
         full = _full_ranks(_weight_shape(factors))
         pairs = [_split(rank, full) for rank in range(1, max(full) + 1)]

@@ -21,11 +21,11 @@ def top_accuracies(
     Args:
         network: With outputs of shape `n x classes`.
         test: Images and labels, or a dataset of such pairs.
-        max_samples: Of a dataset, how many to take at equal distances; None: all.
-        batch_size: Images of a dataset in one forward pass.
+        max_samples: Number of items of a dataset to use, evenly spaced; None: all.
+        batch_size: Images of a dataset per forward pass.
 
     Returns:
-        Shares in [0, 1]; top-5 is top-k for the k classes of a network with fewer.
+        Shares in [0, 1]; for a network with k < 5 classes, top-5 is top-k.
 
     Raises:
         ValueError: as `accuracy` does.
@@ -69,8 +69,8 @@ def accuracy(
         network: With outputs of shape `n x classes`. Its modes are restored.
         images: Shape `n x ...`.
         labels: Shape `n`.
-        topk: The k, each at most the number of classes.
-        batch_size: Images in one forward pass.
+        topk: The values of k, each at most the number of classes.
+        batch_size: Images per forward pass.
 
     Returns:
         For each k the share of images whose label is among the k likeliest classes.

@@ -1,4 +1,4 @@
-"""Estimates from few samples: means, their standard errors, and honest floors."""
+"""Estimates from few samples: means, standard errors, and floors of these."""
 
 import math
 import statistics
@@ -9,17 +9,17 @@ import torch
 from torch import Tensor
 
 SMALLEST_SEM: Final = 1e-6
-"""SEM, in loss units, when neither this trial nor an earlier one shows any scale."""
+"""SEM, in loss units, if neither this trial nor an earlier one has any scale."""
 
 
 ROUNDING: Final = 1e-9
-"""Share of the largest loss seen, below which a number is taken for rounding."""
+"""Share of the largest loss so far below which a number is rounding error."""
 
 
 class MeanSEM(NamedTuple):
     """An estimate and its standard error, both in the unit of the quantity.
 
-    A plain tuple to Ax, which takes `(mean, sem)` pairs as observations.
+    To Ax it is a plain tuple; Ax takes `(mean, sem)` pairs as observations.
 
     Args:
         mean: The estimate.
@@ -39,15 +39,15 @@ def mean_and_sem(values: Tensor) -> MeanSEM:
     with l_i = `values[i]` and m = `len(values)`; computed in float64.
 
     Args:
-        values: One value a sample, all finite. Shape `m`, m at least 2.
+        values: One value per sample, all finite. Shape `m`, m at least 2.
 
     Returns:
         Mean and SEM, in the unit of `values`. The SEM is exactly 0.0 when all values
-        are equal; `apply_sem_floor` turns that into an honest number.
+        are equal; `apply_sem_floor` replaces it.
 
     Raises:
         ValueError: when `values` is not one-dimensional, has fewer than two entries,
-            or holds NaN or infinite entries; the message says what came.
+            or holds NaN or infinite entries; the message shows the input.
 
     Source: Ma et al. 2019, section 3.1.
 
@@ -125,8 +125,8 @@ def binomial_sem_floor(mean: float, num_samples: int) -> float:
 
     With k ones among m samples:
         p = (k + 1/2) / (m + 1),   floor = sqrt(p (1 - p) / m)
-    so that 50 images without one error give an error rate of 0 with SEM 0.014, and
-    not a rate known exactly.
+    so that 50 images without an error give an error rate of 0 with SEM 0.014, instead
+    of a rate known exactly.
 
     Args:
         mean: Share of ones, k / m, in [0, 1]. Dimensionless.
@@ -163,7 +163,7 @@ def relative_sem_floor(
     a truncated network have a nearly constant relative spread, which is why it is
     pooled rather than the SEM itself. A mean below `ROUNDING` times the largest earlier
     one counts as zero: a network that was left dense differs from itself by rounding.
-    Where information is missing:
+    If information is missing:
 
     - `mean` is zero: the smallest |mean_t| takes its place;
     - no usable earlier trial: the relative SEM is 1 / sqrt(m), a spread of one;
@@ -209,12 +209,12 @@ def apply_sem_floor(
     binary: bool,
     earlier: Sequence[MeanSEM] = (),
 ) -> MeanSEM:
-    """Replace an SEM that claims too much by its floor.
+    """Replace an SEM that is too small by its floor.
 
     For a 0/1 loss the reported SEM is max(empirical, `binomial_sem_floor`). For any
     other loss it is the empirical one, unless that is zero, or below `ROUNDING` times
-    the largest loss seen: then `relative_sem_floor`. An SEM of zero is therefore never
-    returned.
+    the largest loss so far: then it is `relative_sem_floor`. An SEM of zero is
+    therefore never returned.
 
     Args:
         estimate: Mean and empirical SEM of the trial.

@@ -1,4 +1,4 @@
-"""Fidelity and risk, one value a sample."""
+"""Fidelity and risk, one value per sample."""
 
 import difflib
 import math
@@ -14,7 +14,7 @@ from compression_adapters.evaluation.sampling import Batch
 from compression_adapters.network.modes import forward
 
 Loss = Callable[[nn.Module, Batch], Tensor]
-"""`(network, batch) -> values` of shape `m`: one value a sample, never reduced."""
+"""`(network, batch) -> values` of shape `m`: one value per sample, never reduced."""
 
 
 def squared_l2(network: nn.Module, batch: Batch) -> Tensor:
@@ -22,7 +22,7 @@ def squared_l2(network: nn.Module, batch: Batch) -> Tensor:
 
         l(x) = ||f(x) - f*(x)||^2
 
-    with f the compressed and f* the reference network; summed over all output
+    with f the compressed and f* the reference network, summed over all output
     dimensions. Its mean is the squared L2 distance of the two functions. No labels.
 
     Args:
@@ -48,19 +48,19 @@ def squared_l2(network: nn.Module, batch: Batch) -> Tensor:
 
 @dataclass(frozen=True)
 class RelativeSquaredL2:
-    """Compare outputs by their squared distance, in units of their own size.
+    """Compare outputs by their squared distance, relative to their size.
 
         l(x) = ||f(x) - f*(x)||^2 / s,  s = mean of ||f*(x)||^2
 
-    A network that puts out zeros loses 1 on average, whatever the unit of the outputs:
-    gamma = 1 makes it cost as much as the network that is left dense, below that zeros
-    win over the dense network. One gamma thus means the same for several networks, and
-    for the stages of one, whose training in between may change the size of the outputs.
-    No labels.
+    A network with zero outputs has a loss of 1 on average, whatever the unit of the
+    outputs. At gamma = 1 it costs as much as the dense network; below that, zeros win
+    over the dense network. One gamma therefore means the same for several networks, and
+    for the stages of one network, whose training in between may change the size of the
+    outputs. No labels.
 
     Args:
         scale: s, in squared units of the outputs. None: `compression_problem` measures
-            it once, on a few hundred samples; it is a constant of the problem, so that
+            it once, on a few hundred samples. It is a constant of the problem, so that
             the loss stays one mean over independent samples.
 
     Raises:
@@ -82,11 +82,11 @@ class RelativeSquaredL2:
 
     @property
     def __name__(self) -> str:
-        """Return what messages call this loss."""
+        """Return the name of this loss in messages."""
         return "relative_squared_l2"
 
     def __call__(self, network: nn.Module, batch: Batch) -> Tensor:
-        """Return one value a sample.
+        """Return one value per sample.
 
         Args:
             network: The compressed network.
@@ -98,7 +98,7 @@ class RelativeSquaredL2:
         if self.scale is None:
             raise ValueError(
                 "The loss relative_squared_l2 does not know the size of the reference "
-                "outputs yet: compression_problem measures it; or pass scale."
+                "outputs yet: use compression_problem to measure it, or pass scale."
             )
         return squared_l2(network, batch) / self.scale
 
@@ -106,7 +106,7 @@ class RelativeSquaredL2:
         """Return this loss with the scale of these outputs.
 
         Args:
-            reference_outputs: Of samples drawn as those of a trial. Shape `n x ...`.
+            reference_outputs: Outputs for samples drawn as in a trial. Shape `n x ...`.
 
         Raises:
             ValueError: when they are all zero.
@@ -115,16 +115,16 @@ class RelativeSquaredL2:
         scale = float(squares.mean())
         if scale == 0.0:
             raise ValueError(
-                "The network puts out zeros only, so that nothing can be measured in "
-                "units of its outputs. Has it been pruned to nothing?"
+                "The network's outputs are all zero, so nothing can be measured "
+                "relative to their size. Has it been pruned to nothing?"
             )
-        # Rounded, for a search that is continued on another machine: outputs differ in
-        # their last digits there.
+        # Rounded, for a search that is continued on another machine, where outputs
+        # differ in their last digits.
         return RelativeSquaredL2(float(f"{scale:.4g}"))
 
 
 def kl_divergence(temperature: float = 1.0) -> Loss:
-    """Make a loss that compares the predicted class probabilities.
+    """Return a loss that compares the predicted class probabilities.
 
         l(x) = T^2 KL(p*(x) || p(x)),  p = softmax(f(x) / T)
 
@@ -133,7 +133,7 @@ def kl_divergence(temperature: float = 1.0) -> Loss:
     comparable between temperatures. No labels.
 
     Args:
-        temperature: T > 0; above 1 it brings out the unlikely classes.
+        temperature: T > 0; above 1 it emphasises the unlikely classes.
 
     Returns:
         The loss; its values have shape `m`. Unit: nats.
@@ -165,7 +165,7 @@ class _KLDivergence:
 
     @property
     def __name__(self) -> str:
-        """Return what messages call this loss."""
+        """Return the name of this loss in messages."""
         return "kl_divergence"
 
     def __call__(self, network: nn.Module, batch: Batch) -> Tensor:
@@ -233,25 +233,25 @@ def top1_error(network: nn.Module, batch: Batch) -> Tensor:
 
 @dataclass(frozen=True)
 class IntermediateSquaredL2:
-    """Compare what a layer inside the two networks puts out, by squared distance.
+    """Compare the outputs of a layer inside the networks, by squared distance.
 
         l(x) = ||h(x) - h*(x)||^2
 
     with h the output of one layer of the compressed and h* of the reference network,
-    summed over all its dimensions. No labels. Where a layer runs several times in one
+    summed over all its dimensions. No labels. If a layer runs several times in one
     pass, its last output counts.
 
-    The whole network runs, and the layer's output for each sample of the pool that was
-    drawn is kept in memory. What comes after the layer cannot change this loss, so that
-    a search makes it as small as it can: leave it out of the search (`exclude`).
+    The whole network runs, and the layer's output for each drawn sample of the pool is
+    kept in memory. Layers after it do not influence this loss, so a search would make
+    them as small as possible: leave them out of the search (`exclude`).
 
     Args:
-        layer: Dotted path of any module of the network, such as `"layer2"`; it need
-            not be one that is compressed.
+        layer: Dotted path of any module of the network, such as `"layer2"`, compressed
+            or not.
 
     Raises:
-        ValueError: when called on a network without such a layer, or where the layer
-            does not put out one tensor row a sample.
+        ValueError: when called on a network without such a layer, or if the layer does
+            not return one tensor row per sample.
 
     Source: Ma et al. 2019, Figs. 2 and 3.
 
@@ -269,15 +269,15 @@ class IntermediateSquaredL2:
 
     @property
     def __name__(self) -> str:
-        """Return what messages call this loss."""
+        """Return the name of this loss in messages."""
         return f"squared_l2 at {self.layer}"
 
     def __call__(self, network: nn.Module, batch: Batch) -> Tensor:
-        """Return one value a sample.
+        """Return one value per sample.
 
         Args:
             network: The compressed network.
-            batch: Its `reference_outputs` are those of the layer, as `outputs` gives
+            batch: Its `reference_outputs` are those of the layer, as `outputs` returns
                 them for the reference network.
 
         Returns:
@@ -288,7 +288,7 @@ class IntermediateSquaredL2:
         return (outputs - reference).square().flatten(1).sum(dim=1)
 
     def outputs(self, network: nn.Module, inputs: Tensor) -> Tensor:
-        """Run a network and return what the layer put out; no hook is left behind.
+        """Run a network and return the layer's output; no hook remains.
 
         Args:
             network: Compressed or reference network.
@@ -301,7 +301,7 @@ class IntermediateSquaredL2:
         seen: list[Any] = []
 
         def keep(_module: nn.Module, _inputs: Any, output: Any) -> None:
-            # A copy: a layer that works in place may come next, such as a ReLU.
+            # A copy, because a module that works in place may follow, such as a ReLU.
             seen[:] = [output.clone() if isinstance(output, Tensor) else output]
 
         handle = layer.register_forward_hook(keep)
@@ -311,31 +311,31 @@ class IntermediateSquaredL2:
             handle.remove()
         if not seen:
             raise ValueError(
-                f"Layer {self.layer!r} was not called when the network ran, so that it "
-                "has no output to compare. Name one that the forward pass calls."
+                f"Layer {self.layer!r} was not called when the network ran, so it has "
+                "no output to compare. Name a layer that the forward pass calls."
             )
         output = seen[0]
         if not isinstance(output, Tensor):
             raise ValueError(
-                f"Layer {self.layer!r} must put out a tensor; got "
+                f"Layer {self.layer!r} must return a tensor; got "
                 f"{type(output).__name__}. Name a layer inside it, or after it."
             )
         if output.shape[:1] != inputs.shape[:1]:
             raise ValueError(
-                f"Layer {self.layer!r} must put out one row a sample: "
+                f"Layer {self.layer!r} must return one row per sample: "
                 f"{inputs.shape[0]} samples went in, an output of shape "
                 f"{tuple(output.shape)} came out."
             )
         return output
 
     def _find(self, network: nn.Module) -> nn.Module:
-        """Return the layer, or say which names come near."""
+        """Return the layer, or name similar ones."""
         names = dict(network.named_modules(remove_duplicate=False))
         names.pop("", None)
         if self.layer in names:
             return names[self.layer]
         near = difflib.get_close_matches(self.layer, names, n=4, cutoff=0.5)
-        hint = f"near names are {', '.join(near)}" if near else "no name comes near"
+        hint = f"similar names are {', '.join(near)}" if near else "no name is similar"
         raise ValueError(
             f"The network ({type(network).__name__}) has no layer {self.layer!r}; "
             f"{hint}. network.named_modules() lists them all."
@@ -363,11 +363,12 @@ BINARY_LOSSES: Final[tuple[Loss, ...]] = (top1_error,)
 def stored_loss_name(loss: Loss) -> str:
     """Return the name under which a search stores its loss.
 
-    The same in another process and in later versions, wherever the code has moved.
+    It is the same in every process and in later versions, wherever the code moves.
 
     Args:
-        loss: One of ours: its key in `LOSSES`, with its settings where it has any. A
-            loss of the user's: a dataclass by its `repr`, a function by its path.
+        loss: A loss of this package is named by its key in `LOSSES`, with its
+            settings if any. Of other losses, a dataclass is named by its `repr`, a
+            function by its path.
 
     Example:
         >>> stored_loss_name(squared_l2), stored_loss_name(kl_divergence(2.0))
@@ -391,13 +392,13 @@ def _path_of(loss: Any) -> str:
 
 
 def is_stored_loss(stored: str, name: str) -> bool:
-    """Whether a stored name is that of a loss, under its present or an older name.
+    """Whether a stored name is the present name, or an older one, of a loss.
 
     Version 0.1 stored the paths of functions. It stored `kl_divergence` without its
-    temperature, so that such a record stands for any.
+    temperature, so such a record matches any temperature.
 
     Args:
-        stored: As a search has it.
+        stored: The name in the record of a search.
         name: From `stored_loss_name`.
 
     Example:
@@ -417,7 +418,7 @@ def _outputs_and_reference(network: nn.Module, batch: Batch) -> tuple[Tensor, Te
 
 
 def _reference_like(outputs: Tensor, batch: Batch) -> Tensor:
-    """Return the reference outputs, checked against what they are compared with."""
+    """Return the reference outputs, checked against the outputs."""
     reference = batch.reference_outputs
     if reference is None:
         raise ValueError(
@@ -451,7 +452,7 @@ def _outputs_and_labels(
     labels = batch.labels
     if labels.shape != outputs.shape[:1] or labels.dtype.is_floating_point:
         raise ValueError(
-            f"labels must be {len(outputs)} integers, one a sample; got shape "
+            f"labels must be {len(outputs)} integers, one per sample; got shape "
             f"{tuple(labels.shape)} of {labels.dtype}."
         )
     if int(labels.min()) < 0 or int(labels.max()) >= outputs.shape[1]:

@@ -57,7 +57,7 @@ from compression_adapters.rank_space.parameters import (
 )
 from compression_adapters.rank_space.scales import Rank
 
-# For the size of the reference outputs: enough for one digit, as gamma needs.
+# For the size of the reference outputs: gives one digit, which gamma needs.
 _SCALE_SAMPLES = 200
 
 
@@ -68,21 +68,21 @@ class CompressionProblem:
     Build it with `compression_problem`.
 
     Args:
-        network: The reference network. Its layers are swapped while a point is
-            evaluated and put back afterwards, so do not use it from another thread.
+        network: The reference network. Its layers are swapped during an evaluation and
+            restored afterwards, so do not use it from another thread.
         layers: The layers in play.
         parameters: The search space.
         factors: Layer name to factors.
         sampler: Draws the samples of a trial.
-        loss: One value a sample.
+        loss: Returns one value per sample.
         gamma: Weight of the loss in the objective.
-        num_samples: m, the samples of one trial.
+        num_samples: m, the samples per trial.
         objective: `"ratio"` (Eq. 3, minimised) or `"rate"` (Eq. 2, maximised).
         binary_loss: Whether the loss is 0 or 1, so that its SEM gets the binomial
             floor. None: known for the losses of this package, False for any other.
         reference: The reference outputs; None starts an empty cache.
-        channels_last: Whether images are laid out with their channels last, which is
-            faster on a CPU from about 64 pixels. Not a matter of shapes.
+        channels_last: Whether images are laid out channels-last, which is faster on a
+            CPU from about 64 pixels. Shapes do not change.
     """
 
     network: nn.Module = field(repr=False)
@@ -102,11 +102,11 @@ class CompressionProblem:
         require_gamma(self.gamma)
         require_num_samples(self.num_samples)
         require_objective(self.objective)
-        # Frozen: the two defaults that depend on other fields are filled in here.
+        # Frozen: this sets the two defaults that depend on other fields.
         if self.binary_loss is None:
             object.__setattr__(self, "binary_loss", self.loss in BINARY_LOSSES)
         if self.reference is None:
-            # A loss that looks inside the networks says what is compared.
+            # A loss that looks inside the networks defines what is compared.
             outputs_of = getattr(self.loss, "outputs", None)
             cache = ReferenceCache(self.network, outputs_of)
             object.__setattr__(self, "reference", cache)
@@ -125,7 +125,7 @@ class CompressionProblem:
         return layer_ranks(parameterization, self.parameters)
 
     def compress(self, parameterization: Mapping[str, float]) -> nn.Module:
-        """Build the network at a point of the search space, a copy of its own.
+        """Build an independent network at a point of the search space.
 
         Raises:
             ValueError: see `layer_ranks`.
@@ -140,15 +140,15 @@ class CompressionProblem:
         seed: int,
         earlier: Sequence[MeanSEM] = (),
     ) -> dict[str, MeanSEM]:
-        """Estimate the objective at a point, on samples of its own.
+        """Estimate the objective at a point, on fresh samples.
 
-        Pure: the same point, seed and `earlier` give the same result. The network runs
-        in eval mode, whatever mode it is in (each module's mode is restored), and
-        without autograd, so a loss cannot take gradients.
+        This is pure: the same point, seed and `earlier` give the same result. The
+        network runs in eval mode, whatever mode it is in (each module's mode is
+        restored), and without autograd, so a loss cannot take gradients.
 
         Args:
             parameterization: Parameter name to unit coordinate.
-            seed: Decides which samples are drawn; a different one for each trial.
+            seed: Determines the samples; use a different one for each trial.
             earlier: The `"loss"` entries of earlier trials, for the floor of an SEM
                 that is exactly zero.
 
@@ -157,8 +157,8 @@ class CompressionProblem:
             is not estimated.
 
         Raises:
-            ValueError: when the parameterization does not fit the search space, or
-                the loss does not give one finite value a sample.
+            ValueError: when the parameterization does not fit the search space, or the
+                loss does not return one finite value per sample.
 
         Source: Ma et al. 2019, sections 3 and 3.1.
         """
@@ -173,7 +173,7 @@ class CompressionProblem:
         return self.outcome(loss, compression_ratio(self.layers, ranks))
 
     def outcome(self, loss: MeanSEM, ratio: float) -> dict[str, MeanSEM]:
-        """Weigh a measured loss against a ratio: what `evaluate` returns.
+        """Combine a measured loss and a ratio into the outcomes of `evaluate`.
 
         Args:
             loss: Estimate of the loss.
@@ -198,34 +198,34 @@ class CompressionProblem:
 
         Args:
             ranks: Layer name to rank or `"dense"`.
-            seed: Decides which samples are drawn.
+            seed: Determines the samples.
 
         Returns:
             Shape `num_samples`. Unit: loss units.
 
         Raises:
-            ValueError: when the loss does not give one finite value a sample.
+            ValueError: when the loss does not return one finite value per sample.
         """
         batch = self._batch(seed)
         with truncated(self.network, self.factors, self.layers, ranks) as network:
             return self._losses(network, batch)
 
     def network_loss(self, network: nn.Module, *, seed: int) -> MeanSEM:
-        """Estimate the loss of a network that is kept, on samples of its own.
+        """Estimate the loss of a final network, on fresh samples.
 
-        The network of a result may differ from what its trial saw: by
-        `Decomposition.finalize`, by fine-tuning. And the trial that won did so on
-        samples that favoured it.
+        The final network may differ from the one that its trial evaluated: by
+        `Decomposition.finalize`, or by fine-tuning. In addition, the winning trial was
+        favoured by its samples.
 
         Args:
             network: A compressed network, on the reference network's device.
-            seed: Decides which samples are drawn; one that no trial has used.
+            seed: Determines the samples; use one that no trial has used.
 
         Returns:
             The loss, without the floor that trials have for an SEM of zero.
 
         Raises:
-            ValueError: when the loss does not give one finite value a sample.
+            ValueError: when the loss does not return one finite value per sample.
         """
         return mean_and_sem(self._losses(network, self._batch(seed)))
 
@@ -237,7 +237,7 @@ class CompressionProblem:
         return values
 
     def _batch(self, seed: int) -> Batch:
-        """Draw a trial's samples and add what the reference network says on them."""
+        """Draw a trial's samples and add the reference outputs for them."""
         batch = self.sampler(self.num_samples, torch.Generator().manual_seed(seed))
         weights = next(self.network.parameters(), None)
         if weights is not None:
@@ -251,10 +251,10 @@ class CompressionProblem:
             return replace(batch, reference_outputs=self.reference.outputs(batch))
 
     def _check_values(self, values: Any) -> None:
-        """Raise a ValueError unless the loss gave one finite value a sample."""
+        """Raise a ValueError unless the loss returned one finite value per sample."""
         name = getattr(self.loss, "__name__", type(self.loss).__name__)
         expected = (
-            f"The loss {name!r} must return one value a sample, a tensor of shape "
+            f"The loss {name!r} must return one value per sample, a tensor of shape "
             f"({self.num_samples},)"
         )
         if not isinstance(values, Tensor):
@@ -285,11 +285,11 @@ def compression_problem(
     """Find and factorize a network's layers, and set up their evaluation.
 
     Args:
-        network: The reference network; not modified. In any mode, unless it has batch
-            norm, which has to be in eval mode. Of `DataParallel` and `torch.compile`
-            the network inside is taken. It runs where its weights are.
+        network: The reference network; not modified. It may be in any mode, unless it
+            has batch norm, which must be in eval mode. `DataParallel` and
+            `torch.compile` are removed. It runs on the device of its weights.
         inputs: A pool (tensor or dataset), or a function `(num_samples, rng)` that
-            generates inputs without end. A pool has at least `num_samples` inputs.
+            generates any number of inputs. A pool has at least `num_samples` inputs.
         gamma: Weight of the loss in the objective, positive.
         **options: Keywords of `compress` that say what is searched, which documents
             them: `labels`, `loss`, `num_samples` (a number), `choose`, `include`,
@@ -300,7 +300,7 @@ def compression_problem(
         The problem.
 
     Raises:
-        ValueError: when an argument cannot be used; the message says which and why.
+        ValueError: when an argument is invalid; the message states which and why.
         TypeError: when `inputs` is of an unsupported type, or an option unknown.
 
     Source: Ma et al. 2019, section 3.
@@ -383,7 +383,7 @@ def build_problem(
 def _with_scale(
     problem: CompressionProblem, loss: RelativeSquaredL2
 ) -> CompressionProblem:
-    """Measure the size of the reference outputs, on batches as large as a trial's."""
+    """Measure the size of the reference outputs, on batches of a trial's size."""
     seeds = range(-(-_SCALE_SAMPLES // problem.num_samples))
     outputs = [problem._batch(seed).reference_outputs for seed in seeds]
     known = [rows for rows in outputs if rows is not None]
@@ -391,7 +391,7 @@ def _with_scale(
 
 
 def _sampler(inputs: Any, labels: Tensor | None, num_samples: int) -> Sampler:
-    """Tell a pool from a generating function."""
+    """Return a sampler of a pool or of a generating function."""
     if isinstance(inputs, Tensor | Dataset) or not callable(inputs):
         sampler = dataset_sampler(inputs, labels)
         if len(inputs) < num_samples:

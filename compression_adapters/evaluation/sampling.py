@@ -1,4 +1,4 @@
-"""Draw the samples of one trial, and remember the reference network's outputs."""
+"""Draw the samples of a trial, and cache the reference network's outputs."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -16,11 +16,11 @@ class Batch:
     """The samples of one trial.
 
     Args:
-        inputs: What the network takes. Shape `m x ...`.
-        labels: One class index a sample, or None. Shape `m`.
+        inputs: Inputs of the network. Shape `m x ...`.
+        labels: One class index per sample, or None. Shape `m`.
         indices: Positions in the pool, or None for generated samples. Shape `m`.
-        reference_outputs: The reference network's outputs, or None while they have
-            not been computed. Shape `m x ...`.
+        reference_outputs: The reference network's outputs, or None before they are
+            computed. Shape `m x ...`.
     """
 
     inputs: Tensor
@@ -43,14 +43,14 @@ def dataset_sampler(
 ) -> Sampler:
     """Sample from a pool, with replacement.
 
-    With replacement the samples of a trial are independent, and the loss that is
-    estimated is the mean over the pool.
+    With replacement, the samples of a trial are independent, and the estimated loss is
+    the mean over the pool.
 
     Args:
         inputs: The pool: a tensor of shape `n x ...`, or a dataset with a length whose
-            items are an input or a pair of input and label. A dataset has to return
-            the same input each time: the reference outputs are remembered by index.
-        labels: One class index a sample. Shape `n`. With a dataset, leave it None:
+            items are an input or a pair of input and label. A dataset must return the
+            same input each time: the reference outputs are cached by index.
+        labels: One class index per sample. Shape `n`. With a dataset, leave it None:
             its own labels are used.
 
     Returns:
@@ -95,14 +95,15 @@ def dataset_sampler(
 def generator_sampler(
     generate: Callable[[int, torch.Generator], Tensor],
 ) -> Sampler:
-    """Sample from a function that makes new inputs without end.
+    """Sample from a function that generates any number of inputs.
 
-    The paper's case of a GAN or a VAE: no pool, hence no labels and no indices, and the
-    reference network is evaluated on each batch.
+    The paper's case of a GAN or a VAE: without a pool there are no labels and no
+    indices, and the reference network is evaluated on each batch.
 
     Args:
-        generate: `(num_samples, rng) -> inputs`; all its randomness has to come from
-            `rng`, or a seed does not repeat a trial. Shape `num_samples x ...`.
+        generate: `(num_samples, rng) -> inputs`; all its randomness must come from
+            `rng`, otherwise a seed does not reproduce a trial. Shape
+            `num_samples x ...`.
 
     Returns:
         The sampler, which raises a ValueError for fewer than two samples, for inputs
@@ -136,16 +137,16 @@ def generator_sampler(
 
 
 class ReferenceCache:
-    """The reference network's outputs, computed when first needed and then kept.
+    """The reference network's outputs, computed on first use and then cached.
 
-    A pool of 60,000 images costs nothing up front, and no sample is ever evaluated
-    twice. Batches without indices (generated samples) are evaluated as they come.
+    A pool of 60,000 images costs nothing in advance, and no sample is evaluated twice.
+    Batches without indices (generated samples) are evaluated every time.
 
     Args:
-        network: The reference network. The caller sees to it that it is in eval mode
-            and has its own layers while outputs are asked for.
-        outputs_of: `(network, inputs) -> outputs`, shape `m x ...`: what is remembered.
-            None: what the network returns.
+        network: The reference network. The caller ensures that it is in eval mode and
+            has its own layers when outputs are requested.
+        outputs_of: `(network, inputs) -> outputs`, shape `m x ...`: what is cached.
+            None: the outputs of the network.
 
     Example:
         >>> cache = ReferenceCache(nn.Identity())
@@ -173,7 +174,7 @@ class ReferenceCache:
         """Return the reference outputs of a batch. Shape `m x ...`.
 
         Raises:
-            ValueError: when the network does not return one output a sample.
+            ValueError: when the network does not return one output per sample.
         """
         if batch.indices is None:
             return self._outputs_of(self._network, batch.inputs)
@@ -186,7 +187,7 @@ class ReferenceCache:
             first = torch.empty_like(unique).scatter_(0, inverse, new)
             inputs = batch.inputs[first.to(batch.inputs.device)]
             self._store(unique, self._outputs_of(self._network, inputs))
-        if self._rows is None:  # cannot be: a batch is never empty
+        if self._rows is None:  # cannot happen: a batch is never empty
             raise ValueError("The batch is empty.")
         return self._rows[self._position[indices].to(self._rows.device)]
 
@@ -219,7 +220,7 @@ class ReferenceCache:
 
 
 def _tensor_sampler(inputs: Tensor, labels: Tensor | None) -> Sampler:
-    """Sample rows of a tensor that has been checked once."""
+    """Sample rows of a tensor that has already been checked."""
     size = inputs.shape[0] if inputs.ndim else 0
     _require_pool(size)
     _require_finite(inputs)
@@ -281,5 +282,5 @@ def _require_finite(inputs: Tensor) -> None:
         bad = int((~finite.flatten(1).all(dim=1)).sum())
         raise ValueError(
             f"inputs must be finite; {bad} of {len(inputs)} samples hold NaN or "
-            "infinite entries. Leave these samples out, or mend them."
+            "infinite entries. Leave these samples out, or correct them."
         )

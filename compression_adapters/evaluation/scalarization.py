@@ -1,17 +1,17 @@
-"""From loss and size to the one number that is optimised."""
+"""Combine loss and size into the objective."""
 
 from compression_adapters.evaluation.estimates import MeanSEM
 from compression_adapters.options import require_gamma
 
 
 def scalarize(loss: MeanSEM, compression_ratio: float, gamma: float) -> MeanSEM:
-    """Weigh the loss against the compression ratio; to be minimised.
+    """Combine loss and compression ratio into an objective to be minimised.
 
         J_L = kappa L + R
 
-    with kappa = `gamma`, L = `loss` and R = `compression_ratio`, which is known
-    exactly, so that the SEM of J is gamma times that of L. The default objective: the
-    paper's tables, which call kappa gamma, are consistent with this form and not with
+    with kappa = `gamma`, L = `loss` and R = `compression_ratio`. R is known exactly, so
+    the SEM of J is gamma times that of L. This is the default objective: the paper's
+    tables, which call kappa gamma, are consistent with this form and not with
     `scalarize_rate`.
 
     Args:
@@ -36,12 +36,12 @@ def scalarize(loss: MeanSEM, compression_ratio: float, gamma: float) -> MeanSEM:
 
 
 def scalarize_rate(quality: MeanSEM, compression_rate: float, gamma: float) -> MeanSEM:
-    """Weigh the quality against the compression rate; to be maximised.
+    """Combine quality and compression rate into an objective to be maximised.
 
         J_Q = gamma Q + R^-1
 
     with Q = `quality`, the negative loss, and R^-1 = `compression_rate`. Rates reach
-    hundreds, so that this form favours the smallest ranks unless `gamma` is large.
+    hundreds, so this form favours the smallest ranks unless `gamma` is large.
 
     Args:
         quality: Estimate of the quality, Q = -L.

@@ -1,1 +1,1 @@
-"""Which layers of a network take part, and by which decomposition."""
+"""Which layers of a network to compress, and by which decomposition."""

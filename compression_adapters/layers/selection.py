@@ -12,7 +12,7 @@ Choose = Callable[[str, nn.Module], Decomposition | None]
 
 
 Selector = str | type[nn.Module] | Callable[[str, nn.Module], bool]
-"""A glob for layer names, a type of module, or a predicate of name and module."""
+"""A glob for layer names, a module type, or a predicate of name and module."""
 
 
 Selectors = Selector | Iterable[Selector]
@@ -26,7 +26,7 @@ def choose_linear(name: str, module: nn.Module) -> Decomposition | None:
     `nn.MultiheadAttention`, whose weight is read without calling the layer.
 
     Args:
-        name: Layer name; not looked at.
+        name: Layer name; not used.
         module: The module at that name.
 
     Returns:
@@ -49,7 +49,7 @@ def choose_low_rank(name: str, module: nn.Module) -> Decomposition | None:
     convolutions. Exact types only, see `choose_linear`.
 
     Args:
-        name: Layer name; not looked at.
+        name: Layer name; not used.
         module: The module at that name.
 
     Returns:
@@ -67,10 +67,10 @@ def choose_low_rank(name: str, module: nn.Module) -> Decomposition | None:
 
 
 def choose_pruning(name: str, module: nn.Module) -> Decomposition | None:
-    """Choose magnitude pruning for every layer that it supports, factored ones too.
+    """Choose magnitude pruning for every supported layer, including factored ones.
 
     Args:
-        name: Layer name; not looked at.
+        name: Layer name; not used.
         module: The module at that name.
 
     Returns:
@@ -85,7 +85,7 @@ def choose_pruning(name: str, module: nn.Module) -> Decomposition | None:
 
 
 class Selection:
-    """Selectors, and which of them have matched something.
+    """Selectors, with a record of which have matched.
 
     Args:
         argument: Where they were passed, for messages.
@@ -109,7 +109,7 @@ class Selection:
         self.unmatched = set(range(len(self.selectors)))
 
     def matches(self, name: str, module: nn.Module) -> bool:
-        """Say whether any selector matches; all are asked, so that none is missed."""
+        """Return whether any selector matches; all are tried, to record each match."""
         found = False
         for i, selector in enumerate(self.selectors):
             if isinstance(selector, str):

@@ -23,7 +23,7 @@ _LAYER_TYPES: Final = (
     *(nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.modules.conv._ConvTransposeNd),
     *FACTORED_LAYERS,
 )
-"""Modules that a reader of a profile expects to see, if only with a reason."""
+"""Modules that a profile lists, even if only with a reason."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class LayerSpec:
         weight_shape: Shape of the dense weight.
         max_rank: Largest rank that adds no weights.
         num_weights: Entries of the dense weight, without bias.
-        groups: Of a convolution; 1 for every other layer.
+        groups: Groups of a convolution; 1 for every other layer.
     """
 
     name: str
@@ -53,12 +53,12 @@ class LayerSpec:
 
 @dataclass(frozen=True)
 class SkippedLayer:
-    """A layer with weights that takes no part.
+    """A layer with weights that is left out.
 
     Args:
         name: Layer name.
         kind: Name of its type.
-        reason: Why, and what would change it.
+        reason: Why it is left out, and the remedy.
         is_tied: Whether it was chosen, but shares its weight with another module.
     """
 
@@ -75,22 +75,22 @@ def find_layers(
     include: Selectors | None = None,
     exclude: Selectors = (),
 ) -> tuple[LayerSpec, ...]:
-    """List the layers that take part in a search, in the order of the network.
+    """List the layers of a search, in the order of the network.
 
-    A module that is registered at several paths is one layer, found at its first path;
-    it is replaced at all of them. A layer that shares its weight with another module is
-    left out with a warning, since the sharing would be lost. Of a layer that was
-    factored before, the parts are no layers of their own.
+    A module that is registered at several paths is one layer, found at its first path
+    and replaced at all of them. A layer that shares its weight with another module is
+    left out with a warning, because the sharing would be lost. The parts of a layer
+    that was factored before are not layers of their own.
 
     Args:
         network: The reference network; not modified.
         choose: Called with each layer name and module.
         include: Globs for layer names, types, or predicates `(name, module)`; only
             layers that match one are considered. None: all.
-        exclude: The same; layers that match one are left alone.
+        exclude: The same; layers that match any of these are left alone.
 
     Returns:
-        One entry a layer.
+        One entry per layer.
 
     Raises:
         ValueError: when no layer is chosen, a chosen decomposition does not support
@@ -127,7 +127,7 @@ def survey_layers(
     include: Selectors | None = None,
     exclude: Selectors = (),
 ) -> tuple[tuple[LayerSpec, ...], tuple[SkippedLayer, ...]]:
-    """List the layers that take part, and those with weights that do not, with reasons.
+    """List the layers in play, and the layers with weights left out, with reasons.
 
     Args:
         network: The reference network; not modified.
@@ -152,7 +152,7 @@ def survey_layers(
     owners = _weight_owners(network)
     included = None if include is None else Selection("include", include)
     excluded = Selection("exclude", exclude)
-    closed: set[nn.Module] = set()  # parts of layers that were met as a whole
+    closed: set[nn.Module] = set()  # parts of layers handled as a whole
     for name, module in network.named_modules():
         if module in closed:
             continue
@@ -205,25 +205,25 @@ def unwrap(network: nn.Module) -> nn.Module:
 
 
 def layer_weights(module: nn.Module) -> list[nn.Parameter]:
-    """Return the weight tensors of a layer: of a factored one all its parts.
+    """Return the weight tensors of a layer, including all parts of a factored one.
 
     Args:
         module: A layer.
 
     Returns:
-        Its parameters with at least two dimensions, that is without biases.
+        Its parameters with at least two dimensions, which excludes biases.
     """
     return [p for p in module.parameters() if p.ndim >= 2]
 
 
 def weight_shape_of(module: nn.Module) -> tuple[int, ...]:
-    """Return the shape of a layer's weight; of a factored layer the number of weights.
+    """Return the shape of a layer's weight, or a factored layer's weight count.
 
     Args:
         module: A layer.
 
     Returns:
-        Shape of its `weight`, or `(n,)` where the weight is made of several tensors.
+        Shape of its `weight`, or `(n,)` if the weight consists of several tensors.
     """
     weight = module._parameters.get("weight")
     if weight is not None:
@@ -232,7 +232,7 @@ def weight_shape_of(module: nn.Module) -> tuple[int, ...]:
 
 
 def _require_usable(name: str, module: nn.Module, decomposition: Decomposition) -> None:
-    """Refuse the network itself, and a layer that its decomposition cannot take."""
+    """Refuse the network itself, and a layer that its decomposition rejects."""
     if not name:
         raise ValueError(
             f"The network is itself the layer to compress ({type(module).__name__})"
@@ -267,8 +267,8 @@ def _why_left(module: nn.Module) -> str | None:
         )
     if hasattr(module, "weight") and "weight" not in module._parameters:
         if isinstance(module, FACTORED_LAYERS):
-            return "factored already; magnitude pruning is what can follow"
-        return "its weight is no parameter of the layer itself; something computes it"
+            return "factored already; only magnitude pruning can follow"
+        return "its weight is computed and not a parameter of the layer itself"
     for plain in (nn.Linear, nn.Conv2d):
         if type(module) is plain:
             if choose_low_rank("", module) is None:
@@ -284,7 +284,7 @@ def _tied(
     module: nn.Module,
     owners: dict[int, list[tuple[str, nn.Module]]],
 ) -> str | None:
-    """Say which other module uses a layer's weight, if one does."""
+    """Return which other module uses a layer's weight, if any."""
     parts = set(module.modules())
     for weight in layer_weights(module):
         for owner, holder in owners[id(weight)]:

@@ -45,22 +45,22 @@ def save_compressed(
 ) -> None:
     """Save a compressed network as a folder with two files, neither of them a pickle.
 
-    `recipe.json` says which layer was cut to which rank, `weights.safetensors` holds
-    the weights of the whole network. A folder that holds a network is overwritten. Of a
-    network that went through several searches the recipe holds them all: a compressed
-    network keeps what was done to it. A weight with many zeros, as pruning leaves
-    it, is stored as its values and their places where that is smaller, and comes back
+    `recipe.json` lists the rank of each layer, `weights.safetensors` holds the weights
+    of the whole network. An existing network in the folder is overwritten. If a network
+    went through several searches, the recipe holds them all: a compressed network keeps
+    the record of what was done to it. A weight with many zeros, as after pruning, is
+    stored as its values and their positions where that is smaller, and is restored
     exactly.
 
     Args:
         compressed: From `truncate_network` or `CompressionProblem.compress`.
         layers: The layers in play.
         ranks: Layer name to rank or `"dense"`, those `compressed` was made with.
-        folder: Where to; made if missing.
+        folder: Where to save; created if missing.
 
     Raises:
         ValueError: when a layer of `compressed` does not have its rank's weights, or
-            was factored by a search of which the network holds no record.
+            was factored by a search of which the network has no record.
 
     Example:
         >>> import tempfile
@@ -88,7 +88,7 @@ def save_compressed(
     weights, text = folder / f".{WEIGHTS_FILE}.tmp", folder / f".{RECIPE_FILE}.tmp"
     _write_weights(compressed, weights)
     text.write_text(recipe.to_json(), encoding="utf-8")
-    # safetensors writes for the owner alone; others may read it as they may the recipe.
+    # safetensors makes files private; others may read this one as they may the recipe.
     weights.chmod(text.stat().st_mode)
     weights.replace(folder / WEIGHTS_FILE)
     text.replace(folder / RECIPE_FILE)
@@ -134,7 +134,7 @@ def load_compressed(
             loaded = copy_with_layers(network, replacements)
         else:
             put_layers(loaded, replacements)
-    if loaded is None:  # cannot be: a recipe has a layer
+    if loaded is None:  # cannot happen: a recipe has a layer
         raise ValueError(f"{folder}: the recipe is empty.")
     record_recipe(loaded, recipe.layers)
     weights = _file(folder, WEIGHTS_FILE)
@@ -177,7 +177,8 @@ def load_weights(network: nn.Module, path: str | Path) -> None:
             raise ValueError(f"expected a state dict, found {type(state).__name__}")
         network.load_state_dict(state)
     except Exception as error:
-        # torch and safetensors raise many types; all of them mean: not these weights.
+        # torch and safetensors raise many types; all mean that these weights do not
+        # fit.
         raise ValueError(
             f"{path}: cannot be read as the weights of {type(network).__name__}: "
             f"{error}"
@@ -197,7 +198,7 @@ def _require_weights(compressed: nn.Module, layer: LayerSpec, rank: Rank) -> Non
     weights = layer_weights(module)
     came = sum(weight.numel() for weight in weights)
     if came == layer.num_weights != expected:
-        # As large as it was: pruned, in which case the zeros do not count, or dense.
+        # Of the original size: pruned, where zeros do not count, or dense.
         came = sum(int(weight.count_nonzero()) for weight in weights)
         fits = came <= expected
     else:
@@ -218,7 +219,7 @@ def _whole_recipe(
         raise ValueError(
             "The network was made with other ranks than these; its last layers were "
             f"{', '.join(f'{e.name} {e.rank}' for e in recorded[-len(entries) :])}. "
-            "Save it with the layers and ranks of the search it comes from."
+            "Save it with the layers and ranks of the search that made it."
         )
     recipe = recorded or entries
     known = {entry.name for entry in recipe if entry.rank != DENSE}
@@ -226,15 +227,15 @@ def _whole_recipe(
         if isinstance(module, FACTORED_LAYERS) and name not in known:
             raise ValueError(
                 f"Layer {name!r} ({type(module).__name__}) was factored by an earlier "
-                "search, of which this network holds no record; it could not be "
-                "loaded. Save the network that the search returned, before it becomes "
+                "search, of which this network has no record; it could not be "
+                "loaded. Save the network that the search returned before it becomes "
                 "part of another module."
             )
     return recipe
 
 
 def _stages(layers: Iterable[LayerRecipe]) -> list[list[LayerRecipe]]:
-    """Divide a recipe where a layer, or a part of one, comes again."""
+    """Split a recipe where a layer, or a part of one, appears again."""
     stages: list[list[LayerRecipe]] = []
     for layer in layers:
         parts = layer.name.split(".")
@@ -290,14 +291,14 @@ def _empty_layer(
 
 def _write_weights(network: nn.Module, path: Path) -> None:
     """Write the weights, sparse where that is smaller."""
-    # Of tensors that share memory this writes one, and the others' names.
+    # This writes one of several tensors that share memory, and the others' names.
     safetensors.torch.save_model(network, str(path))
     with safetensors.safe_open(str(path), framework="pt") as file:
         shared = file.metadata()
         tensors = {name: file.get_tensor(name) for name in file.keys()}
     packed = pack(tensors)
     if packed.keys() != tensors.keys():
-        # Not into the file itself, from which these tensors may still be read.
+        # Not into the file itself: these tensors may still be read from it.
         smaller = path.with_name(f"{path.name}.sparse")
         safetensors.torch.save_file(packed, str(smaller), metadata=shared)
         smaller.replace(path)
@@ -308,7 +309,7 @@ def _tensors(network: nn.Module, path: Path) -> dict[str, torch.Tensor]:
     state = network.state_dict()
     try:
         with safetensors.safe_open(str(path), framework="pt") as file:
-            # Of tensors that share memory one is stored; the rest are in the metadata.
+            # One of several tensors that share memory is stored, the rest are metadata.
             shared = file.metadata() or {}
             saved = {name: file.get_tensor(name) for name in sorted(file.keys())}
     except safetensors.SafetensorError as error:

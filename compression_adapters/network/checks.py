@@ -1,4 +1,4 @@
-"""Whether a network and its inputs can be searched, asked before anything slow."""
+"""Check whether a network and its inputs can be searched, before slow work."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -19,7 +19,7 @@ Measured on a CPU; at 32 pixels there is no gain.
 
 
 def require_searchable(network: nn.Module) -> None:
-    """Refuse a network whose outputs would not mean what a search takes them for.
+    """Refuse a network whose outputs would be misleading in a search.
 
     Args:
         network: The reference network.
@@ -48,8 +48,8 @@ def require_searchable(network: nn.Module) -> None:
         if not bool(torch.isfinite(parameter).all()):
             layer, _, weight = name.rpartition(".")
             raise ValueError(
-                f"Layer {layer!r}: {weight} holds NaN or infinite entries. Load "
-                "weights that are finite."
+                f"Layer {layer!r}: {weight} holds NaN or infinite entries. Load finite "
+                "weights."
             )
     for name, module in network.named_modules():
         if not isinstance(module, _BatchNorm):
@@ -69,7 +69,7 @@ def require_searchable(network: nn.Module) -> None:
 
 
 def require_slices(layers: Sequence[LayerSpec]) -> None:
-    """Refuse decompositions whose ranks are no slices of one set of factors."""
+    """Refuse decompositions whose ranks are not slices of one set of factors."""
     for layer in layers:
         if not layer.decomposition.searchable:
             raise ValueError(
@@ -85,20 +85,21 @@ def check_forward(
     inputs: Tensor,
     outputs_of: Callable[[nn.Module, Tensor], Tensor] | None = None,
 ) -> bool:
-    """Run the network on a few inputs, and see whether it takes them channels-last.
+    """Run the network on a few inputs, and check whether channels-last works.
 
     Args:
         network: The reference network; runs in eval mode.
         inputs: A few samples, on any device. Shape `n x ...`.
-        outputs_of: What else a loss will compare, which is tried once too.
+        outputs_of: Another output that a loss will compare, which is tried once too.
 
     Returns:
         Whether to run it channels-last: on images of at least 64 x 64 pixels on a CPU,
-        unless something in the network refuses that layout.
+        unless a module of the network refuses that layout.
 
     Raises:
-        ValueError: when it cannot be run on them, does not return one output a sample,
-            or returns NaN or infinite values; the message names the layer.
+        ValueError: when the network cannot run on the inputs, does not return one
+            output per sample, or returns NaN or infinite values; the message names the
+            layer.
     """
     weights = next(network.parameters(), None)
     if weights is not None:
@@ -117,7 +118,7 @@ def check_forward(
 
 
 def _takes_channels_last(network: nn.Module, inputs: Tensor) -> bool:
-    """Try the layout where it is faster."""
+    """Return whether the layout is faster and works."""
     if inputs.ndim != 4 or inputs.device.type != "cpu":
         return False
     if min(inputs.shape[2:]) < CHANNELS_LAST_FROM:
@@ -125,13 +126,13 @@ def _takes_channels_last(network: nn.Module, inputs: Tensor) -> bool:
     try:
         network(inputs.contiguous(memory_format=torch.channels_last))
     except RuntimeError:
-        return False  # such as a `view` of memory that is laid out otherwise
+        return False  # such as a `view` of memory in another layout
     return True
 
 
 @contextmanager
 def _explained(network: nn.Module, inputs: Tensor) -> Iterator[None]:
-    """Turn an error inside the network into one that says where, and what went in."""
+    """Turn an error inside the network into one that names the layer and inputs."""
     entered: list[nn.Module] = []
     handles = [
         module.register_forward_pre_hook(lambda m, _: entered.append(m))
@@ -141,7 +142,7 @@ def _explained(network: nn.Module, inputs: Tensor) -> Iterator[None]:
         yield
     except (RuntimeError, TypeError, IndexError, AttributeError) as error:
         names = {module: name for name, module in network.named_modules()}
-        # The last module that was entered is the one that failed, or the one before.
+        # The module that was entered last failed, or the one before it.
         last = entered[-1] if entered else network
         weight = next(last.parameters(recurse=False), None)
         holds = "" if weight is None else f" with {weight.dtype} weights"

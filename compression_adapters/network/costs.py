@@ -1,4 +1,4 @@
-"""What a network costs and what its layers lost, measured."""
+"""Measure the costs of a network and the errors of its layers."""
 
 import statistics
 import time
@@ -19,15 +19,15 @@ from compression_adapters.rank_space.scales import DENSE, Rank
 
 @dataclass(frozen=True)
 class NetworkCost:
-    """What a network costs.
+    """The costs of a network.
 
     Args:
         weights: Entries of its weight tensors that are not zero, without biases and
             normalisation.
-        macs: Multiply-adds for one sample; zeros are multiplied as well.
-        bytes_dense: Of all its tensors as they are in memory, zeros included.
-        bytes_sparse: The same with its pruned layers in a sparse format, as a file
-            has them; see `sparse_bytes`.
+        macs: Multiply-adds per sample; zeros are multiplied as well.
+        bytes_dense: Bytes of all its tensors in memory, including zeros.
+        bytes_sparse: The same with its pruned layers in a sparse format, as in a file;
+            see `sparse_bytes`.
         latency: Batch size to the median time of a forward pass. Unit: seconds.
     """
 
@@ -51,8 +51,8 @@ def measure_cost(
     Args:
         network: Runs in eval mode on the device it is on; its modes are restored.
         example: At least one input; repeated to fill a batch. Shape `n x ...`.
-        batch_sizes: Of the forward passes that are timed; none to time nothing.
-        repeats: Timed passes for each batch size, after one that is not timed.
+        batch_sizes: Batch sizes of the timed forward passes; empty to time nothing.
+        repeats: Timed passes per batch size, after one that is not timed.
         pruned: Names of the layers that were pruned.
 
     Returns:
@@ -96,7 +96,7 @@ def measure_cost(
 
 
 def compare_costs(before: NetworkCost, after: NetworkCost) -> pd.DataFrame:
-    """Tabulate what compression changed, and warn where it did not get faster.
+    """Tabulate the changes in cost, and warn where the network is not faster.
 
     Args:
         before: Of the reference network.
@@ -144,7 +144,7 @@ def slower_note(before: NetworkCost, after: NetworkCost) -> str | None:
         return None
     return (
         "The compressed network is not faster at batch size "
-        f"{', '.join(map(str, slower))}: fewer weights are not always less time. "
+        f"{', '.join(map(str, slower))}: fewer weights do not always save time. "
         "Try round_to=8, skip_no_gain=True, or fewer layers."
     )
 
@@ -156,7 +156,7 @@ def layer_losses(
     factors: Mapping[str, Factors],
     ranks: Mapping[str, Rank],
 ) -> pd.DataFrame:
-    """Tabulate what each layer lost of its weight.
+    """Tabulate the error of each layer's weight.
 
     Args:
         reference_network: With the dense layers.
@@ -166,10 +166,10 @@ def layer_losses(
         ranks: Layer name to rank or `"dense"`.
 
     Returns:
-        One row a layer: `layer`, `energy_kept`, the share of the squared norm of the
+        One row per layer: `layer`, `energy_kept`, the share of the squared norm of the
         weight that its rank keeps, and `local_error`, the norm of the difference of the
-        weights over that of the dense one; both dimensionless. NaN where the
-        decomposition has no such thing.
+        weights divided by that of the dense one; both dimensionless. NaN if the
+        decomposition does not define it.
     """
     rows = []
     for layer in layers:
@@ -204,7 +204,7 @@ def _relative_error(dense: nn.Module, small: nn.Module) -> float:
 
 
 def _distinct(network: nn.Module) -> list[Tensor]:
-    """List the tensors that a saved network holds, shared ones once."""
+    """List the tensors of a saved network, shared ones once."""
     tensors = {t.data_ptr(): t for t in network.state_dict().values() if t.numel()}
     return list(tensors.values())
 
@@ -216,7 +216,7 @@ def _batch(example: Tensor, size: int, device: torch.device) -> Tensor:
 
 
 def _median_seconds(network: nn.Module, inputs: Tensor, repeats: int) -> float:
-    """Time forward passes; the first one, which warms up, is not counted."""
+    """Time forward passes; the first one is a warm-up and not counted."""
     times = []
     with torch.inference_mode():
         for _ in range(repeats + 1):
@@ -229,6 +229,6 @@ def _median_seconds(network: nn.Module, inputs: Tensor, repeats: int) -> float:
 
 
 def _wait(device: torch.device) -> None:
-    """Let a GPU finish what it was given."""
+    """Wait for a GPU to finish."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)

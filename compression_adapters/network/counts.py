@@ -32,7 +32,7 @@ def num_weights(layers: Iterable[LayerSpec], ranks: Mapping[str, Rank]) -> int:
 
 
 def compression_ratio(layers: Iterable[LayerSpec], ranks: Mapping[str, Rank]) -> float:
-    """Compressed over original weights, over the layers in play.
+    """Return compressed / original weights, over the layers in play.
 
     Args:
         layers: The layers in play.
@@ -59,11 +59,11 @@ def compression_ratio(layers: Iterable[LayerSpec], ranks: Mapping[str, Rank]) ->
 def whole_network_ratio(
     network: nn.Module, layers: Iterable[LayerSpec], ranks: Mapping[str, Rank]
 ) -> float:
-    """Compressed over original weights, over the whole network.
+    """Return compressed / original weights, over the whole network.
 
     Weights are the entries of all parameters with two or more dimensions (linear
     layers, convolutions, embeddings), each counted once however often it is used.
-    Biases and the scales of normalisation layers are not.
+    Biases and the scales of normalisation layers are not counted.
 
     Args:
         network: The reference network.
@@ -89,14 +89,14 @@ def whole_network_ratio(
 
 
 def layer_table(layers: Iterable[LayerSpec], ranks: Mapping[str, Rank]) -> pd.DataFrame:
-    """Tabulate what became of each layer.
+    """Tabulate the rank and the weights of each layer.
 
     Args:
         layers: The layers in play.
         ranks: Layer name to rank or `"dense"`.
 
     Returns:
-        One row a layer: `layer`, `kind` (the decomposition's name), `weight_shape`,
+        One row per layer: `layer`, `kind` (the decomposition's name), `weight_shape`,
         `max_rank`, `rank`, `weights`, `weights_before`, `ratio`.
 
     Raises:
@@ -128,7 +128,7 @@ def layer_table(layers: Iterable[LayerSpec], ranks: Mapping[str, Rank]) -> pd.Da
 
 
 def _rank_of(layer: LayerSpec, ranks: Mapping[str, Rank]) -> Rank:
-    """Look up a layer's rank, or say that it is missing."""
+    """Return a layer's rank, or raise if it is missing."""
     try:
         return ranks[layer.name]
     except KeyError:

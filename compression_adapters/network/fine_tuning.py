@@ -1,4 +1,4 @@
-"""After a search: train on, or at least re-estimate batch norm, keeping the ranks."""
+"""After a search: train further or re-estimate batch norm, with the same ranks."""
 
 import copy
 import math
@@ -31,34 +31,34 @@ def fine_tune(
     reference_network: nn.Module | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> nn.Module:
-    """Train a compressed network with stochastic gradient descent, ranks kept.
+    """Train a compressed network with stochastic gradient descent; ranks stay.
 
-    The structure does not change: factors are trained as they are, and weights that
-    pruning set to zero stay zero. With a reference network no labels are needed: its
-    outputs are the target, by the squared L2 distance that the search used too.
+    The structure does not change: factors are trained, and weights that pruning set to
+    zero stay zero. With a reference network no labels are needed: its outputs are the
+    target, under the squared L2 distance that the search used too.
 
     Args:
         network: From a search. Not modified.
         loader: Batches of inputs and class indices, or of inputs alone together with a
-            reference network; gone through once an epoch.
+            reference network; iterated once per epoch.
         epochs: Passes over the loader.
-        learning_rate: The largest.
-        momentum: Of the descent.
-        weight_decay: Of the descent.
+        learning_rate: The largest learning rate.
+        momentum: Momentum of the gradient descent.
+        weight_decay: Weight decay of the gradient descent.
         schedule: `"step"` divides the learning rate by ten every `step_epochs` epochs;
             `"cyclical"` lets it rise from a tenth and fall again in each `step_epochs`
             epochs; `"constant"`.
         step_epochs: See `schedule`; a third of the epochs if None, at least one.
-        reference_network: To learn from without labels.
+        reference_network: The network to learn from without labels.
         progress: Called as `progress(epoch, epochs)` after each epoch.
 
     Returns:
-        The trained network, a copy of its own in eval mode, on the same device.
+        The trained network, an independent copy in eval mode, on the same device.
 
     Raises:
-        ValueError: when an argument cannot be used, no weight is trainable, a batch has
-            no labels and there is no reference network, or the loss is not finite; the
-            message says what to do.
+        ValueError: when an argument is invalid, no weight is trainable, a batch has no
+            labels and there is no reference network, or the loss is not finite; the
+            message states the remedy.
 
     Source: Ma et al. 2019, section 4.3, which trains with stepwise and cyclical
         learning rates. Deviation: learning from the reference network is not in the
@@ -93,7 +93,7 @@ def fine_tune(
         )
         span = step_epochs or max(1, epochs // 3)
         for epoch in range(epochs):
-            # A loader without a length has one learning rate an epoch.
+            # A loader without a length has one learning rate per epoch.
             batches = len(loader) if isinstance(loader, Sized) else 1
             for i, batch in enumerate(loader):
                 now = epoch + min(i, batches - 1) / batches
@@ -120,18 +120,18 @@ def fine_tune(
 def reestimate_batch_norm(
     network: nn.Module, loader: Iterable[Any], *, max_batches: int | None = None
 ) -> nn.Module:
-    """Compute the statistics of batch norm anew, for those who cannot fine-tune.
+    """Recompute the statistics of batch norm, without training.
 
-    Compression moves the mean and the variance of what a batch norm sees; its
-    statistics are still those of the dense network. No labels, no training.
+    Compression changes the mean and the variance of the inputs of a batch norm, but its
+    statistics are still those of the dense network. No labels are needed.
 
     Args:
         network: From a search. Not modified.
-        loader: Batches of inputs, or of inputs with labels, which are not looked at.
+        loader: Batches of inputs, or of inputs with labels, which are ignored.
         max_batches: How many to use; None: all.
 
     Returns:
-        The network with the statistics averaged over these batches, a copy of its own
+        The network with the statistics averaged over these batches, an independent copy
         in eval mode.
 
     Raises:
@@ -186,7 +186,7 @@ def _factor(schedule: Schedule, epoch: float, span: int) -> float:
 
 
 def _masks(network: nn.Module) -> list[tuple[Tensor, Tensor]]:
-    """List the weights of pruned layers with where they are not zero."""
+    """List the weights of pruned layers with masks of their nonzero entries."""
     masks: list[tuple[Tensor, Tensor]] = []
     for entry in recipe_of(network):
         if entry.decomposition == "pruning" and entry.rank != DENSE:
@@ -220,6 +220,6 @@ def _loss(
     if not isinstance(batch, tuple | list) or len(batch) < 2:
         raise ValueError(
             "The loader gives no labels. Pass pairs of inputs and labels, or "
-            "reference_network, whose outputs need none."
+            "reference_network, which needs none."
         )
     return F.cross_entropy(outputs, batch[1].to(device))

@@ -20,16 +20,16 @@ from compression_adapters.network.modes import evaluation_mode, forward
 def drop_ranks_without_gain(
     network: nn.Module, layers: Sequence[LayerSpec], example: Tensor
 ) -> tuple[LayerSpec, ...]:
-    """Lower maximal ranks to where a layer needs fewer multiply-adds than dense.
+    """Lower maximal ranks until a layer needs fewer multiply-adds than dense.
 
-    A rank can save weights and still cost time: the first of two convolutions of a
-    layer with a stride runs at more places than the layer did. Layers that keep their
-    structure, as pruned ones do, stay as they are.
+    A rank can save weights and still cost time: of two convolutions that replace one
+    with a stride, the first runs at more positions. Layers that keep their structure,
+    such as pruned ones, are unchanged.
 
     Args:
         network: The reference network.
         layers: The layers, from `find_layers`.
-        example: A batch of inputs, one is enough. Shape `n x ...`.
+        example: A batch of inputs; one sample is enough. Shape `n x ...`.
 
     Returns:
         The layers that some rank makes cheaper in weights and multiply-adds.
@@ -67,7 +67,8 @@ def drop_ranks_without_gain(
             fewer_macs = not shapes or _meta_macs(factored, shapes) < dense
             return fewer_macs and layer.weights_at(rank) < layer.num_weights
 
-        # Both grow with the rank, so the first rank without gain ends the others.
+        # Both grow with the rank, so all ranks above the first one without gain have
+        # none.
         ranks = range(1, layer.max_rank + 1)
         largest = bisect_left(ranks, True, key=lambda rank: not gains(rank))
         if largest > 0:
@@ -85,7 +86,7 @@ def count_macs(module: nn.Module, inputs: Tensor) -> int:
     """Count the multiply-adds of one call.
 
     Args:
-        module: Any module that takes one tensor; in the mode it is in.
+        module: Any module that takes one tensor; its mode is used.
         inputs: Shape `n x ...`; also on the meta device, if the module is.
 
     Returns:

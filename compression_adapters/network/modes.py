@@ -1,4 +1,4 @@
-"""Run a network in evaluation mode, and leave its mode as it was."""
+"""Run a network in eval mode, and restore its mode."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 
 def forward(network: nn.Module, inputs: Tensor) -> Tensor:
-    """Run a network and check that it returns one output a sample.
+    """Run a network and check that it returns one output per sample.
 
     Args:
         network: Any network that takes a batch and returns a tensor.
@@ -17,7 +17,7 @@ def forward(network: nn.Module, inputs: Tensor) -> Tensor:
         The outputs. Shape `m x ...`.
 
     Raises:
-        ValueError: when the output is no tensor or its first dimension is not m.
+        ValueError: when the output is not a tensor or its first dimension is not m.
 
     Example:
         >>> import torch
@@ -32,7 +32,7 @@ def forward(network: nn.Module, inputs: Tensor) -> Tensor:
         )
     if outputs.shape[:1] != inputs.shape[:1]:
         raise ValueError(
-            f"The network must return one output a sample: {inputs.shape[0]} samples "
+            f"The network must return one output per sample: {inputs.shape[0]} samples "
             f"went in, an output of shape {tuple(outputs.shape)} came out."
         )
     return outputs
@@ -40,7 +40,7 @@ def forward(network: nn.Module, inputs: Tensor) -> Tensor:
 
 @contextmanager
 def evaluation_mode(network: nn.Module) -> Iterator[None]:
-    """Put every module in eval mode, and give each its own mode back afterwards.
+    """Put every module in eval mode, and restore each module's mode afterwards.
 
     Args:
         network: Its submodules may be in different modes.

@@ -1,4 +1,4 @@
-"""What a search could do to a network: a table, before any decomposition."""
+"""A table of a network's layers and possible ranks, before any decomposition."""
 
 import copy
 from dataclasses import dataclass, field
@@ -25,20 +25,20 @@ _POINTS = ("min", "centre", "max")
 
 @dataclass(frozen=True, eq=False)
 class NetworkProfile:
-    """What the layers of a network weigh, and what they could weigh.
+    """The weights of a network's layers, dense and at several ranks.
 
-    Printing it shows everything.
+    Print it to see the whole table.
 
     Args:
-        layers: One row a layer in play: `layer`, `kind` (its type), `decomposition`,
+        layers: One row per layer in play: `layer`, `kind` (its type), `decomposition`,
             `weight_shape`, `max_rank`, `weights`, and `rank_*` and `weights_*` at the
             smallest rank (`min`), at the coordinate 0.5 (`centre`) and at the maximal
             rank (`max`). With an example input also `macs` and `macs_*`, the
-            multiply-adds of one sample; NaN for a layer that is not called.
-        skipped: One row a layer with weights that takes no part: `layer`, `kind`,
+            multiply-adds per sample; NaN for a layer that is not called.
+        skipped: One row per layer with weights that is left out: `layer`, `kind`,
             `reason`.
         num_weights: Weights of the whole network, without biases and normalisation.
-        num_macs: Multiply-adds of the whole network for one sample, or None without an
+        num_macs: Multiply-adds of the whole network per sample, or None without an
             example input.
     """
 
@@ -59,7 +59,7 @@ class NetworkProfile:
             ]
         if self.num_macs is not None:
             lines.append(
-                f"{self.num_macs:,} multiply-adds a sample"
+                f"{self.num_macs:,} multiply-adds per sample"
                 + _share(self.layers, "macs", self.num_macs)
             )
         if len(self.skipped):
@@ -79,19 +79,19 @@ def profile(
 ) -> NetworkProfile:
     """Tabulate the layers of a network before any search.
 
-    Nothing is decomposed: weights and multiply-adds are those of the structures that a
-    rank would have. Multiply-adds are counted by torch while the network runs once on
-    the example, and for the factored layers on inputs of the same shapes.
+    Nothing is decomposed: weights and multiply-adds are computed from the structure of
+    each rank. torch counts the multiply-adds while the network runs once on the
+    example, and those of the factored layers on inputs of the same shapes.
 
     Args:
         network: Any network, in any mode; not modified.
-        example: A batch of inputs, one sample is enough. Shape `n x ...`. None leaves
-            the multiply-adds out.
+        example: A batch of inputs; one sample is enough. Shape `n x ...`. None omits
+            the multiply-adds.
         choose: See `find_layers`.
         include: See `find_layers`.
         exclude: See `find_layers`.
-        encoding: `"log"` or `"linear"`: what the coordinate 0.5 means. `"energy"` would
-            need a decomposition.
+        encoding: `"log"` or `"linear"`: the meaning of the coordinate 0.5. `"energy"`
+            would need a decomposition.
         min_rank: Smallest rank.
 
     Returns:
@@ -100,8 +100,8 @@ def profile(
 
     Raises:
         ValueError: when a selector matches nothing, a layer is chosen that its
-            decomposition does not support, or the network does not return one output a
-            sample of the example.
+            decomposition does not support, or the network does not return one output
+            per sample of the example.
 
     Example:
         >>> network = nn.Sequential(nn.Linear(30, 20), nn.ReLU(), nn.Linear(20, 1))
@@ -139,7 +139,7 @@ def profile(
 def _weights_row(
     layer: LayerSpec, module: nn.Module, encoding: str, min_rank: int
 ) -> dict[str, object]:
-    """Describe a layer, and what it weighs at three ranks."""
+    """Describe a layer, with its weights at three ranks."""
     scale = rank_scale(layer, encoding=encoding, at_max="factor", min_rank=min_rank)
     ranks = [int(scale.rank_from_unit(u)) for u in (0.0, 0.5, 1.0)]
     return {
@@ -164,7 +164,7 @@ def _macs_row(
     shapes: list[torch.Size],
     samples: int,
 ) -> dict[str, float]:
-    """Count a layer's multiply-adds for one sample, dense and at three ranks."""
+    """Count a layer's multiply-adds per sample, dense and at three ranks."""
     names = ["macs", *(f"macs_{p}" for p in _POINTS)]
     if not shapes:
         return dict.fromkeys(names, float("nan"))
@@ -179,7 +179,7 @@ def _macs_row(
 
 
 def _share(table: pd.DataFrame, column: str, total: int) -> str:
-    """Say what the layers in play add up to, from smallest to largest rank."""
+    """State the share of the whole network that remains at three ranks."""
     if not len(table) or not total:
         return ""
     low, centre, high = (int(table[f"{column}_{p}"].sum()) for p in _POINTS)
@@ -190,7 +190,7 @@ def _share(table: pd.DataFrame, column: str, total: int) -> str:
 
 
 def _as_text(table: pd.DataFrame) -> str:
-    """Print a table in full width, shapes with an x between the sides."""
+    """Format a table in full width, with shapes such as 3 x 4."""
     table = table.copy()
     if "weight_shape" in table:
         shapes = [" x ".join(map(str, shape)) for shape in table["weight_shape"]]

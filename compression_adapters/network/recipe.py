@@ -1,4 +1,4 @@
-"""What was done to a network: kept with it, and stored beside its weights."""
+"""The record of a compression: kept with the network and stored with its weights."""
 
 import json
 from collections.abc import Iterable, Mapping
@@ -14,12 +14,12 @@ FORMAT_VERSION: Final = 1
 
 
 _ATTRIBUTE: Final = "compression_recipe"
-"""Where a compressed network keeps its recipe, so that a later search can add to it."""
+"""Attribute with the recipe of a compressed network; a later search adds to it."""
 
 
 @dataclass(frozen=True)
 class LayerRecipe:
-    """What was done to one layer.
+    """The record of one layer.
 
     Args:
         name: Layer name.
@@ -36,12 +36,12 @@ class LayerRecipe:
 
 @dataclass(frozen=True)
 class CompressionRecipe:
-    """What was done to a network, as it is stored in `recipe.json`.
+    """The record of a compression, as stored in `recipe.json`.
 
     Args:
-        layers: One entry for each layer in play, those left dense included, in the
-            order in which they were compressed: a layer that was compressed again by a
-            later search comes again.
+        layers: One entry per layer in play, including dense ones, in the order in which
+            they were compressed: a layer that a later search compressed again appears
+            again.
         format_version: Version of the format; a newer one is refused.
 
     Example:
@@ -59,11 +59,11 @@ class CompressionRecipe:
 
     @classmethod
     def from_json(cls, text: str) -> "CompressionRecipe":
-        """Read a recipe, refusing whatever `to_json` would not have written.
+        """Read a recipe, refusing anything that `to_json` would not have written.
 
         Raises:
-            ValueError: when the text is no JSON, of a newer format, or has missing,
-                extra or ill-typed entries; the message says which.
+            ValueError: when the text is not JSON, of a newer format, or has missing,
+                extra or ill-typed entries; the message names them.
         """
         try:
             data = json.loads(text)
@@ -86,13 +86,13 @@ class CompressionRecipe:
 
 
 def recipe_of(network: nn.Module) -> tuple[LayerRecipe, ...]:
-    """Return what was done to a network by all searches so far.
+    """Return the record of all searches of a network so far.
 
     Args:
         network: Any network.
 
     Returns:
-        Entries in the order in which they were applied; none for a network that was
+        Entries in the order in which they were applied; empty for a network that was
         not compressed here, or was put into another module since.
     """
     recipe: tuple[LayerRecipe, ...] = vars(network).get(_ATTRIBUTE, ())
@@ -100,11 +100,11 @@ def recipe_of(network: nn.Module) -> tuple[LayerRecipe, ...]:
 
 
 def record_recipe(network: nn.Module, entries: Iterable[LayerRecipe]) -> None:
-    """Keep with a network what was done to it.
+    """Store the record of its compression with a network.
 
     Args:
         network: The compressed network.
-        entries: All of them; what was kept before is replaced.
+        entries: All entries; they replace earlier ones.
     """
     setattr(network, _ATTRIBUTE, tuple(entries))
 
@@ -112,14 +112,14 @@ def record_recipe(network: nn.Module, entries: Iterable[LayerRecipe]) -> None:
 def entries_for(
     layers: Iterable[LayerSpec], ranks: Mapping[str, Rank]
 ) -> tuple[LayerRecipe, ...]:
-    """Describe what one search does to its layers.
+    """Describe the result of one search for its layers.
 
     Args:
         layers: The layers in play.
         ranks: Layer name to rank or `"dense"`.
 
     Returns:
-        One entry a layer.
+        One entry per layer.
 
     Raises:
         ValueError: when a layer has no rank.

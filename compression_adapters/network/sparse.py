@@ -1,4 +1,4 @@
-"""Tensors with many zeros as values and places, for files that hold nothing else."""
+"""Store tensors with many zeros as values and positions."""
 
 from collections.abc import Mapping
 from typing import Final
@@ -14,8 +14,8 @@ BITS: Final = ":bits"
 
 
 INDICES: Final = ":indices"
-"""Endings of the names under which the parts of a tensor are stored. No name of a
-module's tensor holds a colon, unless somebody put it there; then it stays dense."""
+"""Suffixes of the names of the parts of a stored tensor. No tensor of a module has a
+colon in its name, unless a user put it there; then it stays dense."""
 
 
 _INTEGERS: Final = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
@@ -24,10 +24,9 @@ _INTEGERS: Final = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int
 def pack(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Replace each tensor that is smaller in a sparse format by its parts.
 
-    The parts are the values that are not zero, in order, and where they are: one bit
-    for each entry, or a 32-bit index for each value, whichever is smaller, as
-    `sparse_bytes` counts. An entry whose bits are all zero is the only one left out, so
-    that a negative zero comes back as one.
+    The parts are the nonzero values, in order, and their positions: one bit per entry,
+    or a 32-bit index per value, whichever is smaller, as `sparse_bytes` counts. Only an
+    entry whose bits are all zero is left out, so a negative zero is restored as one.
 
     Args:
         tensors: Contiguous tensors by name.
@@ -53,12 +52,12 @@ def pack(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def unpack(
     stored: Mapping[str, Tensor], shapes: Mapping[str, torch.Size]
 ) -> dict[str, Tensor]:
-    """Put the parts together again, exactly.
+    """Restore tensors from their parts, exactly.
 
     Args:
-        stored: From `pack`, or anything a file held.
-        shapes: Name to shape of the tensors that are expected. Parts of others are
-            returned as they are, for the caller to refuse.
+        stored: From `pack`, or the contents of any file.
+        shapes: Name to shape of the expected tensors. Parts of others are returned as
+            they are, for the caller to refuse.
 
     Returns:
         Dense tensors by name.
@@ -82,7 +81,7 @@ def unpack(
 
 
 def _parts(tensor: Tensor) -> dict[str, Tensor] | None:
-    """Return a tensor's parts, or None where it is smaller as it is."""
+    """Return a tensor's parts, or None if the tensor itself is smaller."""
     each, size = tensor.element_size(), tensor.numel()
     if tensor.ndim < 2 or tensor.is_complex() or each not in _INTEGERS:
         return None
@@ -100,7 +99,7 @@ def _parts(tensor: Tensor) -> dict[str, Tensor] | None:
 
 
 def _whole(name: str, tensors: dict[str, Tensor], shape: torch.Size) -> Tensor:
-    """Take a tensor's parts out and return it dense."""
+    """Remove a tensor's parts and return it dense."""
     values, size = tensors.pop(name + VALUES), shape.numel()
     bits, indices = tensors.pop(name + BITS, None), tensors.pop(name + INDICES, None)
     wrong = ValueError(
@@ -112,7 +111,7 @@ def _whole(name: str, tensors: dict[str, Tensor], shape: torch.Size) -> Tensor:
     if bits is not None:
         if bits.dtype != torch.uint8 or bits.shape != (-(-size // 8),):
             raise wrong
-        # Of the last byte only the entries that exist count.
+        # Only the existing entries of the last byte count.
         places = np.unpackbits(bits.numpy())[:size].nonzero()[0]
         where = torch.from_numpy(places)
     else:

@@ -1,4 +1,4 @@
-"""Put truncated layers into a network, and count what they weigh."""
+"""Put truncated layers into a network, and count their weights."""
 
 import copy
 from collections.abc import Iterable, Iterator, Mapping
@@ -19,14 +19,14 @@ from compression_adapters.rank_space.scales import DENSE, Rank
 def factorize_network(
     network: nn.Module, layers: Iterable[LayerSpec]
 ) -> dict[str, Factors]:
-    """Decompose every layer once; all trials slice these factors.
+    """Decompose every layer once; trials slice these factors.
 
     Args:
         network: The reference network; not modified and not aliased.
         layers: The layers, from `find_layers`.
 
     Returns:
-        Layer name to the factors of its decomposition. Slow: one SVD a layer.
+        Layer name to the factors of its decomposition. Slow: one SVD per layer.
 
     Raises:
         ValueError: when a layer is missing or its weights are not finite.
@@ -39,7 +39,7 @@ def factorize_network(
         torch.Size([20, 20])
     """
     factors: dict[str, Factors] = {}
-    # Factors made in inference mode could not be used outside it.
+    # Factors created in inference mode could not be used outside it.
     with torch.inference_mode(False), torch.no_grad():
         for layer in layers:
             module = _layer(network, layer.name)
@@ -60,17 +60,17 @@ def truncated(
     layers: Iterable[LayerSpec],
     ranks: Mapping[str, Rank],
 ) -> Iterator[nn.Module]:
-    """Swap truncated layers into the network, and always put the layers back.
+    """Swap truncated layers into the network, and always restore the layers.
 
-    For trials: no copy of the network is made, and the new layers share memory with
-    the factors. A module that is registered at several paths is replaced at all of
-    them by the same new module.
+    For trials: the network is not copied, and the new layers share memory with the
+    factors. A module that is registered at several paths is replaced at all of them by
+    the same new module.
 
     Args:
         network: The reference network; changed inside the `with` block only.
         factors: From `factorize_network`.
         layers: The layers in play.
-        ranks: Layer name to rank; `"dense"` leaves the layer.
+        ranks: Layer name to rank; `"dense"` leaves the layer unchanged.
 
     Yields:
         The network itself, with its layers truncated.
@@ -107,7 +107,7 @@ def truncate_network(
     layers: Iterable[LayerSpec],
     ranks: Mapping[str, Rank],
 ) -> nn.Module:
-    """Build a truncated network of its own, to keep.
+    """Build an independent truncated network, to keep.
 
     Args:
         network: The reference network; neither modified nor aliased.
@@ -116,9 +116,9 @@ def truncate_network(
         ranks: Layer name to rank; `"dense"` copies the layer.
 
     Returns:
-        A copy whose truncated layers own contiguous memory and can be trained wherever
-        the layers they replace could. Where a decomposition has something better than
-        the slice of a trial (`Decomposition.finalize`), it is that.
+        A copy whose truncated layers own contiguous memory and can be trained if the
+        layers they replace can. If a decomposition has something better than the slice
+        of a trial (`Decomposition.finalize`), the copy uses it.
 
     Raises:
         ValueError: when a rank is missing or not legal for its layer.
@@ -147,15 +147,15 @@ def copy_with_layers(
 
     Args:
         network: Neither modified nor aliased.
-        replacements: Pairs of a module of `network` and the module that takes its
-            place, everywhere it is registered. The new modules go into the copy
-            themselves; their parameters are cloned, since they may be views.
+        replacements: Pairs of a module of `network` and its replacement, which is used
+            everywhere the module is registered. The new modules themselves go into the
+            copy; their parameters are cloned, because they may be views.
 
     Returns:
         The copy.
     """
-    # The memo makes deepcopy use the new module wherever it meets the old one: the
-    # weights that are replaced are never copied.
+    # The memo makes deepcopy use the new module in place of the old one: replaced
+    # weights are never copied.
     memo: dict[int, nn.Module | torch.Tensor] = {}
     with torch.inference_mode(False), torch.no_grad():
         for tensor in _computed_tensors(network):
@@ -169,7 +169,7 @@ def copy_with_layers(
 def put_layers(
     network: nn.Module, replacements: Iterable[tuple[nn.Module, nn.Module]]
 ) -> None:
-    """Replace modules of a network for good, everywhere they are registered.
+    """Replace modules of a network permanently, everywhere they are registered.
 
     Args:
         network: Changed in place.
@@ -192,7 +192,7 @@ def _replacements(
     *,
     final: bool,
 ) -> list[tuple[nn.Module, nn.Module]]:
-    """Pair each layer that is not left dense with its truncation, or what is kept."""
+    """Pair each layer that is not dense with its truncated or final form."""
     pairs = []
     for layer in layers:
         rank = _rank_of(layer, ranks)
@@ -212,7 +212,7 @@ def _replacements(
 def _slots(
     network: nn.Module, wanted: Mapping[int, nn.Module]
 ) -> list[tuple[nn.Module, str, nn.Module]]:
-    """List where modules are registered: parent, name, and the module itself."""
+    """List the places of registered modules: parent, name, and the module."""
     return [
         (parent, name, child)
         for parent in network.modules()
@@ -231,7 +231,7 @@ def _give_own_memory(new: nn.Module, old: nn.Module) -> None:
 
 
 def _computed_tensors(network: nn.Module) -> Iterator[torch.Tensor]:
-    """List what masks and old-style norms have computed, which deepcopy refuses."""
+    """List tensors computed by masks and old-style norms, which deepcopy refuses."""
     for module in network.modules():
         for value in vars(module).values():
             if isinstance(value, torch.Tensor) and not value.is_leaf:
@@ -239,7 +239,7 @@ def _computed_tensors(network: nn.Module) -> Iterator[torch.Tensor]:
 
 
 def _layer(network: nn.Module, name: str) -> nn.Module:
-    """Return the module at a path, or say that the network has none."""
+    """Return the module at a path, or raise if the network has none."""
     try:
         return network.get_submodule(name)
     except AttributeError as error:

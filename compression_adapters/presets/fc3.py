@@ -59,10 +59,10 @@ def train_fc3(
     """Train FC3 from scratch with Adam, the learning rate falling linearly to zero.
 
     Args:
-        seed: Decides initial weights and order; global random state is not touched.
+        seed: Determines initial weights and order; global random state is not changed.
         epochs: Passes over the data; the default reaches 98.4 % on the test images.
-        batch_size: Images in one step.
-        learning_rate: Of the first step.
+        batch_size: Images per step.
+        learning_rate: Learning rate of the first step.
         data: Images and labels; the MNIST training set if None.
         progress: Called after each epoch.
 
@@ -72,8 +72,8 @@ def train_fc3(
     Raises:
         ValueError: when `epochs` or `batch_size` is below 1.
 
-    Source: Ma et al. 2019, section 4.2. Deviation: the paper does not say how it
-        trained; optimiser and schedule are ours.
+    Source: Ma et al. 2019, section 4.2. Deviation: the paper does not describe its
+        training; optimiser and schedule are ours.
     """
     if epochs < 1 or batch_size < 1:
         raise ValueError(
@@ -81,13 +81,13 @@ def train_fc3(
         )
     images, labels = mnist(train=True) if data is None else data
     rng = torch.Generator().manual_seed(seed)
-    with torch.random.fork_rng(devices=[]):  # layers draw weights we overwrite
+    with torch.random.fork_rng(devices=[]):  # layers draw weights that we overwrite
         network = fc3()
     _initialize(network, rng)
     optimizer = torch.optim.Adam(network.parameters(), lr=learning_rate)
     steps = epochs * -(-len(images) // batch_size)
     schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 1.0 / steps, steps)
-    # Training works whatever mode the caller is in.
+    # Training works in any mode of the caller.
     with torch.inference_mode(False), torch.enable_grad():
         for epoch in range(epochs):
             order = torch.randperm(len(images), generator=rng)
@@ -104,7 +104,7 @@ def train_fc3(
 def trained_fc3(
     *, seed: int = 0, cache: bool = True, progress: Progress | None = None
 ) -> nn.Module:
-    """Return a trained FC3, from the cache if an earlier run has left one there.
+    """Return a trained FC3, from the cache if an earlier run left one there.
 
     Kept as `fc3-seed<seed>.safetensors` with a note beside it (`.json`: seed, epochs,
     test accuracy, version of torch) in `cache_folder()`.

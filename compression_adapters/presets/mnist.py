@@ -24,23 +24,24 @@ MNIST_MD5: Final = {
 
 
 def cache_folder() -> Path:
-    """Return where data and trained networks are kept between runs.
+    """Return the folder where data and trained networks are kept between runs.
 
     Returns:
-        The environment variable `AX_PAC_CACHE` if set, else the user's cache folder.
+        The environment variable `AX_PAC_CACHE` if set, otherwise the user's cache
+        folder.
     """
     override = os.environ.get("AX_PAC_CACHE")
     return Path(override) if override else platformdirs.user_cache_path("ax-pac")
 
 
 def mnist(train: bool) -> tuple[Tensor, Tensor]:
-    """Load MNIST from the copy that comes with the package.
+    """Load MNIST from the copy in the package.
 
-    The files are unpacked into `cache_folder()` once, as torchvision reads them, and
-    their checksums are verified at each call.
+    The files are unpacked into `cache_folder()` once, in the form that torchvision
+    reads, and their checksums are verified at each call.
 
     Args:
-        train: The 60,000 training images, or else the 10,000 test images.
+        train: The 60,000 training images if True, otherwise the 10,000 test images.
 
     Returns:
         Images as float32 in [0, 1], shape `n x 1 x 28 x 28`, and labels as int64,
@@ -73,12 +74,12 @@ def _unpack_mnist(folder: Path) -> None:
 
 
 def _md5(content: bytes) -> str:
-    """Return the checksum; against damage, not against attack."""
+    """Return the checksum; it protects against damage, not against attack."""
     return hashlib.md5(content, usedforsecurity=False).hexdigest()
 
 
 def _write(path: Path, content: bytes) -> None:
-    """Write a file that appears whole or not at all, for several processes at once."""
+    """Write a file atomically, safe for several processes at once."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.NamedTemporaryFile(
         dir=path.parent, prefix=f".{path.name}.", delete=False

@@ -19,17 +19,17 @@ from compression_adapters.presets.torchvision import (
 
 @dataclass(frozen=True)
 class Preset:
-    """A network with a name, and the data it is compressed on.
+    """A named network, and the data it is compressed on.
 
     Args:
         name: Its name on the command line.
-        description: One line for a list of presets.
+        description: One line for the list of presets.
         build: Makes the network with fresh weights, for `load_compressed`.
-        trained: Makes the trained reference network; keeps it for the next run.
-        choose: Which layers the paper compresses.
-        train_data: The pool: inputs and labels. None where the user brings the images.
+        trained: Makes the trained reference network, and keeps it for the next run.
+        choose: Selects the layers that the paper compresses.
+        train_data: The pool: inputs and labels. None if the user provides the images.
         test_data: Inputs and labels for the final accuracy, or None.
-        gamma: Default weight of the loss, or None where none was measured.
+        gamma: Default weight of the loss, or None if none was measured.
         choices: Further choices of layers by name.
     """
 

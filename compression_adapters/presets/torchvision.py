@@ -17,7 +17,7 @@ def choose_3x3(name: str, module: nn.Module) -> Decomposition | None:
     paper takes eight (`choose_second_3x3`).
 
     Args:
-        name: Layer name; not looked at.
+        name: Layer name; not used.
         module: The module at that name.
 
     Returns:
@@ -58,8 +58,8 @@ def torchvision_network(name: str, num_classes: int = 1000) -> nn.Module:
     """Build one of torchvision's networks for classification, with fresh weights.
 
     Args:
-        name: As `torchvision.models` calls it, such as `resnet18`.
-        num_classes: Outputs.
+        name: Its name in `torchvision.models`, such as `resnet18`.
+        num_classes: Number of outputs.
 
     Returns:
         The network, in eval mode.
@@ -84,7 +84,7 @@ def pretrained(name: str, weights: str = "IMAGENET1K_V1") -> nn.Module:
     They are read from torch's cache, or downloaded into it; nothing is unpickled.
 
     Args:
-        name: As `torchvision.models` calls it.
+        name: Its name in `torchvision.models`.
         weights: Name of the weights, such as `IMAGENET1K_V1` or `DEFAULT`.
 
     Returns:
@@ -92,7 +92,7 @@ def pretrained(name: str, weights: str = "IMAGENET1K_V1") -> nn.Module:
 
     Raises:
         ValueError: when there are no such weights, or they cannot be downloaded; the
-            message says what to download and where to put it.
+            message states what to download and where to put it.
     """
     from torchvision import models
 
@@ -127,17 +127,18 @@ def image_folder(
     mean: tuple[float, ...] = (0.485, 0.456, 0.406),
     std: tuple[float, ...] = (0.229, 0.224, 0.225),
 ) -> Dataset[Any]:
-    """Read a folder of images as networks for ImageNet expect them.
+    """Read a folder of images in the form that networks for ImageNet expect.
 
-    The short side is resized to `size / 0.875`, the middle `size x size` pixels are cut
-    out and normalised. No random augmentation: an image is the same each time.
+    The short side is resized to `size / 0.875`, and the central `size x size` pixels
+    are cropped and normalised. There is no random augmentation: an image is the same
+    each time.
 
     Args:
-        folder: One folder a class with its images, as in ILSVRC2012's `train` and
-            `val`; classes are numbered in the order of their names.
+        folder: One folder of images per class, as in ILSVRC2012's `train` and `val`;
+            classes are numbered in the order of their names.
         size: Height and width. Unit: pixels.
-        mean: Of each colour, subtracted. Pixels are in [0, 1].
-        std: Of each colour, divided by.
+        mean: Per colour, subtracted. Pixels are in [0, 1].
+        std: Per colour, divided by.
 
     Returns:
         A dataset of images, `3 x size x size`, and class indices.
@@ -159,7 +160,7 @@ def image_folder(
         images: Dataset[Any] = datasets.ImageFolder(str(folder), prepare)
     except FileNotFoundError as error:
         raise ValueError(
-            f"{folder} must hold one folder for each class with its images, as "
+            f"{folder} must hold one folder of images per class, as "
             f"ILSVRC2012's train and val do: {error}"
         ) from error
     return images

@@ -1,4 +1,4 @@
-"""Between a point of the search space and the ranks of the layers it drives."""
+"""Convert between points of the search space and ranks of layers."""
 
 import keyword
 import re
@@ -22,7 +22,7 @@ Tie = Callable[[str], str] | Literal["threshold"]
 """Which layers share a coordinate: layer name to group, or one threshold for all."""
 
 
-# Edges of two scales that are closer than this are the same edge.
+# Edges of two scales closer than this are the same edge.
 _ROUNDING = 1e-12
 
 
@@ -55,8 +55,8 @@ def rank_parameters(
 
     Parameter names are identifiers, because Ax parses them in constraints:
     `layer4.0.conv1` becomes `layer4__0__conv1`, and a leading digit is prefixed by
-    `layer_`. Different layers never share a name: of `a.b` and `a__b`, the second one
-    to come is called `a__b_2`.
+    `layer_`. Different layers never share a name: if there are both `a.b` and `a__b`,
+    the second one is called `a__b_2`.
 
     Args:
         layers: The layers, from `find_layers`.
@@ -72,7 +72,7 @@ def rank_parameters(
             `"threshold"`.
 
     Returns:
-        One parameter a group, in the order in which the groups first appear.
+        One parameter per group, in the order in which the groups first appear.
 
     Raises:
         ValueError: as `rank_scale` and `threshold_scales` do, or for a `tie` that is
@@ -119,7 +119,7 @@ def rank_parameters(
 def layer_ranks(
     parameterization: Mapping[str, float], parameters: Iterable[RankParameter]
 ) -> dict[str, Rank]:
-    """Turn a point of the search space into the rank of every layer.
+    """Convert a point of the search space to the rank of every layer.
 
     Args:
         parameterization: Parameter name to unit coordinate.
@@ -153,10 +153,10 @@ def layer_ranks(
 def parameterization_from_ranks(
     ranks: Mapping[str, Rank], parameters: Iterable[RankParameter]
 ) -> dict[str, float]:
-    """Turn the ranks of the layers into a point of the search space.
+    """Convert the ranks of the layers to a point of the search space.
 
-    The inverse of `layer_ranks`: the centre of the rank's bin, for tied layers the
-    centre of what their bins have in common.
+    The inverse of `layer_ranks`: the centre of the rank's bin, or for tied layers the
+    centre of the intersection of their bins.
 
     Args:
         ranks: Layer name to rank or `"dense"`.
@@ -197,10 +197,11 @@ def parameterization_from_ranks(
 
 
 def bin_edges(parameters: Iterable[RankParameter]) -> dict[str, list[float]]:
-    """Return the edges between which points of the search space are the same network.
+    """Return the edges of the bins in which all points are the same network.
 
-    The `cells` of `pac_generation_strategy`. Tied layers divide their coordinate at the
-    edges of each of them, so that a bin holds one combination of ranks.
+    These are the `cells` of `pac_generation_strategy`. Tied layers divide their
+    coordinate at the edges of all of them, so that a bin holds one combination of
+    ranks.
 
     Args:
         parameters: The search space.
@@ -217,7 +218,7 @@ def bin_edges(parameters: Iterable[RankParameter]) -> dict[str, list[float]]:
 
 
 def _common_edges(parameter: RankParameter) -> list[float]:
-    """Merge the edges of tied layers, those equal but for rounding into one."""
+    """Merge the edges of tied layers; edges equal up to rounding become one."""
     merged = sorted({edge for scale in parameter.scales for edge in scale.edges})
     apart = [low for low, high in pairwise(merged) if high - low > _ROUNDING]
     return [*apart, 1.0]
@@ -237,7 +238,7 @@ def _require_names(given: Iterable[str], expected: Iterable[str], kind: str) -> 
 
 
 def _identifiers(groups: Iterable[str]) -> dict[str, str]:
-    """Map group names to identifiers, different ones for different groups."""
+    """Map group names to identifiers, distinct ones for distinct groups."""
     names: dict[str, str] = {}
     taken: set[str] = set()
     for group in groups:

@@ -18,7 +18,7 @@ Rank = int | Literal["dense"]
 
 
 DENSE: Final = "dense"
-"""The outcome that leaves a layer as it is."""
+"""The outcome that leaves a layer unchanged."""
 
 
 MINIMAL_WIDTH_SHARE: Final = 0.01
@@ -37,7 +37,7 @@ class RankScale:
         max_rank: Largest rank.
         at_max: Whether the last bin is `dense` or the factors at `max_rank`.
         edges: Strictly increasing from 0.0 to 1.0, one more than there are bins.
-        round_to: Ranks are multiples of this, or `max_rank` where no multiple lies
+        round_to: Ranks are multiples of this, or `max_rank` if there is no multiple
             between the two.
 
     Raises:
@@ -157,7 +157,7 @@ def _energy_edges(
         )
     energy = np.cumsum((s / s.max()) ** 2)
     energy /= energy[-1]
-    # Ranks below min_rank fold into the first bin, all beyond max_rank into the last.
+    # Ranks below min_rank join the first bin, all above max_rank the last.
     inner = energy[min_rank - 1 : max_rank if dense else max_rank - 1]
     widths = np.diff(np.concatenate(([0.0], inner, [1.0]))).clip(min=0.0)
     floor = MINIMAL_WIDTH_SHARE / len(widths)
@@ -184,11 +184,11 @@ def rank_scale(
 ) -> RankScale:
     """Divide [0, 1] into the bins of one layer's ranks.
 
-    - `linear`: equal widths. The paper's encoding; under it all useful ranks of a wide
-      layer crowd into one corner of the cube.
-    - `log`: the bin of rank r is [log(r / r_min), log((r + 1) / r_min)), scaled to
-      [0, 1]: the rank grows geometrically. Dense counts as rank max_rank + 1, so that
-      its bin is as wide as a further rank's and not the single point 1.0.
+    - `linear`: equal widths. The paper's encoding; all useful ranks of a wide layer lie
+      in one corner of the cube.
+    - `log`: the bin of rank r is [log(r / r_min), log((r + 1) / r_min)), scaled to [0,
+      1]: the rank grows geometrically. Dense counts as rank max_rank + 1, so that its
+      bin is as wide as that of one more rank, and not the single point 1.0.
     - `energy`: the coordinate is the share of the layer's squared singular values that
       is kept; dense takes the energy beyond `max_rank`. One hundredth of the range
       (`MINIMAL_WIDTH_SHARE`) is divided equally among the bins, so that each rank stays
@@ -196,16 +196,15 @@ def rank_scale(
 
     Args:
         layer: The layer.
-        encoding: A key of `ENCODINGS`. `log` is the default because searches under it
-            end at the right answer more often than under the other two.
+        encoding: A key of `ENCODINGS`. `log` is the default because searches with it
+            end at the right answer more often than with the other two.
         at_max: Whether the last bin means *left dense*, or as in the paper the factors
             at `max_rank`, which cost as much as the layer and are less accurate.
         min_rank: Smallest rank. Above the layer's `max_rank` it is clipped to it: a
             floor of 10 on a layer with maximal rank 9 leaves rank 9 (and dense).
-        round_to: Use only multiples of this, which hardware may like: 8 for instance.
-            A bin takes over what belongs to the ranks below it that are no multiples,
-            the last one what is above it. A layer without a multiple keeps its
-            `max_rank`.
+        round_to: Use only multiples of this, such as 8, which some hardware prefers. A
+            bin includes the ranks below it that are not multiples, the last bin also
+            those above. A layer without a multiple keeps its `max_rank`.
         singular_values: For `energy` only. Shape `full_rank`.
 
     Returns:
@@ -216,7 +215,7 @@ def rank_scale(
             1, or singular values that `energy` cannot use; the message names the layer.
 
     Source: Ma et al. 2019, section 3.3 (linear, `at_max="factor"`). Deviation: the
-        paper does not say how it rounds; here each rank has a bin.
+        paper does not specify its rounding; here each rank has a bin.
 
     Example:
         >>> layer = LayerSpec("fc", None, (30, 20), 12, 600)
@@ -238,7 +237,7 @@ def rank_scale(
 def check_scale_options(
     layer: LayerSpec, encoding: str, at_max: str, min_rank: int, round_to: int
 ) -> None:
-    """Refuse options that no scale can have.
+    """Refuse options that are invalid for every scale.
 
     Raises:
         ValueError: as `rank_scale` does; the message names the layer.
@@ -256,11 +255,11 @@ def scale_of_edges(
     at_max: AtMax,
     round_to: int,
 ) -> RankScale:
-    """Make a scale of the edges of all ranks, keeping those of the allowed ones.
+    """Make a scale from the edges of all ranks, keeping the allowed ones.
 
     Args:
-        edges: Of the ranks from `low` to the layer's maximal one, and of dense where
-            `at_max` says so; from 0 to any positive number.
+        edges: Of the ranks from `low` to the layer's maximal one, and of dense with
+            `at_max="dense"`; from 0 to any positive number.
         low: Smallest rank.
         layer: The layer.
         at_max: See `rank_scale`.

@@ -19,14 +19,14 @@ from compression_adapters.rank_space.scales import (
 )
 
 THRESHOLD: Final = "threshold"
-"""In place of a `tie` function: one threshold and one coordinate for all layers."""
+"""Value of `tie` for one threshold and one coordinate for all layers."""
 
 
 _STEPS: Final = 1000.0
 
 
 _FLOOR: Final = 1e-6
-"""Share of [0, 1] divided equally among a layer's bins: weights of equal magnitude."""
+"""Share of [0, 1] divided equally among a layer's bins, for weights of equal size."""
 
 
 Floats = NDArray[np.float64]
@@ -41,18 +41,18 @@ def threshold_scales(
     round_to: int = 1,
     singular_values: Mapping[str, Tensor],
 ) -> dict[str, RankScale]:
-    """Divide one coordinate into the ranks that each layer has under one threshold.
+    """Divide one coordinate into the ranks of each layer under one threshold.
 
-    A layer of small weights loses more of them than a layer of large ones, which is
-    what one share for all layers (`tie`) cannot do. The coordinate is the share of all
-    weights that the threshold keeps: the share itself (`linear`), its logarithm from a
-    thousandth on (`log`), or the share of all squared weights (`energy`).
+    A layer with small weights loses more of them than a layer with large ones, which
+    one share for all layers (`tie`) cannot achieve. The coordinate is the share of all
+    weights that the threshold keeps: the share itself (`linear`), its logarithm from
+    one thousandth on (`log`), or the share of all squared weights (`energy`).
 
-    A layer is cut in steps of a thousandth (`LEVELS`), so that the threshold that
-    applies to it is off by at most half of one of its own steps.
+    Layers are cut in steps of one thousandth (`LEVELS`), so the threshold that applies
+    to a layer is off by at most half of one of its steps.
 
     Args:
-        layers: All of them pruned.
+        layers: The layers, all of them pruned.
         encoding: A key of `ENCODINGS`, of the share over all layers.
         at_max: Whether the last bin means that all layers are left dense.
         min_rank: Smallest rank of a layer, in thousandths of its weights.
@@ -101,8 +101,8 @@ def threshold_scales(
     for layer in layers:
         magnitudes, _ = steps[layer.name]
         low = min(min_rank, layer.max_rank)
-        # Rank r begins where the threshold falls to the size of the weights it adds;
-        # the lowest rank also stands for all thresholds above its own.
+        # Rank r begins where the threshold falls to the size of the weights it adds.
+        # The lowest rank also stands for all higher thresholds.
         inner = place(magnitudes)[low:]
         if at_max == DENSE:
             inner = np.append(inner, place(np.array([-1.0])))
@@ -117,7 +117,7 @@ def threshold_scales(
 def _steps(
     layer: LayerSpec, singular_values: Mapping[str, Tensor]
 ) -> tuple[Floats, Floats]:
-    """Return for each rank the size of the weights that it adds, and their number."""
+    """Return for each rank the size and the number of the weights that it adds."""
     norms = singular_values[layer.name].detach().double().cpu().numpy()
     counts = np.array(
         [0, *(layer.weights_at(rank) for rank in range(1, layer.max_rank + 1))], float
@@ -130,7 +130,7 @@ def _steps(
 def _place_on_coordinate(
     encoding: str, steps: Sequence[tuple[Floats, Floats]]
 ) -> Callable[[Floats], Floats]:
-    """Map a threshold to the coordinate in [0, 1] that stands for it."""
+    """Map a threshold to its coordinate in [0, 1]."""
     sizes = np.concatenate([magnitudes for magnitudes, _ in steps])
     worth = np.concatenate(
         [
@@ -150,7 +150,7 @@ def _place_on_coordinate(
         """Share of the weights above a threshold, on the scale of the encoding."""
         share = kept[np.searchsorted(falling, -thresholds, side="left")]
         if encoding == "log":
-            # One step more for dense, as in the encoding of a single layer.
+            # One more step for dense, as in the encoding of a single layer.
             placed = np.log1p(_STEPS * share) / np.log(_STEPS + 2.0)
         else:
             placed = share * _STEPS / (_STEPS + 1.0)

@@ -1,1 +1,1 @@
-"""What a run leaves behind: files, plots, one page."""
+"""The output of a run: files, plots and one page."""

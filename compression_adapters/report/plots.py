@@ -1,11 +1,11 @@
-"""Pictures of a finished search, from its tables alone."""
+"""Plots of a finished search, from its tables alone."""
 
 from __future__ import annotations
 
 import pandas as pd
 import plotly.graph_objects as go
 
-# On a logarithmic axis over one or two decades plotly's own ticks run into each other.
+# On a log axis over one or two decades, plotly's own tick labels overlap.
 _RATIO_TICKS = [0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0]
 
 
@@ -16,7 +16,7 @@ _ACCENT, _MUTED, _FAILED = "#1f77b4", "#b0b7bf", "#d62728"
 
 
 def plot_objective(trials: pd.DataFrame, incumbent: int | None = None) -> go.Figure:
-    """Draw the objective of each trial with its error bars, the incumbent marked.
+    """Plot the objective of each trial with its error bars, the incumbent marked.
 
     Args:
         trials: A search's trial table: `trial_index, objective, objective_sem, node`.
@@ -49,7 +49,7 @@ def plot_objective(trials: pd.DataFrame, incumbent: int | None = None) -> go.Fig
 
 
 def plot_ranks(layers: pd.DataFrame) -> go.Figure:
-    """Draw each layer's rank against its maximal rank.
+    """Plot each layer's rank against its maximal rank.
 
     Args:
         layers: A layer table: `layer, rank, max_rank, ratio`.
@@ -79,7 +79,7 @@ def plot_ranks(layers: pd.DataFrame) -> go.Figure:
 def plot_ratio_against_loss(
     trials: pd.DataFrame, incumbent: int | None = None
 ) -> go.Figure:
-    """Draw loss against compression ratio for every trial.
+    """Plot loss against compression ratio for every trial.
 
     Args:
         trials: A search's trial table.
@@ -111,10 +111,10 @@ def plot_ratio_against_loss(
 def plot_ratio_against_accuracy(
     points: pd.DataFrame,
 ) -> go.Figure:
-    """Draw test accuracy against compression ratio.
+    """Plot test accuracy against compression ratio.
 
     Args:
-        points: One row a network: `name, compression_ratio, accuracy`.
+        points: One row per network: `name, compression_ratio, accuracy`.
     """
     figure = go.Figure(
         go.Scatter(

@@ -1,4 +1,4 @@
-"""A finished search as files: summary, table of trials, and a page to look at."""
+"""The files of a finished search: summary, table of trials, and a web page."""
 
 from __future__ import annotations
 
@@ -52,9 +52,10 @@ def write_run(folder: Path, summary: dict[str, Any], trials: pd.DataFrame) -> No
     """Write `summary.json` and `trials.csv`.
 
     Args:
-        folder: Where to; made if missing.
-        summary: Plain JSON values. NaN and infinities become null, which JSON has.
-        trials: A search's trial table.
+        folder: Where to write; created if missing.
+        summary: Plain JSON values. NaN and infinities become null, because JSON lacks
+            them.
+        trials: The trial table of a search.
     """
     folder.mkdir(parents=True, exist_ok=True)
     write_versioned(folder / SUMMARY_FILE, summary, FORMAT_VERSION)
@@ -62,7 +63,7 @@ def write_run(folder: Path, summary: dict[str, Any], trials: pd.DataFrame) -> No
 
 
 def read_run(folder: Path) -> tuple[dict[str, Any], pd.DataFrame]:
-    """Read what `write_run` wrote.
+    """Read the files of `write_run`.
 
     Args:
         folder: A run's folder.
@@ -86,11 +87,11 @@ def read_run(folder: Path) -> tuple[dict[str, Any], pd.DataFrame]:
 def write_report(
     folder: Path, extra_figures: Sequence[tuple[str, go.Figure]] = ()
 ) -> Path:
-    """Write `report.html` from a run's files; it needs no network to be looked at.
+    """Write `report.html` from a run's files; it opens without a connection.
 
     Args:
         folder: A run's folder, see `write_run`.
-        extra_figures: Further pictures with their captions, put after the objective.
+        extra_figures: Further plots with their captions, placed after the objective.
 
     Returns:
         The page.
@@ -107,9 +108,9 @@ def write_report(
             plot_objective(trials, incumbent),
         ),
         *extra_figures,
-        ("What the search chose for each layer.", plot_ranks(layers)),
+        ("The rank of each layer.", plot_ranks(layers)),
         (
-            "What each evaluated network costs and loses, as the search saw it.",
+            "Ratio and loss of each evaluated network, as measured in the search.",
             plot_ratio_against_loss(trials, incumbent),
         ),
     ]
@@ -117,7 +118,7 @@ def write_report(
         points = _accuracy_points(summary, trials)
         figures.append(
             (
-                "Every evaluated network on the test set, which the search never saw.",
+                "Each evaluated network on the test set, which the search did not use.",
                 plot_ratio_against_accuracy(points),
             )
         )
@@ -127,7 +128,7 @@ def write_report(
 
 
 def _accuracy_points(summary: dict[str, Any], trials: pd.DataFrame) -> pd.DataFrame:
-    """Collect original, trials and result as points of ratio and accuracy."""
+    """Collect original network, trials and result as pairs of ratio and accuracy."""
     points = [
         {
             "name": "original",
@@ -171,7 +172,7 @@ def _page(
         layers.to_html(index=False, border=0, float_format="{:.4f}".format),
     ]
     for number, (caption, figure) in enumerate(figures):
-        # The library is written once, into the page: it opens without a network.
+        # The page contains the library once, so that it opens without a connection.
         parts.append(figure_html(figure, caption, with_library=number == 0))
     number_format = "{:.4g}".format
     table = trials.to_html(index=False, border=0, na_rep="", float_format=number_format)
@@ -201,12 +202,12 @@ def html_page(title: str, parts: Sequence[str]) -> str:
 
 
 def figure_html(figure: go.Figure, caption: str, *, with_library: bool) -> str:
-    """Draw a picture with its caption.
+    """Render a plot with its caption.
 
     Args:
-        figure: Its layout is changed to that of the page.
+        figure: The plot; its layout is adapted to the page.
         caption: Not yet escaped.
-        with_library: For the first picture of a page.
+        with_library: True for the first plot of a page.
 
     Returns:
         Part of a page.
@@ -225,13 +226,13 @@ def figure_html(figure: go.Figure, caption: str, *, with_library: bool) -> str:
 def verdict_html(
     holds: bool, level: str, reason: str, evaluations: int, stop_reason: str = ""
 ) -> str:
-    """Say in one paragraph whether a search is finished, and in what sense.
+    """State in one paragraph whether a search is certified, and at which level.
 
     Args:
-        holds: Whether its certificate does.
-        level: Of the certificate.
-        reason: Of the certificate.
-        evaluations: How many there were.
+        holds: Whether the certificate holds.
+        level: Level of the certificate.
+        reason: Reason of the certificate.
+        evaluations: Number of evaluations.
         stop_reason: Why the search ended without one, if known.
 
     Returns:
@@ -283,12 +284,12 @@ def _results_table(summary: dict[str, Any]) -> str:
 
 
 def _choices(summary: dict[str, Any]) -> list[str]:
-    """Say what the search chose beside the ranks."""
+    """State what the search chose apart from the ranks."""
     sentences = []
     if summary.get("sample_size"):
         sentences.append(str(summary["sample_size"]["reason"]))
     elif summary.get("num_samples"):
-        sentences.append(f"{summary['num_samples']} samples an evaluation.")
+        sentences.append(f"{summary['num_samples']} samples per evaluation.")
     if summary.get("gammas"):
         evaluations = sum(row["evaluations"] for row in summary["gammas"])
         sentences.append(

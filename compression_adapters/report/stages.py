@@ -1,4 +1,4 @@
-"""Several searches in a row as files: one summary, and one page to look at."""
+"""The files of several searches in a row: one summary and one web page."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def write_stages(
         out: Folder of the run.
         summary: Plain JSON values.
         last_stage: Folder of the last stage, whose network is copied.
-        network: Where to.
+        network: Where to copy it.
     """
     network.mkdir(parents=True, exist_ok=True)
     for name in ("recipe.json", "weights.safetensors"):
@@ -46,7 +46,7 @@ def write_stages(
 
 
 def read_stages(out: Path) -> dict[str, Any]:
-    """Read what `write_stages` wrote.
+    """Read the files of `write_stages`.
 
     Args:
         out: Folder of the run.
@@ -70,8 +70,8 @@ def stage_table(summary: dict[str, Any]) -> pd.DataFrame:
         summary: From `read_stages`.
 
     Returns:
-        One row a network: `network`, `weights_percent` of the whole network, `top1`
-        and `top5` in per cent where there are test data, `evaluations`, `certified`.
+        One row per network: `network`, `weights_percent` of the whole network, `top1`
+        and `top5` in per cent if there are test data, `evaluations`, `certified`.
     """
     rows = []
     for number, network in enumerate(summary["networks"]):
@@ -123,7 +123,7 @@ def write_stage_report(out: Path) -> Path:
                 "accuracy": [network["top1"] for network in networks],
             }
         )
-        caption = "Each network on the test set, against the weights that are left."
+        caption = "Each network on the test set, against its remaining weights."
         figure = plot_ratio_against_accuracy(points)
         parts.append(figure_html(figure, caption, with_library=True))
     parts += [

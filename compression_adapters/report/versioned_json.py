@@ -50,7 +50,7 @@ def read_versioned(path: Path, version: int) -> dict[str, Any]:
 
 
 def _plain(value: Any) -> Any:
-    """Turn mappings, sequences and floats into what JSON can hold."""
+    """Convert mappings, sequences and floats to JSON values."""
     if isinstance(value, dict):
         return {str(key): _plain(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):

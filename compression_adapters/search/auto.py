@@ -30,24 +30,24 @@ def search_auto(
     most: int,
     client: Client | None = None,
 ) -> CompressionResult:
-    """Search with as many samples an evaluation as cost what the optimiser costs.
+    """Search with as many samples per evaluation as take the optimiser's time.
 
-    The search starts with 50 samples. After the space-filling evaluations and three
-    that the model proposed, the number is chosen, once, from the wall times so far.
-    More than 50: the search starts anew, so that all its evaluations have one size, and
-    the first ones count towards nothing but the time. 50: it goes on.
+    The search starts with 50 samples. After the initial design and three proposals of
+    the model, the number is chosen, once, from the wall times so far. If it is more
+    than 50, the search restarts, so that all its evaluations have the same size; the
+    first evaluations only serve to measure times. If it is 50, the search continues.
 
-    The choice depends on wall times, so that two runs may differ where their seeds do
-    not. It is kept with the client: a search that is continued uses it again.
+    The choice depends on wall times, so two runs may differ although their seeds are
+    equal. It is kept with the client: a continued search uses it again.
 
     Args:
-        problem: With `num_samples` of 50.
+        problem: A problem with `num_samples` of 50.
         options: How; `max_trials` counts the evaluations of the search itself.
         most: See `most_samples`.
         client: Of an earlier search that chose its number of samples.
 
     Returns:
-        The result; its `sample_size` is None where the search ended before a choice.
+        The result; its `sample_size` is None if the search ended before a choice.
         `timings` includes the first evaluations.
 
     Raises:
@@ -87,7 +87,7 @@ def search_auto(
 def _choose(first: CompressionResult, proposed: int, most: int) -> SampleSize:
     """Choose from the times of the first trials."""
     times, trials = first.timings, len(first.trials)
-    # Proposing the space-filling points takes next to nothing.
+    # The space-filling points take almost no time to propose.
     overhead = (times["fit"] + times["propose"]) / proposed
     per_sample = times["evaluate"] / (trials * first.problem.num_samples)
     num_samples = balanced_sample_size(overhead, per_sample, most)

@@ -27,7 +27,7 @@ def new_client(problem: CompressionProblem) -> Client:
 
 
 def configure_client(client: Client, problem: CompressionProblem, name: str) -> None:
-    """Tell an empty client what is searched, and its name."""
+    """Configure an empty client with the search space and the name of a search."""
     client.configure_experiment(
         name=name, parameters=range_parameters(problem.parameters)
     )
@@ -37,17 +37,17 @@ def configure_client(client: Client, problem: CompressionProblem, name: str) -> 
 
 
 def reweighted_client(client: Client, problem: CompressionProblem) -> Client:
-    """Set up a client for another gamma, with every evaluation of an earlier one.
+    """Set up a client for another gamma, with all evaluations of an earlier one.
 
-    Loss, its SEM and ratio are stored apart from the objective, so that another gamma
-    only weighs anew what was measured.
+    Loss, its SEM and ratio are stored separately from the objective, so that the
+    results so far can be weighted with another gamma.
 
     Args:
-        client: Of an earlier search of the same layers.
+        client: Client of an earlier search of the same layers.
         problem: The problem with the new gamma.
 
     Returns:
-        A client of its own; failed trials are left behind.
+        A new client; failed trials are not copied.
 
     Raises:
         ValueError: when the client belongs to another search.
@@ -90,14 +90,14 @@ def check_same_space(client: Client, problem: CompressionProblem) -> None:
 
 @contextlib.contextmanager
 def quiet_ax() -> Iterator[None]:
-    """Keep Ax's report of every trial off the screen while our own bar shows them."""
+    """Hide Ax's report of every trial while our own progress bar shows them."""
     logger = logging.getLogger("ax.api.client")
     level = logger.level
     logger.setLevel(logging.WARNING)
     try:
         with warnings.catch_warnings():
-            # GPyTorch raises noise below 1e-6 of the data's variance to that, at every
-            # fit. More noise than there is makes a certificate harder to obtain.
+            # GPyTorch raises noise below 1e-6 of the data's variance to that value at
+            # every fit. More noise makes a certificate harder to obtain.
             warnings.filterwarnings("ignore", message="Very small noise values")
             yield
     finally:

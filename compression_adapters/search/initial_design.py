@@ -1,4 +1,4 @@
-"""What a search evaluates first."""
+"""The first points of a search."""
 
 from __future__ import annotations
 
@@ -30,19 +30,19 @@ def begins_on_diagonal(options: SearchOptions, problem: CompressionProblem) -> b
 
 
 def attach_diagonal(client: Client, problem: CompressionProblem, *, most: int) -> None:
-    """Ask for networks whose layers are all cut alike, before anything else.
+    """Begin with networks on the diagonal, whose layers are all cut alike.
 
-    In a deep network a random point has some layer cut to almost nothing, and so have
-    all points of a space-filling design: none of them says what a useful network costs.
-    On the diagonal of the cube there is one. Measured on ResNet18 with eight layers
-    (docs/benchmarks/networks.md): at gamma = 2 searches are certified that were not
-    before, at .15 after 80 evaluations in place of 130, and at .02 no sooner, but with
+    In a deep network, a random point cuts some layer to almost nothing, and so do all
+    points of a space-filling design: none of them is informative about useful networks.
+    The diagonal of the cube contains such a network. Measured on ResNet18 with eight
+    layers (docs/benchmarks/networks.md): at gamma = 2, searches are certified that were
+    not before; at .15, after 80 evaluations instead of 130; at .02, no sooner, but with
     a lower objective.
 
     Args:
         client: Without trials; those of the diagonal are running afterwards.
         problem: The problem.
-        most: How many.
+        most: Largest number of points.
     """
     for point in diagonal_points(problem)[:most]:
         client.attach_trial(dict(point))
@@ -55,7 +55,7 @@ def diagonal_points(problem: CompressionProblem) -> list[dict[str, float]]:
         problem: The problem.
 
     Returns:
-        Values of every coordinate, in [0, 1]; at most four points, none twice.
+        Values of every coordinate, in [0, 1]; at most four distinct points.
 
     Source: not in Ma et al. 2019.
     """

@@ -1,4 +1,4 @@
-"""The loop of a search: ask, evaluate, tell; the Ax client holds all its state."""
+"""The loop of a search: propose, evaluate, report; the Ax client holds all state."""
 
 from __future__ import annotations
 
@@ -38,8 +38,8 @@ class EvaluationError(RuntimeError):
     """Several evaluations in a row failed.
 
     Args:
-        message: What happened.
-        client: The client, with every trial that was completed before.
+        message: The error message.
+        client: The client, with all completed trials.
     """
 
     def __init__(self, message: str, client: Client) -> None:
@@ -51,11 +51,11 @@ class SearchLoop:
     """One run of the loop on an Ax client.
 
     Args:
-        problem: What is searched.
+        problem: The problem.
         client: Holds trials and strategy.
         options: How; the seed, with a trial's index, determines its samples.
-        known: How many of the client's trials do not count towards `max_trials`; None:
-            all that it has.
+        known: Number of the client's trials that do not count towards `max_trials`;
+            None: all of them.
     """
 
     def __init__(
@@ -84,10 +84,10 @@ class SearchLoop:
         )
 
     def run(self, max_trials: int) -> StopReason:
-        """Search; return why it ended."""
+        """Search; return why the search ended."""
         self.failures = 0
         try:
-            # Under evaluation when the process that began them ended.
+            # Trials that were running when their process ended.
             self._evaluate_all(self._running())
             while len(self.experiment.trials) - self.known < max_trials:
                 try:
@@ -97,14 +97,14 @@ class SearchLoop:
                 self._evaluate_all(trials)
         except KeyboardInterrupt:
             if len(self._completed("loss")) < 2:
-                raise  # nothing has been found yet that could be returned
+                raise  # there is no result yet to return
             return "interrupted"
         finally:
             self.bar.close()
         return "max_trials"
 
     def certify(self) -> PACCertificate:
-        """Return the certificate on the last data, from the record where there is."""
+        """Return the certificate on the last data, from its record if there is one."""
         return certify_experiment(
             self.experiment,
             delta=self.options.delta,
@@ -117,7 +117,7 @@ class SearchLoop:
         )
 
     def timings(self) -> dict[str, float]:
-        """Wall seconds of this run, split by what they were spent on."""
+        """Wall seconds of this run, by activity."""
         records = certificate_records(self.experiment)[self.first_record :]
         fit = sum(record["seconds"]["fit"] for record in records)
         for trial in list(self.experiment.trials.values())[self.first_trial :]:
@@ -130,7 +130,7 @@ class SearchLoop:
         }
 
     def _running(self) -> dict[int, Any]:
-        """Trials that were asked for and never reported."""
+        """Trials that were proposed and never reported."""
         return {
             index: dict(trial.arm.parameters)
             for index, trial in self.experiment.trials.items()
@@ -162,7 +162,7 @@ class SearchLoop:
                 earlier=self._completed("loss"),
             )
         except KeyboardInterrupt:
-            # In a database it stays, to be taken up when the search is continued.
+            # In a database it stays and is evaluated when the search is continued.
             if not isinstance(self.client, StoredClient):
                 self.client.mark_trial_abandoned(index)
             raise
@@ -186,7 +186,7 @@ class SearchLoop:
             )
 
     def _completed(self, metric: str) -> list[MeanSEM]:
-        """Estimates of one metric in trial order."""
+        """Estimates of one metric, in the order of the trials."""
         data = self.experiment.lookup_data().df
         if data.empty:
             return []

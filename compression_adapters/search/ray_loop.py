@@ -27,7 +27,7 @@ def search_loop(
     """Return the loop for a number of workers.
 
     Args:
-        problem: What is searched.
+        problem: The problem.
         client: Holds trials and strategy.
         options: How; without `workers` this process evaluates, one trial after the
             other.
@@ -38,7 +38,7 @@ def search_loop(
 
 
 def check_workers(problem: CompressionProblem, workers: int | None) -> None:
-    """Refuse what cannot be done on workers before a search begins.
+    """Refuse settings that do not work with workers, before a search begins.
 
     Raises:
         ImportError: when Ray is not installed.
@@ -50,7 +50,7 @@ def check_workers(problem: CompressionProblem, workers: int | None) -> None:
     device = next(problem.network.parameters()).device
     if device.type != "cpu":
         raise ValueError(
-            f"Workers evaluate on the CPU, and the network is on {device}: move it "
+            f"Workers evaluate on the CPU, but the network is on {device}: move it "
             "with network.cpu() (--device cpu), or leave workers out."
         )
     import_ray()
@@ -58,11 +58,11 @@ def check_workers(problem: CompressionProblem, workers: int | None) -> None:
 
 @dataclass(frozen=True)
 class ProblemEvaluation:
-    """One evaluation, as a worker makes it: the same samples as in one process.
+    """One evaluation on a worker, with the same samples as in one process.
 
     Args:
-        problem: What is searched; read once by each worker.
-        seed: Of the search.
+        problem: The problem; read once by each worker.
+        seed: Seed of the search.
     """
 
     problem: CompressionProblem
@@ -78,8 +78,8 @@ class ProblemEvaluation:
 
         Args:
             parameters: Parameter name to unit coordinate.
-            trial_index: With the seed it decides the samples.
-            earlier: Losses of the trials completed when this one began.
+            trial_index: With the seed it determines the samples.
+            earlier: Losses of the trials that were completed when this one started.
         """
         seed = trial_seed(self.seed, trial_index)
         return self.problem.evaluate(parameters, seed=seed, earlier=earlier)
@@ -89,7 +89,7 @@ class ParallelLoop(SearchLoop):
     """One run of the loop with evaluations on Ray, through Ax's Orchestrator."""
 
     def run(self, max_trials: int) -> StopReason:
-        """Search; return why it ended. No trial is left running."""
+        """Search; return why the search ended. No trial is left running."""
         left = max_trials - (len(self.experiment.trials) - self.known)
         try:
             with ray_orchestrator(
@@ -112,7 +112,7 @@ class ParallelLoop(SearchLoop):
             ) from error
         except KeyboardInterrupt:
             if len(self._completed("loss")) < 2:
-                raise  # nothing has been found yet that could be returned
+                raise  # there is no result yet to return
             return "interrupted"
         finally:
             self.bar.close()

@@ -1,4 +1,4 @@
-"""What a search of a network's ranks came to."""
+"""The result of a search of a network's ranks."""
 
 from __future__ import annotations
 
@@ -25,22 +25,22 @@ from compression_adapters.search.sample_size import SampleSize
 
 @dataclass(frozen=True, eq=False)
 class CompressionResult:
-    """What a search found, and how.
+    """The result of a search.
 
     Args:
-        network: The compressed network, a copy of its own in eval mode.
+        network: The compressed network, an independent copy in eval mode.
         parameterization: Its point in the search space: parameter name to unit
             coordinate.
         ranks: Layer name to rank or `"dense"`.
-        certificate: The verdict on the last data. `certificate.holds` tells whether
-            the search was finished, at `certificate.level`.
-        layers: One row a layer: rank, weights, ratio (see `layer_table`), energy kept
+        certificate: The certificate on the last data. `certificate.holds` states
+            whether the search is certified, at `certificate.level`.
+        layers: One row per layer: rank, weights, ratio (see `layer_table`), energy kept
             and local error (see `layer_losses`).
-        loss: Of `network` itself, on fresh samples that no trial has seen.
-        trials: One row a trial: objective, loss and ratio with their SEMs, score of the
-            proposal, unit coordinates and ranks.
-        client: The Ax client, to look further or to continue.
-        problem: What was searched.
+        loss: Loss of `network` itself, on fresh samples that no trial has used.
+        trials: One row per trial: objective, loss and ratio with their SEMs, score of
+            the proposal, unit coordinates and ranks.
+        client: The Ax client, to inspect or continue the search.
+        problem: The problem that was searched.
         timings: Wall seconds: `factorize`, `fit`, `propose`, `evaluate`, `total`.
         stop_reason: `certified`, `max_trials` or `interrupted`.
         seed: The seed of the search.
@@ -70,11 +70,11 @@ class CompressionResult:
     ) -> pd.DataFrame:
         """Measure weights, multiply-adds, bytes and latency, before and after.
 
-        Warns where the compressed network is not faster.
+        Warns if the compressed network is not faster.
 
         Args:
-            batch_sizes: Of the forward passes that are timed.
-            repeats: Timed passes for each, of which the median is taken.
+            batch_sizes: Batch sizes of the timed forward passes.
+            repeats: Number of timed passes each, of which the median is taken.
 
         Returns:
             One row per quantity, see `compare_costs`.
@@ -120,17 +120,17 @@ def summed(timings: Iterable[Mapping[str, float]]) -> dict[str, float]:
 
 
 def warn_if_worse_than_dense(result: CompressionResult) -> None:
-    """Say so where leaving the network alone would have been better.
+    """Warn if the uncompressed network would have been better.
 
-    A dense network loses nothing at a ratio of 1, so that its objective is 1 without
-    being evaluated.
+    A dense network has zero loss and a ratio of 1, so its objective is 1 without an
+    evaluation.
 
     Args:
-        result: Of a search.
+        result: The result of a search.
 
     Warns:
-        UserWarning: when the objective of the network that was found is above that,
-            by more than the search's delta and two standard errors.
+        UserWarning: when the objective of the network that was found is above 1 by more
+            than the search's delta plus two standard errors.
     """
     problem, loss = result.problem, result.loss
     dense = all(s.at_max == DENSE for p in problem.parameters for s in p.scales)
@@ -140,9 +140,9 @@ def warn_if_worse_than_dense(result: CompressionResult) -> None:
     found = problem.gamma * loss.mean + ratio
     if found - 2.0 * problem.gamma * loss.sem > 1.0 + result.certificate.delta:
         warnings.warn(
-            "The network that was found is worse than the original left as it is: "
-            f"gamma * loss + ratio is {found:.3g}, and 1 for the original. Search with "
-            "start='line' (--start line), a smaller gamma, or more trials "
+            "The network that was found is worse than the uncompressed one: "
+            f"gamma * loss + ratio is {found:.3g}, and 1 without compression. Search "
+            "with start='line' (--start line), a smaller gamma, or more trials "
             f"(max_trials); gamma is {problem.gamma:g}, the loss {loss.mean:.3g}.",
             stacklevel=3,
         )

@@ -1,4 +1,4 @@
-"""Search a problem until a certificate holds: `compress` without its first half."""
+"""Search a problem until a certificate holds: the second half of `compress`."""
 
 from __future__ import annotations
 
@@ -33,14 +33,14 @@ def search_problem(
     *,
     client: Client | None = None,
 ) -> CompressionResult:
-    """Search a problem that was set up before: `compress` without its first half.
+    """Search a problem from `compression_problem`: the second half of `compress`.
 
     Args:
         problem: From `compression_problem`.
         options: How; `max_trials` does not count the trials that the client already
             has; in a database, those of earlier runs count.
-        client: The client of an earlier search of the same objective. With `db`, its
-            trials are what a search that begins there starts from.
+        client: The client of an earlier search of the same objective. With `db`, a new
+            search starts with its trials.
 
     Returns:
         The result.
@@ -84,13 +84,13 @@ def search_problem(
         stop_reason = "certified"
     arm = incumbent_arm(client)
     if arm is None:
-        raise RuntimeError("no trial lies at the incumbent; please report this")
+        raise RuntimeError("there is no trial at the incumbent; please report this")
     parameterization = {name: float(value) for name, value in arm.parameters.items()}
     ranks = problem.ranks(parameterization)
     timings = search.timings()
     chosen = recorded_sample_size(client)
     if chosen is not None and chosen.num_samples != problem.num_samples:
-        chosen = None  # continued with another number, given by the caller
+        chosen = None  # continued with another number from the caller
     compressed = problem.compress(parameterization).eval()
     lost = layer_losses(
         problem.network, compressed, problem.layers, problem.factors, ranks

@@ -1,4 +1,4 @@
-"""How many samples an evaluation draws, where that is to be found out."""
+"""The automatic choice of the number of samples per evaluation."""
 
 from __future__ import annotations
 
@@ -15,24 +15,24 @@ from compression_adapters.evaluation.problem import CompressionProblem
 from compression_adapters.options import FEWEST_SAMPLES
 
 SAMPLE_SIZE_PROPERTY = "compression_sample_size"
-"""Where an experiment keeps how its number of samples was chosen, see `SampleSize`."""
+"""Key of the experiment property with the chosen sample size, see `SampleSize`."""
 
 
 _LARGEST_BATCH: Final = 2**28
-"""Bytes of the inputs of one evaluation, which runs as one batch: 256 MiB."""
+"""Bytes of the inputs of one evaluation, which is one batch: 256 MiB."""
 
 
 @dataclass(frozen=True)
 class SampleSize:
-    """How many samples were chosen, and what was measured for it.
+    """The chosen number of samples, and the measurements behind it.
 
     Args:
         num_samples: m, the samples of every evaluation of the search.
-        overhead_seconds: Fit, certificate and proposal, a trial. Wall seconds.
-        seconds_per_sample: Of the first evaluations, the reference network's outputs
-            included, which each new sample of a pool needs once. Wall seconds.
-        trials: Evaluations that were timed.
-        most: What m was limited to: the pool, or 256 MiB of inputs.
+        overhead_seconds: Fit, certificate and proposal, per trial. Wall seconds.
+        seconds_per_sample: Measured in the first evaluations, including the reference
+            network's outputs, which each new sample of a pool needs once. Wall seconds.
+        trials: Number of evaluations that were timed.
+        most: Upper limit of m: the pool, or 256 MiB of inputs.
     """
 
     num_samples: int
@@ -42,10 +42,10 @@ class SampleSize:
     most: int
 
     def sentence(self) -> str:
-        """Say it in one sentence, for a report."""
+        """Describe the choice in one sentence, for a report."""
         return (
-            f"{self.num_samples} samples an evaluation, chosen after "
-            f"{self.trials} evaluations of {FEWEST_SAMPLES}: proposing a trial took "
+            f"{self.num_samples} samples per evaluation, chosen after "
+            f"{self.trials} evaluations of {FEWEST_SAMPLES}: a proposal took "
             f"{self.overhead_seconds:.3g} s, a sample {self.seconds_per_sample:.3g} s "
             f"(at least {FEWEST_SAMPLES}, at most {self.most})."
         )
@@ -54,21 +54,22 @@ class SampleSize:
 def balanced_sample_size(
     overhead_seconds: float, seconds_per_sample: float, most: int
 ) -> int:
-    """Return how many samples cost what a trial costs beside its evaluation.
+    """Return the number of samples whose evaluation takes as long as the overhead.
 
-    Fewer would waste the optimiser's time, whose trials cost nearly the same with more
-    samples and say more; with more the evaluations dominate.
+    With fewer samples, the optimiser's time per trial is poorly used, because a trial
+    with more samples takes little longer and is more informative. With more samples,
+    the evaluations dominate.
 
     Args:
-        overhead_seconds: Fit, certificate and proposal, a trial.
-        seconds_per_sample: Of an evaluation, positive.
-        most: The pool.
+        overhead_seconds: Fit, certificate and proposal, per trial.
+        seconds_per_sample: Time of an evaluation per sample, positive.
+        most: Size of the pool.
 
     Returns:
         Their quotient, at least 50, at most `most`.
 
     Raises:
-        ValueError: when a time is negative, or the pool below 50.
+        ValueError: when a time is negative, or the pool is smaller than 50.
 
     Example:
         >>> balanced_sample_size(0.5, 0.001, most=10_000)
@@ -79,7 +80,7 @@ def balanced_sample_size(
     if overhead_seconds < 0.0 or seconds_per_sample <= 0.0 or most < FEWEST_SAMPLES:
         raise ValueError(
             f"Expected times that were measured and a pool of at least "
-            f"{FEWEST_SAMPLES}; got {overhead_seconds} s, {seconds_per_sample} s a "
+            f"{FEWEST_SAMPLES}; got {overhead_seconds} s, {seconds_per_sample} s per "
             f"sample, a pool of {most}."
         )
     balanced = min(overhead_seconds / seconds_per_sample, float(most))
@@ -92,11 +93,11 @@ def most_samples(
     """Return the largest number of samples to choose: the pool, within memory.
 
     Args:
-        inputs: Of `compress`.
-        problem: Made of them.
+        inputs: The inputs of `compress`.
+        problem: The problem made from them.
 
     Returns:
-        At least 50 where the pool has as many.
+        At least 50 if the pool has as many.
     """
     few = problem.sampler(2, torch.Generator().manual_seed(0)).inputs
     bytes_per_sample = max(1, few[0].numel() * few.element_size())
@@ -106,11 +107,11 @@ def most_samples(
 
 
 def record_sample_size(client: Client, chosen: SampleSize) -> None:
-    """Keep a choice with a search, in memory and in its file."""
+    """Store a choice with a search, in memory and in its file."""
     client._experiment._properties[SAMPLE_SIZE_PROPERTY] = asdict(chosen)
 
 
 def recorded_sample_size(client: Client) -> SampleSize | None:
-    """Return the choice that a search was made with, or None if it made none."""
+    """Return the choice of a search, or None if it made none."""
     known = client._experiment._properties.get(SAMPLE_SIZE_PROPERTY)
     return None if known is None else SampleSize(**known)

@@ -1,4 +1,4 @@
-"""A search kept in a database: begun, found again, checked."""
+"""Searches in a database: start, find, check."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ FORMAT_VERSION: Final = 1
 
 
 SEARCH_PROPERTY: Final = "compression_search"
-"""Where an experiment keeps what its search was asked for. Never renamed."""
+"""Key of the experiment property with the settings of its search. Never renamed."""
 
 
 _LONGEST_NAME = 100
@@ -41,7 +41,7 @@ def open_search(
     *,
     start: Client | None = None,
 ) -> tuple[StoredClient, int]:
-    """Find a search in a database, or begin it there.
+    """Find a search in a database, or start it there.
 
     Args:
         problem: What is searched.
@@ -50,12 +50,11 @@ def open_search(
         start: A client whose trials a search that begins takes over.
 
     Returns:
-        The client, and how many of its trials it began with.
+        The client, and the number of its initial trials.
 
     Raises:
-        ImportError: when SQLAlchemy is not installed.
-        ValueError: when the database cannot be opened, or holds another search, or
-            something else, under this name. The message names what differs.
+        ValueError: when the database cannot be opened, or contains another search, or
+        something else, under this name. The message names the difference.
     """
     if options.db is None:
         raise ValueError("expected a database, got None")
@@ -81,7 +80,7 @@ def _begin(
     name: str,
     start: Client | None,
 ) -> int:
-    """Begin a search, in one transaction."""
+    """Start a search, in one transaction."""
     with client.one_save():
         if start is None:
             configure_client(client, problem, name)
@@ -99,7 +98,7 @@ def _begin(
 
 
 def _check(client: StoredClient, asked: dict[str, Any], where: str) -> int:
-    """Refuse to go on with something else than what is there."""
+    """Refuse to continue a search with other settings."""
     kept = client._experiment._properties.get(SEARCH_PROPERTY)
     other = "Give another name (name=, --name) or another database."
     if not isinstance(kept, dict) or client._maybe_generation_strategy is None:
@@ -119,19 +118,19 @@ def _check(client: StoredClient, asked: dict[str, Any], where: str) -> int:
             raise ValueError(
                 f"The search {where} was made with {setting} = "
                 f"{_short(before)}, now {setting} = {_short(now)}. To continue it, "
-                f"give {setting} as it was. For a search of its own: "
+                f"pass {setting} as before. For a new search: "
                 f"{other[0].lower()}{other[1:]}"
             )
     return int(kept["known"])
 
 
 def _importance(setting: str) -> tuple[bool, bool, str]:
-    """Name first what explains the rest: other layers make another network digest."""
+    """Put the cause first: other layers also change the digest of the network."""
     return setting != "layers", setting == "network", setting
 
 
 def _same(one: Any, two: Any) -> bool:
-    """Whether two settings agree, numbers to rounding error."""
+    """Whether two settings agree, numbers up to rounding error."""
     if isinstance(one, float) and isinstance(two, float):
         return math.isclose(one, two, rel_tol=1e-9)
     return bool(one == two)
@@ -144,7 +143,7 @@ def _short(value: Any) -> str:
 
 
 def _settings_of(problem: CompressionProblem) -> dict[str, Any]:
-    """Describe a problem by what decides its evaluations, as plain JSON values."""
+    """Describe a problem by what determines its evaluations, as plain JSON values."""
     coordinates = [
         [parameter.name, parameter.layers, [scale.edges for scale in parameter.scales]]
         for parameter in problem.parameters

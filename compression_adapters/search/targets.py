@@ -1,4 +1,4 @@
-"""Targets in a user's words: a size, or a loss; found by a search over gamma."""
+"""Targets in place of gamma, a size or a loss, found by a search over gamma."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from compression_adapters.search.sample_size import most_samples
 from compression_adapters.search.trials import trial_seed
 
 _FIRST_STEP = 8.0
-"""Factor between two gammas until the target lies between them."""
+"""Factor between two gammas until they bracket the target."""
 
 
 def compress_to(
@@ -34,23 +34,24 @@ def compress_to(
     tolerance: float = 0.02,
     **options: Any,
 ) -> CompressionResult:
-    """Find the best network of a size, or the smallest one that is good enough.
+    """Find the best network of a size, or the smallest one with a given loss.
 
     Both are constrained problems, whose multiplier is gamma: the larger it is, the more
-    weights are kept and the less is lost. Gamma is bracketed and then halved
-    geometrically. Every evaluation serves all gammas: loss and ratio are stored apart,
-    and a new gamma weighs them anew before it asks for more.
+    weights are kept and the smaller is the loss. Gamma is bracketed and then bisected
+    geometrically. Every evaluation serves all gammas: loss and ratio are stored
+    separately, and the results so far are weighted with a new gamma before it asks for
+    further evaluations.
 
-    A target between two corners of the lower convex hull of loss and ratio cannot be
-    met exactly by any gamma; the result is the nearest corner that meets it.
+    No gamma meets a target exactly if it lies between two corners of the lower convex
+    hull of loss and ratio. The result is then the nearest corner that meets it.
 
     Args:
         network: See `compress`.
         inputs: See `compress`.
         ratio: The largest compression ratio, over the layers in play, as a number in
             (0, 1) or as text such as `"30%"`.
-        loss_at_most: The largest loss, in its own unit. One of the two is given.
-        max_gammas: Searches, at most.
+        loss_at_most: The largest loss, in its own unit. Pass one of the two.
+        max_gammas: Largest number of searches.
         tolerance: Stop when the ratio is this close below its target.
         **options: Keywords of `compress`, except gamma and client.
             `num_samples="auto"` is decided in the first search, for all: if that is
@@ -62,8 +63,8 @@ def compress_to(
         its `timings` are those of all of them.
 
     Raises:
-        ValueError: when not exactly one target is given, it cannot be a ratio or a
-            loss, or no gamma that was tried meets it; the message says what was met.
+        ValueError: when not exactly one target is given, it is not a valid ratio or
+            loss, or no gamma that was tried meets it; the message lists the results.
 
     Source: Ma et al. 2019, supplementary material (the dual problem). Deviation: a
         bisection with all evaluations shared.
@@ -117,7 +118,7 @@ def search_target(
     problem = build_problem(network, inputs, 1.0, options.problem)
     factorize_seconds = time.perf_counter() - began
     gamma = 1.0 / _largest_loss(problem, search.seed)
-    low = high = None  # gammas that keep too little, and too much
+    low = high = None  # gammas that keep too little, or too much
     rows: list[dict[str, Any]] = []
     timings: list[dict[str, float]] = []
     best: tuple[float, CompressionResult] | None = None
@@ -154,7 +155,7 @@ def search_target(
                 "evaluations": len(result.trials) - known,
             }
         )
-        # With a size the least loss is best, with a loss the least size.
+        # For a size the smallest loss is best, for a loss the smallest size.
         value = loss if target is not None else size
         if meets and (best is None or value < best[0]):
             best = (value, result)
@@ -186,13 +187,13 @@ def compress_at(
     gammas: Sequence[float],
     **options: Any,
 ) -> tuple[CompressionResult, ...]:
-    """Search at several gammas, each evaluation serving all of them.
+    """Search at several gammas that share all evaluations.
 
-    The trade-off between size and loss, for little more than one search: loss and ratio
-    are stored apart, so that another gamma weighs anew what the ones before have
-    measured, and evaluates only what its own certificate lacks. The smallest gamma is
-    searched first: its objective varies least, so that it needs the fewest evaluations,
-    and of the larger ones each needs a few more (docs/benchmarks/gammas.md).
+    This gives the trade-off between size and loss at little more than the cost of one
+    search. Loss and ratio are stored separately, so the results so far are weighted
+    with each further gamma, and only what its certificate lacks is evaluated. The
+    smallest gamma is searched first: its objective varies least and needs the fewest
+    evaluations, and each larger one needs a few more (docs/benchmarks/gammas.md).
 
     Args:
         network: See `compress`.
@@ -203,8 +204,8 @@ def compress_at(
             the smallest gamma, and so on.
 
     Returns:
-        One result a gamma, in the order that was given. Their `trials` hold those of
-        the smaller gammas too; `timings` are of the gamma's own.
+        One result per gamma, in the given order. Their `trials` include those of the
+        smaller gammas; their `timings` are those of the gamma itself.
 
     Raises:
         ValueError: when gammas are missing or equal, or an option cannot be used.
@@ -227,8 +228,8 @@ def compress_at(
     refused = [k for k in ("gamma", "ratio", "loss_at_most", "client") if k in options]
     if refused or options.get("num_samples") == AUTO:
         raise ValueError(
-            "With several gammas there is no gamma, target or client to give, and "
-            "num_samples is a number; got "
+            "With several gammas, gamma, targets and client cannot be given, and "
+            "num_samples must be a number; got "
             f"{', '.join(refused) or 'num_samples=' + repr(AUTO)}."
         )
     asked = CompressionOptions.of(**options)
@@ -262,12 +263,12 @@ def _next(low: float | None, high: float | None) -> float:
 
 
 def _largest_loss(problem: CompressionProblem, seed: int) -> float:
-    """Return the loss where every layer has its smallest rank: what gamma scales."""
+    """Return the loss at the smallest rank of every layer, the scale of gamma."""
     point = {parameter.name: 0.0 for parameter in problem.parameters}
     loss = problem.evaluate(point, seed=trial_seed(seed, 2**31))["loss"].mean
     if loss <= 0.0:
         raise ValueError(
-            "The loss is zero even where every layer has its smallest rank, so that "
-            "any size will do; compress by giving ranks to truncate_network."
+            "The loss is zero even at the smallest rank of every layer, so any size "
+            "meets the target; compress by giving ranks to truncate_network."
         )
     return loss

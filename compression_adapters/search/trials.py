@@ -16,21 +16,21 @@ from compression_adapters.search.client import (
 
 
 def trial_seed(seed: int, trial_index: int) -> int:
-    """Return the seed that decides which samples a trial is evaluated on."""
+    """Return the seed of the samples of a trial."""
     return int(np.random.SeedSequence((seed, trial_index)).generate_state(1)[0])
 
 
 def fresh_seed(seed: int) -> int:
-    """Return the seed of samples that no trial of a search is evaluated on."""
+    """Return a seed of samples that no trial of a search uses."""
     return int(np.random.SeedSequence((seed, 0, 1)).generate_state(1)[0])
 
 
 def trial_table(client: Client, problem: CompressionProblem) -> pd.DataFrame:
-    """Return one row a trial: status, estimates with SEMs, score, coordinates, ranks.
+    """Return one row per trial: status, estimates, score, coordinates, ranks.
 
     Args:
         client: The client of a search.
-        problem: What was searched.
+        problem: The problem of the search.
     """
     experiment = client._experiment
     data = experiment.lookup_data().df
@@ -57,7 +57,7 @@ def trial_table(client: Client, problem: CompressionProblem) -> pd.DataFrame:
 
 
 def _score_of_proposal(trial: Any) -> float:
-    """Return the PAC score at which a trial was proposed; NaN for Sobol points."""
+    """Return the PAC score of a proposal; NaN for Sobol points."""
     metadata = trial.generator_runs[0].gen_metadata or {}
     scores = metadata.get("expected_acquisition_value")
     if scores is None:

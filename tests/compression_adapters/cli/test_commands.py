@@ -180,7 +180,7 @@ def test_a_network_and_inputs_of_ones_own_are_compressed(own_module, tmp_path):
         (["M:network", "--data", "M:nothing"], "must return a tensor or a torch.utils"),
         (["M:network", "--data", "absent"], "--data absent: there is no such folder"),
         (["M:network"], "M:network comes without data; pass --data FOLDER"),
-        (["M:network", "--weights", "IMAGENET1K_V1"], "is no network of torchvision's"),
+        (["M:network", "--weights", "IMAGENET1K_V1"], "is not a torchvision network"),
         (["M:network", "--weights", "absent.pt"], "absent.pt: there is no such file"),
         (["M:network", "--data", "M:inputs", "--layers", "2x2"], "layers must be one"),
         (["torchvision:resnet19"], "torchvision has no network 'resnet19'"),

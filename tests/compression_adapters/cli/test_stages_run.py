@@ -93,7 +93,7 @@ def test_an_interrupted_run_goes_on_and_ends_as_one_that_was_not(tmp_path, monke
     monkeypatch.setattr(stage_pipeline, "fine_tune", stopped)
     result = invoke(parts, *LINEAR, *PRUNING)
     assert result.exit_code == 1
-    assert "the same command goes on" in result.output
+    assert "the same command resumes" in result.output
     monkeypatch.setattr(stage_pipeline, "fine_tune", tune)
     result = invoke(parts, *LINEAR, *PRUNING)
     assert "finished before: linear\n" in result.output

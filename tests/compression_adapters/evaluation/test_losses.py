@@ -86,9 +86,9 @@ def test_relative_loss_keeps_a_scale_that_was_given():
 
 def test_relative_loss_says_what_is_missing():
     batch = Batch(torch.ones(2, 3), reference_outputs=torch.zeros(2, 3))
-    with pytest.raises(ValueError, match="compression_problem measures it"):
+    with pytest.raises(ValueError, match="use compression_problem to measure it"):
         RelativeSquaredL2()(identity, batch)
-    with pytest.raises(ValueError, match="puts out zeros only"):
+    with pytest.raises(ValueError, match="outputs are all zero"):
         RelativeSquaredL2().measured(torch.zeros(2, 3))
     with pytest.raises(ValueError, match="scale must be positive"):
         RelativeSquaredL2(0.0)
@@ -217,11 +217,11 @@ class Odd(nn.Module):
 @pytest.mark.parametrize(
     ("layer", "message"),
     [
-        ("haed", r"\(Odd\) has no layer 'haed'; near names are head. network.named"),
-        ("backbone.7", "no layer 'backbone.7'; no name comes near"),
+        ("haed", r"\(Odd\) has no layer 'haed'; similar names are head. network.named"),
+        ("backbone.7", "no layer 'backbone.7'; no name is similar"),
         ("", "no layer ''"),
-        ("pair", "'pair' must put out a tensor; got tuple. Name a layer inside"),
-        ("mean", r"'mean' must put out one row a sample: 2 samples went in.*\(40,\)"),
+        ("pair", "'pair' must return a tensor; got tuple. Name a layer inside"),
+        ("mean", r"'mean' must return one row per sample: 2 samples went in.*\(40,\)"),
         ("idle", "'idle' was not called when the network ran"),
     ],
 )

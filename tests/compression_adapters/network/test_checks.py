@@ -65,7 +65,7 @@ def images(n=50, channels=3, size=8, dtype=torch.float32):
         (
             nn.Sequential(nn.Linear(4, 4), nn.Flatten(0)),
             torch.zeros(50, 4),
-            "must return one output a sample",
+            "must return one output per sample",
         ),
         (
             nn.Sequential(nn.Linear(4, 4), nn.LSTM(4, 4)),

@@ -59,7 +59,7 @@ def test_printing_shows_layers_totals_and_reasons():
     text = str(profile(Network(), torch.zeros(1, 4, 8, 8)))
     for expected in (
         *("6 x 4 x 3 x 3", "low_rank_conv", "not called", "3 layers in play, 288 of"),
-        *("multiply-adds a sample", "no decomposition supports Conv1d"),
+        *("multiply-adds per sample", "no decomposition supports Conv1d"),
         *("attention.out_proj", "whole network at min, centre, max"),
     ):
         assert expected in text
@@ -128,5 +128,5 @@ def test_pruned_layers_multiply_their_zeros():
 
 
 def test_a_network_that_is_not_batch_first_is_refused():
-    with pytest.raises(ValueError, match="one output a sample"):
+    with pytest.raises(ValueError, match="one output per sample"):
         profile(nn.Sequential(nn.Linear(8, 8), nn.Flatten(0)), torch.zeros(3, 8))

@@ -78,7 +78,7 @@ def test_a_folder_without_images_is_refused(tmp_path, make):
     folder = tmp_path / "nothing"
     if make:
         folder.mkdir()
-    with pytest.raises(ValueError, match="one folder for each class"):
+    with pytest.raises(ValueError, match="one folder of images per class"):
         image_folder(folder)
 
 

@@ -70,7 +70,7 @@ def test_the_choice_is_made_from_measured_times():
     assert chosen.num_samples == result.problem.num_samples == chosen.most == 400
     assert chosen.trials == 9
     assert 0 < chosen.seconds_per_sample < chosen.overhead_seconds
-    assert "400 samples an evaluation, chosen after 9 evaluations" in chosen.sentence()
+    assert "400 samples per evaluation, chosen after 9 evaluations" in chosen.sentence()
     assert result.timings["evaluate"] < result.timings["total"]
 
 

@@ -104,7 +104,7 @@ def test_a_search_that_gave_up_can_be_tried_again(tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"gamma": 0.6}, r"gamma = 0.5, now gamma = 0.6. To continue it, give gamma"),
+        ({"gamma": 0.6}, r"gamma = 0.5, now gamma = 0.6. To continue it, pass gamma"),
         ({"delta": 0.1}, "delta = 0.2, now delta = 0.1"),
         ({"epsilon": 0.01}, "epsilon = 0.05, now epsilon = 0.01"),
         ({"level": "pairwise"}, "level = 'marginal', now level = 'pairwise'"),

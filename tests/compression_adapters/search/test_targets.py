@@ -181,7 +181,7 @@ def test_searches_for_a_target_are_named_by_their_number(monkeypatch):
         ({"gammas": ()}, r"at least one weight of the loss, all different; got \[\]"),
         ({"gammas": (1, 1.0)}, "all different"),
         ({"gammas": (1.0, -1.0)}, "gamma"),
-        ({"gammas": (1.0,), "ratio": 0.5}, "no gamma, target or client.*got ratio"),
+        ({"gammas": (1.0,), "ratio": 0.5}, "gamma, targets and client.*got ratio"),
         ({"gammas": (1.0,), "num_samples": "auto"}, "got num_samples='auto'"),
     ],
 )
