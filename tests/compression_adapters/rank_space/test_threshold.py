@@ -108,7 +108,7 @@ def test_other_decompositions_have_no_threshold():
         problem_of(choose=choose_low_rank)
     with pytest.raises(ValueError, match=r"a function of a layer's name.*'thresh'"):
         problem_of(tie="thresh")
-    with pytest.raises(ValueError, match="Layer '0': encoding must be one of"):
+    with pytest.raises(ValueError, match="encoding must be one of log, energy"):
         problem_of(encoding="square")
 
 
