@@ -1,6 +1,11 @@
-"""Small exact models that stand in for fitted surrogates."""
+"""Small exact models that stand in for fitted surrogates, and databases to keep."""
 
 from __future__ import annotations
+
+import os
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
@@ -37,3 +42,30 @@ def model_and_points() -> tuple[SingleTaskGP, torch.Tensor]:
 @pytest.fixture
 def unit_box() -> torch.Tensor:
     return torch.tensor([[0.0, 0.0], [1.0, 1.0]], dtype=torch.float64)
+
+
+POSTGRES = "AX_PAC_TEST_POSTGRES"
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def database(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
+    """An empty database: a path (SQLite), or the URL of one of a PostgreSQL server."""
+    sqlalchemy = pytest.importorskip("sqlalchemy")
+    if request.param == "sqlite":
+        yield str(tmp_path / "search.db")
+        return
+    server = os.environ.get(POSTGRES)
+    if server is None:
+        pytest.skip(f"needs a PostgreSQL server, whose URL {POSTGRES} holds")
+    url = sqlalchemy.make_url(server)
+    engine = sqlalchemy.create_engine(url, isolation_level="AUTOCOMMIT")
+    name = f"test_{uuid.uuid4().hex}"
+    with engine.connect() as connection:
+        connection.execute(sqlalchemy.text(f"create database {name}"))
+    try:
+        yield url.set(database=name).render_as_string(hide_password=False)
+    finally:
+        with engine.connect() as connection:
+            command = f"drop database {name} with (force)"
+            connection.execute(sqlalchemy.text(command))
+        engine.dispose()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import weakref
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -74,7 +75,19 @@ class ExactEncoder(Encoder):
 
 
 class ExactDecoder(Decoder):
-    """Ax's decoder, which reads what `ExactEncoder` wrote to the last bit."""
+    """Ax's decoder, which reads what `ExactEncoder` wrote exactly, and in its order."""
+
+    def experiment_from_sqa(
+        self, experiment_sqa: Any, *arguments: Any, **options: Any
+    ) -> Any:
+        """Decode an experiment, its rows in the order in which they were written.
+
+        Ax asks for no order. SQLite happens to give that of writing; PostgreSQL moves a
+        row that is updated, and with trials or parameters in another order the next
+        proposal would be another one.
+        """
+        _sort_rows(experiment_sqa)
+        return super().experiment_from_sqa(experiment_sqa, *arguments, **options)
 
     def data_from_sqa(self, data_sqa: Any) -> Data:
         """Decode observations; see Ax."""
@@ -98,6 +111,18 @@ class ExactBundle(RegistryBundle):
         )
         self._encoder = ExactEncoder(self._sqa_config)
         self._decoder = ExactDecoder(self._sqa_config)
+
+
+def _sort_rows(row: Any) -> None:
+    """Sort what belongs to a row by its key, and what belongs to that."""
+    state = sqlalchemy.inspect(row)
+    for relation in state.mapper.relationships:
+        if relation.key in state.unloaded or not relation.uselist:
+            continue
+        rows = getattr(row, relation.key)
+        rows.sort(key=lambda each: each.id)
+        for each in rows:
+            _sort_rows(each)
 
 
 def _plain(value: Any) -> Any:
@@ -134,6 +159,8 @@ class Database:
                 f"package that brings it (pip install {error.name}), or use a file, "
                 "sqlite:///search.db"
             ) from error
+        # Pooled connections end with the client, not when they are found lying about.
+        weakref.finalize(self, self.engine.dispose)
         self.name = self.engine.url.render_as_string(hide_password=True)
         try:
             unlimited_tables().create_all(self.engine)
