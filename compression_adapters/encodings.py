@@ -14,6 +14,7 @@ from torch import Tensor
 from compression_adapters.layers import LayerSpec
 
 Rank = int | Literal["dense"]
+"""The rank of a layer, or `"dense"` for a layer that is left as it is."""
 AtMax = Literal["dense", "factor"]
 DENSE: Final = "dense"
 """The outcome that leaves a layer as it is."""

@@ -1,4 +1,4 @@
-"""Who may import whom: the table of `docs/index.md`, enforced."""
+"""Who may import whom: the table of `docs/contributing/structure.md`, enforced."""
 
 from __future__ import annotations
 
