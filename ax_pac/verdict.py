@@ -13,8 +13,8 @@ LEVELS = ("pairwise", "joint", "marginal")
 what each of them accounts for."""
 
 DEFAULT_LEVEL = "marginal"
-"""The level that comes closest to its promise where hyperparameters are fitted; the page
-of the benchmark `fitted` compares all three."""
+"""The level that comes closest to its promise where hyperparameters are fitted; the
+page of the benchmark `fitted` compares all three."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import html
 import json
 import logging
 import os
@@ -28,7 +29,6 @@ from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
 from nbclient import NotebookClient
-from traitlets.config import Config
 
 ROOT = Path(__file__).parents[2]
 TUTORIALS = ROOT / "docs" / "tutorials"
@@ -111,8 +111,7 @@ def executed(path: Path) -> tuple[Any, float]:
             timeout=TIMEOUT_SECONDS,
             kernel_name="python3",
             resources={"metadata": {"path": folder}},
-            # Sockets that no other user of the machine can read.
-            config=Config({"KernelManager": {"transport": "ipc"}}),
+            extra_arguments=["--log-level=ERROR"],
         )
         client.execute(env=_environment())
     seconds = time.perf_counter() - began
@@ -139,7 +138,7 @@ def markdown(notebook: Any, name: str, seconds: float) -> str:
             parts.append(cell.source)
         elif cell.cell_type == "code" and cell.source.strip():
             parts.append(f"```python\n{cell.source}\n```")
-            parts += [text for output in cell.outputs if (text := _output(output))]
+            parts += filter(None, map(_output, _merged(cell.outputs)))
     parts.append(
         f'<p class="notebook-source">This page is a notebook that ran in '
         f'{seconds:.0f} seconds when the site was built. <a href="../{name}" '
@@ -148,12 +147,24 @@ def markdown(notebook: Any, name: str, seconds: float) -> str:
     return "\n\n".join(parts)
 
 
+def _merged(outputs: list[Any]) -> list[Any]:
+    """Join what a cell printed in several pieces, and drop what went to stderr."""
+    merged: list[Any] = []
+    for output in outputs:
+        if output.get("name") == "stderr":  # progress and warnings of other packages
+            log.debug("stderr: %s", output.text.strip())
+            continue
+        last = merged[-1] if merged else None
+        if output.output_type == "stream" and last and last.get("name") == output.name:
+            last["text"] += output.text
+        else:
+            merged.append(dict(output))
+    return [nbformat.from_dict(output) for output in merged]
+
+
 def _output(output: Any) -> str:
     """Write one output of a cell."""
     if output.output_type == "stream":
-        if output.name == "stderr":
-            log.debug("stderr: %s", output.text.strip())
-            return ""
         return _text(output.text)
     data = output.get("data", {})
     if FIGURE in data:
@@ -162,16 +173,20 @@ def _output(output: Any) -> str:
         url = "data:image/png;base64," + "".join(data["image/png"].split())
         return f'<div class="output"><img alt="Output" src="{url}"></div>'
     if "text/html" in data:
-        html = re.sub(r"<style.*?</style>", "", data["text/html"], flags=re.DOTALL)
-        html = re.sub(r"<table[^>]*>", "<table>", html)
-        lines = "".join(line.strip() for line in html.splitlines())
+        table = re.sub(r"<style.*?</style>", "", data["text/html"], flags=re.DOTALL)
+        table = re.sub(r"<table[^>]*>", "<table>", table)
+        lines = "".join(line.strip() for line in table.splitlines())
         return f'<div class="output">{lines}</div>'
     return _text(data.get("text/plain", ""))
 
 
 def _text(text: str) -> str:
     """Write plain output as a block without highlighting."""
-    return f'```{{.text .output title="Output"}}\n{text.strip()}\n```' if text else ""
+    if not text.strip():
+        return ""
+    # A blank line would end the block for Markdown.
+    lines = html.escape(text.strip("\n")).replace("\n", "&#10;")
+    return f'<pre class="output-text">{lines}</pre>'
 
 
 def _figure(figure: dict[str, Any]) -> str:
