@@ -51,6 +51,9 @@
         tickcolor: grid, title: { text: title || "", font: { size: 13 }, standoff: 8 },
       });
     }
+    for (const note of result.annotations || []) {
+      note.font = Object.assign({}, note.font, { size: narrow ? 11 : 13 });
+    }
     result.height = result.height || (narrow ? 440 : 420);
     return result;
   }
@@ -59,9 +62,6 @@
     for (const place of places) {
       const figure = decode(place.dataset.figure);
       const narrow = place.clientWidth < 560;
-      if (narrow && figure.layout.meta && figure.layout.meta.narrow) {
-        Object.assign(figure.layout, figure.layout.meta.narrow);
-      }
       await window.Plotly.react(place, figure.data, laidOut(figure.layout, narrow), {
         responsive: true, displaylogo: false, displayModeBar: false,
       });
