@@ -50,6 +50,7 @@ class Docstrings(griffe.Extension):
         if any(str(b).endswith("NamedTuple") for b in getattr(obj, "bases", [])):
             # griffe reads no parameters from their fields.
             text = re.sub(r"(?m)^Args:$", "Attributes:", text)
+        text = re.sub(r"(?ms)^(Returns|Yields):\n.*?(?=\n\n|\Z)", without_types, text)
         own = {obj.name, *(p.name for p in getattr(obj, "parameters", []))}
 
         def link(match: re.Match[str]) -> str:
@@ -66,6 +67,17 @@ class Docstrings(griffe.Extension):
         obj.docstring.value = re.sub(r"`docs/([\w/]+)\.md`", page, "\n".join(lines))
 
 
+def without_types(section: re.Match[str]) -> str:
+    """Write the colons of a section so that griffe takes no text for a type.
+
+    Types stand in the signature, never before a colon in the text.
+    """
+    title, text = section[0].split("\n", 1)
+    parts = text.split("`")
+    parts[::2] = [part.replace(": ", "&#58; ") for part in parts[::2]]
+    return title + "\n" + "`".join(parts)
+
+
 def page(match: re.Match[str]) -> str:
     """Link a page, seen from a page of the reference.
 
@@ -74,4 +86,4 @@ def page(match: re.Match[str]) -> str:
     """
     path = ROOT / "docs" / f"{match[1]}.md"
     title = re.search(r"(?m)^# (.+)$", path.read_text())
-    return f'<a href="../../{match[1]}/">{title[1] if title else match[1]}</a>'
+    return f'<a href="../{match[1]}.html">{title[1] if title else match[1]}</a>'

@@ -141,7 +141,7 @@ def markdown(notebook: Any, name: str, seconds: float) -> str:
             parts += filter(None, map(_output, _merged(cell.outputs)))
     parts.append(
         f'<p class="notebook-source">This page is a notebook that ran in '
-        f'{seconds:.0f} seconds when the site was built. <a href="../{name}" '
+        f'{seconds:.0f} seconds when the site was built. <a href="{name}" '
         "download>Download the notebook</a>.</p>"
     )
     return "\n\n".join(parts)
