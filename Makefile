@@ -7,19 +7,29 @@ VENV := .venv
 BIN := $(VENV)/bin
 # Two processes of one thread beat one process of two; the demo is one process.
 TEST_ENV := OMP_NUM_THREADS=1
+# Without the advertisement of another tool.
+DOCS_ENV := $(TEST_ENV) NO_MKDOCS_2_WARNING=1
 
-.PHONY: help demo test slow lint format types architecture check clean
+.PHONY: help demo test slow lint format types architecture check docs docs-serve \
+        tutorials clean
 
 help:
 	@echo "make demo          compress FC3 on MNIST, from training to report (runs/fc3)"
 	@echo "make test          the default tests, about eight minutes on two cores"
 	@echo "make slow          the statistics that take longer"
 	@echo "make check         what CI runs: test, lint, types, architecture"
+	@echo "make docs          the documentation site, into site/; fails at a broken link"
+	@echo "make docs-serve    the same in a browser, while you write"
+	@echo "make tutorials     run the notebooks, print the seconds that each takes"
 
 $(VENV)/.installed: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet --editable '.[dev]'
+	touch $@
+
+$(VENV)/.installed-docs: $(VENV)/.installed
+	$(BIN)/python -m pip install --quiet --editable '.[docs]'
 	touch $@
 
 demo: $(VENV)/.installed
@@ -47,5 +57,14 @@ architecture: $(VENV)/.installed
 
 check: lint types architecture test
 
+docs: $(VENV)/.installed-docs
+	$(DOCS_ENV) $(BIN)/mkdocs build --strict
+
+docs-serve: $(VENV)/.installed-docs
+	$(DOCS_ENV) $(BIN)/mkdocs serve
+
+tutorials: $(VENV)/.installed-docs
+	$(TEST_ENV) $(BIN)/python docs/hooks/tutorials.py
+
 clean:
-	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache
+	rm -rf $(VENV) build dist site *.egg-info .mypy_cache .ruff_cache .pytest_cache

@@ -49,6 +49,7 @@ incumbent: the visited point of lowest predicted loss at full size.
 ## Done otherwise than in the original
 
 Both rows:
+
 - No line of the original's code; written from the paper and from what is known of it.
 - The cost of an evaluation is its samples with the fixed part, not seconds, so that a
   run repeats under its seed. The optimiser's own time is not part of it, as in the
@@ -58,6 +59,7 @@ Both rows:
 - s_min is the smallest subset of the initial design.
 
 Faithful row:
+
 - The distribution of the minimum by {draws} joint draws, and {outcomes} quantiles of an
   imagined outcome; the original uses expectation propagation with derivatives.
 - Representer points are distributed as expected improvement; the original's program

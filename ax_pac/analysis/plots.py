@@ -20,9 +20,7 @@ _TIME_COLOURS = ("#1f77b4", "#2ca02c", "#9ecae1", "#b0b7bf")
 
 
 _PROBABILITY_TICKS = [*(m * 10.0**-k for k in range(1, 4) for m in (5, 2, 1)), 1e-6]
-
-
-_ACCENT, _BAND, _THRESHOLD = "#1f77b4", "rgba(31, 119, 180, 0.18)", "#444"
+_ACCENT, _BAND, _THRESHOLD = "#1f77b4", "rgba(31, 119, 180, 0.18)", "#7f7f7f"
 
 
 def certificate_history(client: Any) -> pd.DataFrame:

@@ -9,11 +9,12 @@ from typing import Any
 from ax_pac.acquisition.analytic import check_delta
 
 LEVELS = ("pairwise", "joint", "marginal")
+"""Names of the levels, from the weakest claim to the strongest. `PACCertificate` says
+what each of them accounts for."""
 
-
-# The level that comes closest to its promise where hyperparameters are fitted; see the
-# page of the benchmark `fitted`.
 DEFAULT_LEVEL = "marginal"
+"""The level that comes closest to its promise where hyperparameters are fitted; the
+page of the benchmark `fitted` compares all three."""
 
 
 @dataclasses.dataclass(frozen=True)

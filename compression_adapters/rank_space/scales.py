@@ -15,8 +15,7 @@ from compression_adapters.layers.survey import LayerSpec
 from compression_adapters.options import AtMax, require_rank_options
 
 Rank = int | Literal["dense"]
-
-
+"""The rank of a layer, or `"dense"` for a layer that is left unchanged."""
 DENSE: Final = "dense"
 """The outcome that leaves a layer unchanged."""
 
