@@ -18,7 +18,7 @@ from benchmarks.plans import minutes_of, planned
 from benchmarks.traces import Trace, provenance
 from compression_adapters import compress, load_compressed
 from compression_adapters.evaluation.accuracy import accuracy
-from compression_adapters.presets.mnist import mnist
+from compression_adapters.presets.mnist_data import mnist
 
 NAME = "any_network"
 DESCRIPTION = "A transformer and MobileNetV3: compressed, reloaded, exported"

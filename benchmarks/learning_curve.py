@@ -15,7 +15,7 @@ from torch import Tensor
 
 from benchmarks.methods_base import Point
 from compression_adapters import MeanSEM
-from compression_adapters.presets.mnist import mnist
+from compression_adapters.presets.mnist_data import mnist
 
 NUM_TRAINING = 4096
 NUM_VALIDATION = 1000

@@ -26,7 +26,7 @@ from benchmarks.plans import matching
 from benchmarks.traces import Trace, provenance
 from compression_adapters import compression_problem, compression_ratio
 from compression_adapters.evaluation.estimates import MeanSEM, apply_sem_floor
-from compression_adapters.presets.mnist import cache_folder
+from compression_adapters.presets.mnist_data import cache_folder
 from compression_adapters.presets.registry import PRESETS
 
 NAME = "sem_coverage"

@@ -19,7 +19,7 @@ from benchmarks.plans import minutes_of, planned
 from benchmarks.traces import Trace, provenance
 from compression_adapters import choose_pruning, fine_tune
 from compression_adapters.evaluation.accuracy import accuracy
-from compression_adapters.presets.mnist import cache_folder
+from compression_adapters.presets.mnist_data import cache_folder
 from compression_adapters.stages import Stage, compress_in_stages
 
 NAME = "vgg16_stages"

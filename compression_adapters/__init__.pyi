@@ -13,6 +13,9 @@ from .evaluation.estimates import (
     MeanSEM as MeanSEM,
 )
 from .evaluation.estimates import (
+    apply_sem_floor as apply_sem_floor,
+)
+from .evaluation.estimates import (
     mean_and_sem as mean_and_sem,
 )
 from .evaluation.estimates import (
@@ -165,6 +168,12 @@ from .rank_space.scales import (
 from .rank_space.scales import (
     Rank as Rank,
 )
+from .rank_space.scales import (
+    rank_scale as rank_scale,
+)
+from .search.client import (
+    range_parameters as range_parameters,
+)
 from .search.loop import (
     EvaluationError as EvaluationError,
 )
@@ -208,6 +217,7 @@ __all__ = [
     "Sampler",
     "SearchOptions",
     "Stage",
+    "apply_sem_floor",
     "choose_linear",
     "choose_low_rank",
     "choose_pruning",
@@ -236,7 +246,9 @@ __all__ = [
     "pairwise_mean_and_sem",
     "parameterization_from_ranks",
     "profile",
+    "range_parameters",
     "rank_parameters",
+    "rank_scale",
     "reestimate_batch_norm",
     "save_compressed",
     "scalarize",

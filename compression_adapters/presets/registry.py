@@ -7,8 +7,8 @@ from functools import partial
 from torch import Tensor, nn
 
 from compression_adapters.layers.selection import Choose, choose_linear, choose_low_rank
-from compression_adapters.presets.fc3 import fc3, trained_fc3
-from compression_adapters.presets.mnist import mnist
+from compression_adapters.presets.fc3_network import fc3, trained_fc3
+from compression_adapters.presets.mnist_data import mnist
 from compression_adapters.presets.torchvision import (
     choose_3x3,
     choose_second_3x3,

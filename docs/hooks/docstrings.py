@@ -22,7 +22,10 @@ def public_names() -> dict[str, str]:
     """Return the names in `__all__` of both packages, with their full paths."""
     names = {}
     for package in PACKAGES:
-        tree = ast.parse((ROOT / package / "__init__.py").read_text())
+        # A package whose names are imported on first use lists them in a stub.
+        stub = ROOT / package / "__init__.pyi"
+        listed = stub if stub.is_file() else stub.with_suffix(".py")
+        tree = ast.parse(listed.read_text())
         for node in tree.body:
             if (
                 isinstance(node, ast.Assign)

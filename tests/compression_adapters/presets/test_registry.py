@@ -10,10 +10,15 @@ from torch import nn
 
 from compression_adapters import find_layers
 from compression_adapters.evaluation.accuracy import accuracy
-from compression_adapters.presets import fc3 as fc3_module
-from compression_adapters.presets import mnist as mnist_module
-from compression_adapters.presets.fc3 import FC3_EPOCHS, fc3, train_fc3, trained_fc3
-from compression_adapters.presets.mnist import MNIST_MD5, cache_folder, mnist
+from compression_adapters.presets import fc3_network as fc3_module
+from compression_adapters.presets import mnist_data as mnist_module
+from compression_adapters.presets.fc3_network import (
+    FC3_EPOCHS,
+    fc3,
+    train_fc3,
+    trained_fc3,
+)
+from compression_adapters.presets.mnist_data import MNIST_MD5, cache_folder, mnist
 from compression_adapters.presets.registry import PRESETS
 
 

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from compression_adapters.evaluation.accuracy import accuracy
-from compression_adapters.presets.mnist import _write, cache_folder, mnist
+from compression_adapters.presets.mnist_data import _write, cache_folder, mnist
 
 Progress = Callable[[int, int], None]
 """Called as `progress(epoch, epochs)` after each epoch."""
