@@ -26,8 +26,8 @@ from ax_pac.marginal import (
     is_noise_alone,
     marginal_failure,
 )
-from benchmarks.functions import sample_of_prior
-from benchmarks.known import known_model, unit_kernel
+from benchmarks.calibration.functions import sample_of_prior
+from benchmarks.calibration.known import known_model, unit_kernel
 
 SETTINGS = {"epsilon": 0.05, "alpha": 0.05, "seed": 0}
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from benchmarks.cifar import shared_file
+from benchmarks.networks.cifar import shared_file
 
 
 @pytest.fixture

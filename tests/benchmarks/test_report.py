@@ -2,9 +2,9 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from benchmarks.intervals import clopper_pearson
+from benchmarks.harness.intervals import clopper_pearson
+from benchmarks.harness.traces import FOLDER, Trace, append_trace, read_traces
 from benchmarks.report import write_reports
-from benchmarks.traces import FOLDER, Trace, append_trace, read_traces
 
 
 def test_interval_of_a_share_is_exact():

@@ -1,0 +1,127 @@
+"""What asking for a certificate adds to a trial that ends at the pairwise filter.
+
+Two searches of the same network by turns: one asks for a certificate before every
+proposal, the other never does. Both search for a challenger, which is what is proposed.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import numpy as np
+import torch
+from ax.api.client import Client
+from ax.generation_strategy.generation_strategy import GenerationStrategy
+
+from ax_pac import pac_generation_strategy
+from benchmarks.harness.plans import matching
+from benchmarks.harness.traces import Trace, provenance
+from benchmarks.networks.cifar import cifar10, resnet
+from compression_adapters import compression_problem
+from compression_adapters.loop import new_client, quiet_ax, trial_seed
+from compression_adapters.presets import PRESETS
+from compression_adapters.problem import CompressionProblem
+from compression_adapters.ranks import bin_edges
+
+NAME = "check_share"
+DESCRIPTION = "share of a trial that a check which ends at the pairwise filter adds"
+MINUTES_ONCE = 0.5
+
+EPSILON = 0.05
+# Far too strict to be met, so that every check ends at its filter.
+_DELTA = 1e-4
+_ROW = {"network": "resnet18", "gamma": 0.02, "trials": 40}
+_RUNS = 5
+
+
+def plan(seeds: int | None, **changes: Any) -> list[tuple[dict[str, Any], int]]:
+    """Five pairs of searches."""
+    rows = matching([dict(_ROW)], changes)
+    return [(row, seed) for row in rows for seed in range(seeds or _RUNS)]
+
+
+def minutes(job: tuple[dict[str, Any], int]) -> float:
+    """Core-minutes of one run, measured."""
+    return 0.6
+
+
+def run(seed: int, settings: dict[str, Any]) -> Trace:
+    """Search twice by turns, and note what each trial cost."""
+    images, _ = cifar10(train=True)
+    problem = compression_problem(
+        resnet(settings["network"]),
+        images,
+        gamma=settings["gamma"],
+        choose=PRESETS[settings["network"]].choose,
+    )
+    searches = {kind: _client(problem, kind, seed) for kind in ("asks", "never_asks")}
+    trials: list[dict[str, Any]] = []
+    with quiet_ax():
+        for _ in range(settings["trials"]):
+            for kind, client in searches.items():
+                # Samples of its own, or the second would find what the first computed.
+                samples = 2 * seed + (kind == "asks")
+                trials.append({"kind": kind, **_trial(problem, client, samples)})
+    modelled = [trial for trial in trials if trial["modelled"]]
+    medians = {
+        kind: float(
+            np.median([t["ask"] + t["evaluate"] for t in modelled if t["kind"] == kind])
+        )
+        for kind in searches
+    }
+    return Trace(
+        benchmark=NAME,
+        settings=settings,
+        seed=seed,
+        result={
+            **medians,
+            "share": 1.0 - medians["never_asks"] / medians["asks"],
+            "evaluate": float(np.median([t["evaluate"] for t in modelled])),
+        },
+        trials=[],
+        provenance=provenance(torch.get_num_threads()),
+    )
+
+
+def _client(problem: CompressionProblem, kind: str, seed: int) -> Client:
+    """A search that asks for certificates, or one that does not."""
+    strategy = pac_generation_strategy(
+        delta=_DELTA,
+        epsilon=EPSILON,
+        seed=seed,
+        num_samples=problem.num_samples,
+        cells=bin_edges(problem.parameters),
+    )
+    if kind == "never_asks":
+        strategy = _without_end(strategy)
+    client = new_client(problem)
+    client.set_generation_strategy(strategy)
+    return client
+
+
+def _without_end(strategy: GenerationStrategy) -> GenerationStrategy:
+    """Remove the criteria by which a node asks whether the search is at its end."""
+    for node in strategy._nodes:
+        node._transition_criteria = [
+            criterion
+            for criterion in node.transition_criteria
+            if criterion.transition_to != node.name
+        ]
+    return strategy
+
+
+def _trial(problem: CompressionProblem, client: Client, seed: int) -> dict[str, Any]:
+    """Make one trial; CPU seconds of its proposal and of its evaluation."""
+    begin = time.process_time()
+    ((index, point),) = client.get_next_trials(max_trials=1).items()
+    asked = time.process_time()
+    outcome = problem.evaluate(point, seed=trial_seed(seed, index))
+    evaluated = time.process_time()
+    client.complete_trial(index, {name: tuple(outcome[name]) for name in outcome})
+    node = client._experiment.trials[index].generator_runs[0]._generation_node_name
+    return {
+        "ask": asked - begin,
+        "evaluate": evaluated - asked,
+        "modelled": node == "PAC",
+    }

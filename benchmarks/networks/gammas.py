@@ -1,0 +1,86 @@
+"""Several gammas from one run on FC3, against a search for each of them."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from benchmarks.harness.plans import minutes_of, planned
+from benchmarks.harness.traces import Trace, provenance
+from benchmarks.networks.fc3 import full_objective
+from compression_adapters import compress, compression_ratio
+from compression_adapters.presets import PRESETS, accuracy
+from compression_adapters.search import CompressionResult
+from compression_adapters.targets import compress_at
+
+NAME = "gammas"
+DESCRIPTION = "FC3: five gammas from one run, and a search for each of them"
+MINUTES_ONCE = 1.0
+
+# The bar: five gammas from one run cost at most so many times one of them.
+MOST = 1.5
+GAMMAS = (0.001, 0.0015, 0.002, 0.003, 0.005)
+SEARCH = {"delta": 0.05, "max_trials": 100, "progress": False}
+# Each with its number of runs and the core-minutes of one.
+_PLAN: tuple[tuple[dict[str, Any], int, float], ...] = (
+    ({"level": "marginal", "epsilon": 0.05}, 10, 3.0),
+    ({"level": "joint", "epsilon": 0.05}, 10, 1.5),
+)
+
+
+def plan(seeds: int | None, **changes: Any) -> list[tuple[dict[str, Any], int]]:
+    """The default level, and the one below."""
+    return planned(_PLAN, seeds, changes)
+
+
+def minutes(job: tuple[dict[str, Any], int]) -> float:
+    """Core-minutes of one run."""
+    return minutes_of(_PLAN, job)
+
+
+def run(seed: int, settings: dict[str, Any]) -> Trace:
+    """Search all gammas in one run, then each alone under the same seed."""
+    preset = PRESETS["fc3"]
+    network, (images, _) = preset.trained(), preset.train_data()
+    common: dict[str, Any] = {**SEARCH, **settings, "choose": preset.choose}
+    start = time.perf_counter()
+    shared = compress_at(network, images, gammas=GAMMAS, seed=seed, **common)
+    shared_seconds = time.perf_counter() - start
+    start = time.perf_counter()
+    alone = [
+        compress(network, images, gamma=gamma, seed=seed, **common) for gamma in GAMMAS
+    ]
+    return Trace(
+        benchmark=NAME,
+        settings=settings,
+        seed=seed,
+        result={
+            "shared": _measured(shared),
+            "alone": _measured(alone),
+            "shared_seconds": shared_seconds,
+            "alone_seconds": time.perf_counter() - start,
+        },
+        trials=[],
+        provenance=provenance(torch.get_num_threads()),
+    )
+
+
+def _measured(results: Sequence[CompressionResult]) -> list[dict[str, Any]]:
+    """What each gamma came to; its objective on all training images."""
+    preset = PRESETS["fc3"]
+    images, _ = preset.train_data()
+    return [
+        {
+            "gamma": result.problem.gamma,
+            "holds": result.certificate.holds,
+            # All that have been made for this gamma and smaller ones.
+            "evaluations": len(result.trials),
+            "ratio": compression_ratio(result.problem.layers, result.ranks),
+            "objective": full_objective(result.problem, images, result.ranks),
+            "top1": accuracy(result.network, *preset.test_data(), topk=(1,))[0],
+        }
+        for result in results
+    ]
