@@ -27,7 +27,7 @@ from benchmarks.comparison.statistics import (
     signed_rank,
 )
 from benchmarks.harness.charts import Axis, Series, chart
-from benchmarks.harness.traces import FOLDER, Trace
+from benchmarks.harness.traces import PAGES, Trace
 from benchmarks.methods.registry import METHODS, RULES
 
 REFERENCE = "pac"
@@ -85,7 +85,7 @@ def render_comparison(traces: Sequence[Trace], folder: Path | None = None) -> st
     everything = [run for runs in groups.values() for run in runs]
     lines += _all_weights(everything)
     for runs in groups.values():
-        lines += _section(_ordered(runs), folder or FOLDER)
+        lines += _section(_ordered(runs), folder or PAGES)
     lines += _fronts(everything)
     return "\n".join(lines)
 

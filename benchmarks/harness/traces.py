@@ -1,11 +1,14 @@
-"""What a benchmark run did: one JSON line a run, appended as it completes."""
+"""What a benchmark run did: one compressed JSON line per run, appended as it ends."""
 
 from __future__ import annotations
 
+import gzip
 import json
 import os
 import platform
 import subprocess
+import warnings
+import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cache
@@ -14,10 +17,13 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parents[2]
-FOLDER = ROOT / "docs" / "benchmarks"
+TRACES = ROOT / "benchmarks" / "traces"
+PAGES = ROOT / "docs" / "benchmarks"
 
 # Bytes after which a file is full: a repository wants no large ones.
 _FULL = 700_000
+# What zlib calls a gzip member, header and checksum included.
+_GZIP = 16 + zlib.MAX_WBITS
 
 _PACKAGES = ("ax-platform", "botorch", "gpytorch", "torch", "numpy", "scipy")
 
@@ -48,48 +54,70 @@ class Trace:
         return json.dumps([self.benchmark, self.settings, self.seed], sort_keys=True)
 
 
-def trace_file(benchmark: str, folder: Path = FOLDER) -> Path:
+def trace_file(benchmark: str, folder: Path = TRACES) -> Path:
     """Where runs are appended."""
-    return folder / "traces" / f"{benchmark}.jsonl"
+    return folder / f"{benchmark}.jsonl.gz"
 
 
-def full_files(benchmark: str, folder: Path = FOLDER) -> list[Path]:
+def full_files(benchmark: str, folder: Path = TRACES) -> list[Path]:
     """Files that are full and no longer appended to, oldest first."""
-    paths = (folder / "traces").glob(f"{benchmark}.*.jsonl")
-    return sorted(paths, key=lambda path: int(path.suffixes[-2][1:]))
+    paths = folder.glob(f"{benchmark}.*.jsonl.gz")
+    return sorted(paths, key=lambda path: int(path.suffixes[-3][1:]))
 
 
-def read_traces(benchmark: str, folder: Path = FOLDER) -> list[Trace]:
-    """Read every completed run; a line cut off by a kill is not one."""
+def read_traces(benchmark: str, folder: Path = TRACES) -> list[Trace]:
+    """Read every completed run; one that was cut off by a kill is not completed."""
     paths = [*full_files(benchmark, folder), trace_file(benchmark, folder)]
     return [
-        Trace(**fields)
+        Trace(**json.loads(line))
         for path in paths
         if path.is_file()
-        for fields in _complete_lines(path)
+        for text, _ in _members(path)
+        for line in text.decode().splitlines()
     ]
 
 
-def _complete_lines(path: Path) -> Iterator[dict[str, Any]]:
-    text = path.read_text(encoding="utf-8")
-    for line in text[: text.rfind("\n") + 1].splitlines():
-        yield json.loads(line)
+def _members(path: Path) -> Iterator[tuple[bytes, int]]:
+    """Content of each gzip member, and the byte at which it ends.
+
+    Warns of a last member that was cut off, and leaves it out. Damage of any other
+    kind is an error: a run that was measured must not vanish without a word.
+    """
+    data, start = path.read_bytes(), 0
+    while start < len(data):
+        member = zlib.decompressobj(wbits=_GZIP)
+        text = member.decompress(data[start:])
+        if not member.eof:
+            lost = len(data) - start
+            message = f"{path.name}: the last run was cut off ({lost} bytes left out)"
+            warnings.warn(message, stacklevel=2)
+            return
+        start = len(data) - len(member.unused_data)
+        yield text, start
 
 
-def append_trace(trace: Trace, folder: Path = FOLDER) -> None:
-    """Append one run, after whatever an earlier kill left of a line."""
+def append_trace(trace: Trace, folder: Path = TRACES) -> None:
+    """Append one run, after whatever an earlier kill left of another.
+
+    Each run is a gzip member of its own. Concatenated members are a valid gzip file, so
+    that nothing that was written before is opened again for writing, there is no second
+    format to fold in, and a kill in the middle of a write costs that run only. `zcat`
+    reads the files, and one member may hold several runs.
+    """
     path = trace_file(trace.benchmark, folder)
     path.parent.mkdir(parents=True, exist_ok=True)
     if path.is_file():
-        content = path.read_bytes()
-        whole = content.rfind(b"\n") + 1
-        if whole < len(content):
-            os.truncate(path, whole)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            whole = max((end for _, end in _members(path)), default=0)
+        os.truncate(path, whole)
         if whole >= _FULL:
             number = len(full_files(trace.benchmark, folder)) + 1
-            path.rename(path.with_suffix(f".{number}.jsonl"))
-    with path.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(asdict(trace), allow_nan=False) + "\n")
+            path.rename(folder / f"{trace.benchmark}.{number}.jsonl.gz")
+    line = json.dumps(asdict(trace), allow_nan=False) + "\n"
+    with path.open("ab") as file:
+        # Without the time of writing: the same runs give the same bytes.
+        file.write(gzip.compress(line.encode(), mtime=0))
 
 
 def by_settings(traces: Iterable[Trace]) -> list[list[Trace]]:
@@ -100,7 +128,7 @@ def by_settings(traces: Iterable[Trace]) -> list[list[Trace]]:
     return list(groups.values())
 
 
-def missing(keys: Sequence[str], benchmark: str, folder: Path = FOLDER) -> set[str]:
+def missing(keys: Sequence[str], benchmark: str, folder: Path = TRACES) -> set[str]:
     """Which runs are still to be done."""
     return set(keys) - {trace.key for trace in read_traces(benchmark, folder)}
 

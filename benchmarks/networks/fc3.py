@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from benchmarks.harness.traces import FOLDER, Trace, provenance
+from benchmarks.harness.traces import TRACES, Trace, provenance
 from compression_adapters import (
     CompressionProblem,
     Rank,
@@ -133,7 +133,7 @@ def full_objective(
 
 def optimum(problem: CompressionProblem, images: Tensor) -> dict[str, Any]:
     """Find the true optimum by a dense search, once for a network and a gamma."""
-    path = FOLDER / "traces" / "fc3_optimum.json"
+    path = TRACES / "fc3_optimum.json"
     known = json.loads(path.read_text()) if path.is_file() else {}
     key = f"{_digest(problem)} gamma={problem.gamma}"
     if key not in known:

@@ -18,7 +18,7 @@ from benchmarks.comparison.statistics import (
 )
 from benchmarks.harness.charts import Axis, Series, chart
 from benchmarks.harness.presented import spread
-from benchmarks.harness.traces import FOLDER, Trace
+from benchmarks.harness.traces import PAGES, Trace
 from benchmarks.paper import fc3 as paper_fc3
 from benchmarks.paper import gamma as paper_gamma
 from benchmarks.paper import proxy as paper_proxy
@@ -61,7 +61,7 @@ def render_paper(
         name: [t for t in group if t.settings["source"] == "here"]
         for name, group in traces.items()
     }
-    figures = (folder or FOLDER) / "figures"
+    figures = (folder or PAGES) / "figures"
     figures.mkdir(parents=True, exist_ok=True)
     if here.get(paper_table2.NAME):
         lines += _table_2(here[paper_table2.NAME], figures)

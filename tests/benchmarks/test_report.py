@@ -3,7 +3,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from benchmarks.harness.intervals import clopper_pearson
-from benchmarks.harness.traces import FOLDER, Trace, append_trace, read_traces
+from benchmarks.harness.traces import PAGES, Trace, append_trace, read_traces
 from benchmarks.report import write_reports
 
 
@@ -18,19 +18,19 @@ def test_tables_follow_the_traces(tmp_path):
     traces = read_traces("fc3")
     assert traces, "the committed traces are missing"
     append_trace(traces[0], tmp_path)
-    write_reports(tmp_path)
+    write_reports(tmp_path, tmp_path)
     page = (tmp_path / "fc3.md").read_text()
     assert f"| {traces[0].result['evaluations']} |" in page
     changed: Trace = replace(
         traces[0], seed=77, result={**traces[0].result, "evaluations": 4321}
     )
     append_trace(changed, tmp_path)
-    write_reports(tmp_path)
+    write_reports(tmp_path, tmp_path)
     assert "| 77 | 4321 |" in (tmp_path / "fc3.md").read_text()
 
 
 def test_committed_page_is_the_one_the_traces_give(tmp_path):
     for trace in read_traces("fc3"):
         append_trace(trace, tmp_path)
-    write_reports(tmp_path)
-    assert (tmp_path / "fc3.md").read_text() == (FOLDER / "fc3.md").read_text()
+    write_reports(tmp_path, tmp_path)
+    assert (tmp_path / "fc3.md").read_text() == (PAGES / "fc3.md").read_text()

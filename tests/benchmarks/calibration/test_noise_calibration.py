@@ -6,7 +6,7 @@ import torch
 
 from benchmarks.calibration import noise_calibration as benchmark
 from benchmarks.calibration.noise_page import render_noise
-from benchmarks.harness.traces import FOLDER, read_traces
+from benchmarks.harness.traces import PAGES, read_traces
 
 
 @pytest.fixture(scope="module")
@@ -79,4 +79,4 @@ def test_committed_page_is_the_one_the_traces_give():
 
     traces = [read_traces(b.NAME) for b in (sem_coverage, benchmark)]
     assert all(traces), "the committed traces are missing"
-    assert (FOLDER / "noise.md").read_text().endswith(render_noise(*traces))
+    assert (PAGES / "noise.md").read_text().endswith(render_noise(*traces))

@@ -22,7 +22,7 @@ from benchmarks.comparison.statistics import (
     paired,
     signed_rank,
 )
-from benchmarks.harness.traces import FOLDER, Trace, read_traces
+from benchmarks.harness.traces import PAGES, Trace, read_traces
 
 
 def made_up(
@@ -220,7 +220,7 @@ def test_over_all_weights_a_seed_counts_that_was_run_at_each(tmp_path):
 def test_the_committed_page_is_the_one_that_the_traces_give(tmp_path):
     traces = read_traces("comparison")
     assert traces, "the committed traces are missing"
-    page = (FOLDER / "comparison.md").read_text()
+    page = (PAGES / "comparison.md").read_text()
     assert page.split("\n", 1)[1] == render_comparison(traces, tmp_path)
     for figure in (tmp_path / "figures").iterdir():
-        assert figure.read_text() == (FOLDER / "figures" / figure.name).read_text()
+        assert figure.read_text() == (PAGES / "figures" / figure.name).read_text()

@@ -1,7 +1,10 @@
 from __future__ import annotations
 
+import gzip
 import json
-from dataclasses import asdict
+import zlib
+
+import pytest
 
 from benchmarks.harness import traces
 from benchmarks.harness.traces import (
@@ -36,17 +39,47 @@ def test_other_settings_are_another_run():
     assert other.key != trace(0).key
 
 
-def test_a_line_cut_off_by_a_kill_is_dropped_and_overwritten(tmp_path):
+def test_a_run_cut_off_anywhere_is_left_out_with_a_warning_and_overwritten(tmp_path):
+    file = trace_file("toy", tmp_path)
     append_trace(trace(0), tmp_path)
-    with trace_file("toy", tmp_path).open("a") as file:
-        file.write('{"benchmark": "toy", "sett')
-    assert read_traces("toy", tmp_path) == [trace(0)]
+    whole = len(file.read_bytes())
     append_trace(trace(1), tmp_path)
+    both = file.read_bytes()
+    for end in range(whole + 1, len(both)):
+        file.write_bytes(both[:end])
+        with pytest.warns(UserWarning, match="toy.jsonl.gz: the last run was cut off"):
+            assert read_traces("toy", tmp_path) == [trace(0)]
+        append_trace(trace(1), tmp_path)
+        assert file.read_bytes() == both
     assert read_traces("toy", tmp_path) == [trace(0), trace(1)]
 
 
+def test_damage_is_an_error_and_not_an_end(tmp_path):
+    append_trace(trace(0), tmp_path)
+    file = trace_file("toy", tmp_path)
+    damaged = bytearray(file.read_bytes())
+    damaged[-6] ^= 1  # in the checksum
+    file.write_bytes(damaged)
+    with pytest.raises(zlib.error, match="incorrect data check"):
+        read_traces("toy", tmp_path)
+    with pytest.raises(zlib.error, match="incorrect data check"):
+        append_trace(trace(1), tmp_path)
+    assert file.read_bytes() == damaged
+
+
+def test_any_gzip_program_reads_a_file_and_writes_one(tmp_path):
+    for seed in range(3):
+        append_trace(trace(seed), tmp_path)
+    file = trace_file("toy", tmp_path)
+    text = gzip.decompress(file.read_bytes())
+    assert [json.loads(line)["seed"] for line in text.splitlines()] == [0, 1, 2]
+    file.write_bytes(gzip.compress(text))  # all runs in one member
+    append_trace(trace(3), tmp_path)
+    assert read_traces("toy", tmp_path) == [trace(seed) for seed in range(4)]
+
+
 def test_full_files_are_put_aside_and_read_in_order(tmp_path, monkeypatch):
-    monkeypatch.setattr(traces, "_FULL", len(json.dumps(asdict(trace(0)))))
+    monkeypatch.setattr(traces, "_FULL", 1)
     for seed in range(12):
         append_trace(trace(seed), tmp_path)
     append_trace(Trace("toy_other", {}, 0, {}, []), tmp_path)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from benchmarks.harness.traces import FOLDER, Trace, read_traces
+from benchmarks.harness.traces import PAGES, Trace, read_traces
 from benchmarks.networks.evaluation import NetworkEvaluation
 from benchmarks.networks.imagenet import DATA_VARIABLE, ImageRows, imagenet_network
 from benchmarks.paper import fc3 as paper_fc3
@@ -175,7 +175,7 @@ def test_the_page_has_the_printed_figure_beside_ours(tmp_path):
 def test_the_committed_page_is_the_one_that_the_traces_give(tmp_path):
     traces = {module.NAME: read_traces(module.NAME) for module in EXPERIMENTS}
     assert any(traces.values()), "the committed traces are missing"
-    page = (FOLDER / "paper.md").read_text()
+    page = (PAGES / "paper.md").read_text()
     assert page.split("\n", 1)[1] == render_paper(traces, tmp_path)
 
 
