@@ -8,7 +8,7 @@ import numpy as np
 
 from benchmarks.comparison.plan import NETWORK_GAMMAS
 from benchmarks.comparison.statistics import Run, paired
-from benchmarks.harness.presented import spread
+from benchmarks.harness.tables import spread
 from benchmarks.harness.traces import Trace, by_settings
 from benchmarks.methods.fabolas.base import NUM_INITIAL_POINTS, SUBSETS
 from benchmarks.methods.fabolas.faithful import (

@@ -1,93 +1,141 @@
-"""Page of the comparison: every table says by which command its rows are made."""
+"""Pages of the comparison: who wins where and at what cost, and all details."""
 
 from __future__ import annotations
 
-import json
-import math
 from collections import Counter
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from benchmarks.comparison import plan as comparison
-from benchmarks.comparison.claims import PAC_LEVELS, claims, kept
-from benchmarks.comparison.run import CERTIFIED_EVERY
+from benchmarks.comparison.claims import (
+    KEPT,
+    PAC_LEVELS,
+    Runs,
+    best_known,
+    claims,
+    kept,
+    kept_rows,
+)
+from benchmarks.comparison.setting_page import (
+    GROUP,
+    REFERENCE,
+    figure,
+    page_name,
+    setting_pages,
+    title,
+)
 from benchmarks.comparison.statistics import (
-    CENSORED_AT,
     REFERENCE_RATIO,
     REFERENCE_TOP1,
     Run,
     fewest_pairs,
-    holm,
     hypervolume,
-    median_interval,
-    paired,
-    signed_rank,
 )
 from benchmarks.harness.charts import Axis, Series, chart
-from benchmarks.harness.traces import PAGES, Trace
-from benchmarks.methods.registry import METHODS, RULES
+from benchmarks.harness.tables import command, median, quartiles, table
+from benchmarks.harness.traces import Trace
+from benchmarks.methods.registry import METHODS
 
-REFERENCE = "pac"
-_FRACTIONS = (0.25, 0.5, 1.0, 2.0, 5.0)
-_GROUP = ("problem", "gamma", "num_samples")
+# Columns of the overview; the pages of the settings have every method.
+_SHOWN = (
+    *PAC_LEVELS,
+    *("ax_default", "logei", "optuna_gp", "optuna_tpe", "smac", "fabolas_lean"),
+    "random",
+)
+# Lines of the overview's figure.
+_DRAWN = ("pac", "pac_line", "ax_default", "optuna_gp", "fabolas_lean", "random")
+_ALL_WEIGHTS = "resnet18"
 
-_INTRODUCTION = """
-Every method is asked for points and told what one and the same evaluation gave, on the
-same samples for the same seed and trial. J is the true objective (smaller is better) of
-the incumbent: on networks over {images} test images, on functions without noise plus
-one. The incumbent of all tables is the common one, the visited point of best posterior
-mean under one surrogate refitted to the method's data, unless a column says *own*.
-Time is that of the processor, one thread; the methods' own time is split into fitting
-and proposing where that can be told (Optuna, SMAC: all of it is in proposing; Ax counts
-its fits by the wall clock, so on a machine in use its split leans to fitting). What
-only the tables need is on no clock. Cost is in samples, and includes what an evaluation
-costs besides them.
+_METHODS_PAGE = """# Comparison: methods and measures
 
-*PAC* is `pac_generation_strategy` at level marginal, epsilon 0.05, from Sobol points;
-`pac_line` the same after four networks whose layers are all cut alike, as `compress`
-begins; `pac_joint` and `pac_pairwise` stop at those levels with epsilon 0.005;
-`pac_published` has the paper's encoding, proposals and raw standard errors. `logei` and
-`pi` have PAC's surrogate and noise. Of Fabolas there are two rows, neither of them its
-authors' program: [fabolas](fabolas.md) says what differs. Rules without a search are
-tuned along their one number.
+Definitions for the tables of the [comparison](../comparison.md) and its pages, one per
+setting. Start there for the results.
 
-Two regimes: at what PAC had spent when its certificate ended it, and after a long fixed
-budget. Differences are paired by seed, with the median's 95 % bootstrap interval;
-p-values are Wilcoxon's signed-rank test, two-sided, corrected by Holm over the rows of
-a table. Below {fewest} pairs no such test can reach 5 %: such rows are direction, not
-result.
+## Methods
+
+| row | method |
+|---|---|
+| `pac` | `pac_generation_strategy`, level marginal, epsilon 0.05, Sobol points first |
+| `pac_line` | the same, first four networks whose layers are all cut alike |
+| `pac_joint`, `pac_pairwise` | the same, stopped at these levels with epsilon 0.005 |
+| `pac_published` | the published encoding, proposals, raw standard errors and rule |
+| `logei`, `pi` | LogEI and probability of improvement on the surrogate of `pac` |
+| `ax_default` | Ax's default generation strategy |
+| `optuna_gp`, `optuna_tpe` | Optuna's samplers of these names |
+| `smac` | SMAC |
+| `fabolas_lean`, `fabolas_lean_sem`, `fabolas_faithful` | [Fabolas](../fabolas.md) |
+| `random`, `sobol` | uniform and scrambled Sobol points |
+| `rule_fraction`, ... | rules that choose ranks without a search, tuned in one number |
+
+Every method asks for points and receives the same kind of evaluation. For the same seed
+and trial all methods see the same samples.
+
+## Measures
+
+- **J** is the true objective, which is minimised: on networks it is measured on
+  {images} test images, on functions without noise (plus one).
+- **Incumbent.** J is that of the *common* incumbent: the visited point of best
+  posterior mean under one surrogate, refitted to the data of the method. *Own* is the
+  point that the method itself would return.
+- **Time** is processor time of one thread: evaluating, fitting and proposing. Fitting
+  and proposing are reported apart where the method allows it. Optuna and SMAC count as
+  proposing; Ax measures its fits by the wall clock. Work that only these tables need
+  is not counted.
+- **Cost** is in samples and includes the fixed cost of an evaluation.
+- **Pairs** are runs with the same seed. Intervals are bootstrap intervals of the median
+  (95 %). P-values are two-sided Wilcoxon signed-rank tests with Holm's correction over
+  the rows of a table. With fewer than {fewest} pairs no such test reaches 5 %: these
+  rows show a direction, not a result.
 """
 
 
-def render_comparison(traces: Sequence[Trace], folder: Path | None = None) -> str:
-    """One section for each problem, weight and number of samples.
-
-    Args:
-        traces: What was run.
-        folder: Where figures are written; None for the page's own.
-    """
-    lines = [
-        "# All methods on the same evaluations",
-        _INTRODUCTION.format(
+def comparison_pages(traces: Sequence[Trace]) -> dict[str, str]:
+    """The overview, the definitions, a page per setting, and the figures, by path."""
+    groups: dict[str, Runs] = {}
+    for trace in traces:
+        groups.setdefault(page_name(trace.settings), {})
+    for name in groups:
+        groups[name] = _ordered(
+            [Run(trace) for trace in traces if page_name(trace.settings) == name]
+        )
+    runs = [run for group in groups.values() for own in group.values() for run in own]
+    pages = {
+        "comparison/methods.md": _METHODS_PAGE.format(
             images=f"{comparison.TRUE_IMAGES:,}", fewest=fewest_pairs(0.025)
         ),
-    ]
-    planned = comparison.plan(None)
-    done = sum((trace.settings, trace.seed) in planned for trace in traces)
-    lines += [f"Of the plan's {len(planned)} runs {done} are in.", ""]
-    groups: dict[str, list[Run]] = {}
-    for trace in traces:
-        key = json.dumps([trace.settings[name] for name in _GROUP])
-        groups.setdefault(key, []).append(Run(trace))
-    everything = [run for runs in groups.values() for run in runs]
-    lines += _all_weights(everything)
-    for runs in groups.values():
-        lines += _section(_ordered(runs), folder or PAGES)
-    lines += _fronts(everything)
-    return "\n".join(lines)
+        "comparison/all_gammas.md": _all_weights_page(runs),
+    }
+    for group in groups.values():
+        pages |= setting_pages(group)
+    settings = sorted(groups.values(), key=_place)
+    lines = [*_introduction(traces), *_in_short(settings)]
+    first = next((n for n in groups if f"figures/comparison_{n}.svg" in pages), None)
+    if first is not None:
+        shown = title(_any(groups[first]).settings)
+        own_figure = "figures/comparison_overview.svg"
+        pages[own_figure] = figure(groups[first], set(METHODS) - set(_DRAWN))
+        lines += [
+            f"![J against time on {shown}]({own_figure})",
+            "",
+            f"J against time on {shown}, in units of the total time of `pac`: median "
+            "and quartiles over the seeds.",
+            "",
+        ]
+    lines += [*_who_wins(settings), *_at_what_cost(runs, pages), *_certificates(runs)]
+    return {"comparison.md": "\n".join(lines), **pages}
+
+
+def _place(runs: Runs) -> tuple[object, ...]:
+    """Networks first, then functions; by number of samples, then by gamma."""
+    problem, gamma, number = (_any(runs).settings[name] for name in GROUP)
+    order = [*comparison.NETWORK_GAMMAS, *comparison.FUNCTIONS]
+    last = problem not in order
+    return last, 0 if last else order.index(problem), number != 50, number, gamma
+
+
+def _any(runs: Runs) -> Trace:
+    return next(iter(runs.values()))[0].trace
 
 
 def _ordered(runs: Sequence[Run]) -> dict[str, list[Run]]:
@@ -101,26 +149,202 @@ def _ordered(runs: Sequence[Run]) -> dict[str, list[Run]]:
     }
 
 
-def _all_weights(runs: Sequence[Run]) -> list[str]:
-    """The claims over all weights of the network that is searched at several."""
-    own = _at_all_weights(runs, "resnet18")
-    gammas = set(map(_gamma, own))
-    count = Counter((run.method, run.trace.seed) for run in own)
-    # A seed counts where it was run at every weight, so that all weigh the same.
-    whole = _ordered([r for r in own if count[r.method, r.trace.seed] == len(gammas)])
-    table = claims(whole)
-    if len(gammas) < 2 or not table:
-        return []
+def _introduction(traces: Sequence[Trace]) -> list[str]:
+    planned = comparison.plan(None)
+    done = sum((trace.settings, trace.seed) in planned for trace in traces)
     return [
-        "## resnet18, all weights together",
+        "# Comparison with other methods",
         "",
-        f"A pair is a seed at one of {', '.join(map(str, sorted(gammas)))}, for the "
-        "seeds that were run at each of these. Pairs of one seed see the same samples, "
-        "so that they are less than independent.",
+        f"{len({t.settings['method'] for t in traces})} methods minimise the same "
+        "objectives from the same noisy evaluations: the ranks of networks and three "
+        "test functions. J is the true objective of the point that a method ends with; "
+        "smaller is better. Each row of a table is a setting, each column a method, "
+        "and each number a median over seeds. The first column links to a page with "
+        "all methods, intervals and tests; [methods and "
+        "measures](comparison/methods.md) has the definitions. "
+        f"{done} of {len(planned)} planned runs are in. To run what is missing:",
         "",
-        *table,
-        *kept([_ordered([r for r in own if _gamma(r) == g]) for g in sorted(gammas)]),
+        *command("comparison --threads 1"),
     ]
+
+
+def _ends(runs: Runs) -> tuple[dict[str, float], str]:
+    """Median J at the end by method, and the best method.
+
+    The best of those that were run on every seed of the setting: one lucky seed is no
+    result.
+    """
+    ends = {
+        name: float(np.median([run.objective[-1] for run in runs[name]]))
+        for name in _SHOWN
+        if name in runs
+    }
+    whole = [name for name in ends if len(runs[name]) == _seeds(runs)]
+    return ends, min(whole, key=ends.__getitem__)
+
+
+def _seeds(runs: Runs) -> int:
+    return max(map(len, runs.values()))
+
+
+def _in_short(settings: Sequence[Runs]) -> list[str]:
+    """The results in sentences whose figures come from the runs."""
+    wins: Counter[str] = Counter()
+    far = []
+    searched = [runs for runs in settings if REFERENCE in runs]
+    for runs in searched:
+        ends, best = _ends(runs)
+        wins[best] += 1
+        trace, excess = _any(runs), ends[REFERENCE] - ends[best]
+        if excess > trace.result["delta"]:
+            far.append(f"{title(trace.settings)} (by {excess:.2f})")
+    if not searched:
+        return []
+    counts = ", ".join(f"`{name}` {n}" for name, n in wins.most_common())
+    return [
+        "## Results in short",
+        "",
+        "- **Who wins depends on the setting.** Best median J in "
+        f"{len(searched)} settings: {counts}.",
+        f"- **`pac` ends close to the best.** It is within delta of it in "
+        f"{len(searched) - len(far)} of {len(searched)} settings"
+        + (f", further away on {'; '.join(far)}." if far else "."),
+        "- **`pac` decides when to stop.** The other methods need a budget, and say "
+        "nothing about what they miss. What the certificates cost and whether they are "
+        "kept is below.",
+        "",
+    ]
+
+
+def _row_title(runs: Runs) -> str:
+    settings = _any(runs).settings
+    return f"[{title(settings)}](comparison/{page_name(settings)}.md)"
+
+
+def _who_wins(settings: Sequence[Runs]) -> list[str]:
+    """J at the end of each run, the best in bold."""
+    rows = []
+    for runs in settings:
+        ends, best = _ends(runs)
+        cells = ["-"] * len(_SHOWN)
+        for i, name in enumerate(_SHOWN):
+            if name in ends:
+                shown = f"{ends[name]:#.4g}"
+                few = "\\*" if len(runs[name]) < _seeds(runs) else ""
+                cells[i] = f"**{shown}**" if name == best else shown + few
+        rows.append([_row_title(runs), _seeds(runs), *cells])
+    return [
+        "## Who wins where",
+        "",
+        "Median J at the end of the run. Bold: the best of the methods that were run "
+        "on all seeds of the row. An asterisk: fewer seeds. Rows with fewer than "
+        f"{fewest_pairs(0.025)} seeds show a direction, not a result.",
+        "",
+        *table("setting | seeds | " + " | ".join(_SHOWN), rows),
+    ]
+
+
+def _at_what_cost(runs: Sequence[Run], pages: dict[str, str]) -> list[str]:
+    """J and time over all gammas of one network, as table and figure."""
+    own = _at_all_weights(runs, _ALL_WEIGHTS)
+    best = {gamma: best_known(_ordered(group)) for gamma, group in _split(own).items()}
+    rows, ends = [], {}
+    for name, group in _ordered(_whole_seeds(own)).items():
+        excess = [run.objective[-1] - best[_gamma(run)] for run in group]
+        ends[name] = (
+            float(np.median([run.total_seconds for run in group])),
+            float(np.median(excess)),
+        )
+        stopped = sum(run.trace.result["stopped"] for run in group)
+        rows.append(
+            [
+                name,
+                len(group),
+                f"{ends[name][1]:.3f}",
+                f"{ends[name][0]:.1f}",
+                median([run.trace.result["evaluations"] for run in group], 0),
+                f"{stopped} of {len(group)}",
+            ]
+        )
+    if len(best) < 2 or not ends:
+        return []
+    delta = own[0].trace.result["delta"]
+    near = [name for name, (_, excess) in ends.items() if excess <= delta]
+    cheapest = min(near or ends, key=lambda name: ends[name][0])
+    lines = [
+        "## At what cost",
+        "",
+        f"{_ALL_WEIGHTS} over gamma = {', '.join(map(str, best))}, medians over runs. "
+        "J is reported above the best that any run found. Seconds are processor "
+        "seconds, fitting and proposing included. The cheapest method within delta = "
+        f"{delta:g} of the best is `{cheapest}`. In the figure, lower left is better.",
+        "",
+        *table(
+            "method | runs | J above the best | seconds | evaluations "
+            "| stopped by itself",
+            rows,
+        ),
+    ]
+    points = {
+        name: Series([seconds], [excess], joined=False)
+        for name, (seconds, excess) in ends.items()
+        if excess > 0
+    }
+    if len(points) > 1:
+        path = "figures/comparison_cost.svg"
+        pages[path] = chart(
+            points,
+            Axis("processor seconds of a run", logarithmic=True),
+            Axis("J above the best known", logarithmic=True),
+        )
+        lines += [f"![J against processor seconds]({path})", ""]
+    return lines
+
+
+def _certificates(runs: Sequence[Run]) -> list[str]:
+    own = _at_all_weights(runs, _ALL_WEIGHTS)
+    rows = kept_rows(_by_gamma(own)) if own else []
+    if not rows:
+        return []
+    delta = own[0].trace.result["delta"]
+    return [
+        "## Are the certificates kept?",
+        "",
+        f"Searches of {_ALL_WEIGHTS} at all gammas: J of what was certified, minus the "
+        f"best J that any run found. A certificate promises less than delta = {delta:g}"
+        ". [All gammas together](comparison/all_gammas.md) has the claims that the "
+        "search is held to.",
+        "",
+        *table(KEPT, rows),
+    ]
+
+
+def _all_weights_page(runs: Sequence[Run]) -> str:
+    """The claims over all gammas of one network, and the fronts."""
+    own = _at_all_weights(runs, _ALL_WEIGHTS)
+    gammas = sorted(set(map(_gamma, own)))
+    whole = _ordered(_whole_seeds(own))
+    lines = [
+        "# Comparison: all gammas together",
+        "",
+        "Networks that were searched at several gammas, their runs taken together: "
+        "claims, certificates, and fronts of ratio and accuracy. Rerun with the "
+        "commands on the page of each [setting](../comparison.md); definitions are in "
+        "[methods and measures](methods.md).",
+        "",
+    ]
+    table_of_claims = claims(whole) if len(gammas) > 1 and whole else []
+    if table_of_claims:
+        lines += [
+            f"The next two sections are about {_ALL_WEIGHTS}. A pair is a seed at one "
+            f"of gamma = {', '.join(map(str, gammas))}, for the seeds that were run at "
+            "each of these. Pairs of one seed see the same samples, so they are not "
+            "fully independent.",
+            "",
+            *table_of_claims,
+            *kept(_by_gamma(own)),
+        ]
+    return "\n".join([*lines, *_fronts(runs)])
 
 
 def _at_all_weights(runs: Sequence[Run], problem: str) -> list[Run]:
@@ -137,281 +361,64 @@ def _gamma(run: Run) -> float:
     return float(run.trace.settings["gamma"])
 
 
-def _section(runs: dict[str, list[Run]], folder: Path) -> list[str]:
-    first = next(iter(runs.values()))[0].trace
-    settings = first.settings
-    title = ", ".join(f"{name} = {settings[name]}" for name in _GROUP)
-    revisions = sorted(
-        {r.trace.provenance["revision"] for rs in runs.values() for r in rs}
-    )
-    lines = [
-        f"## {title}",
-        "",
-        f"Revisions {', '.join(revisions)}. Any row again:",
-        "",
-        "```",
-        f"python -m benchmarks run comparison --threads 1 {_sets(settings)} "
-        f"--seeds {max(map(len, runs.values()))} --methods METHOD",
-        "```",
-        "",
-    ]
-    lines += _clocks(runs)
-    if REFERENCE in runs:
-        lines += claims(runs)
-        lines += kept([runs])
-        lines += _quality(runs)
-        lines += _times(runs)
-    lines += _outside_certificates(runs)
-    if REFERENCE in runs:
-        lines += _anytime(runs, settings, folder)
-    return lines
+def _split(runs: Sequence[Run]) -> dict[float, list[Run]]:
+    """Runs by gamma, in its order."""
+    gammas = sorted(set(map(_gamma, runs)))
+    return {gamma: [r for r in runs if _gamma(r) == gamma] for gamma in gammas}
 
 
-def _sets(settings: dict[str, Any]) -> str:
-    return " ".join(f"--set {name}={settings[name]}" for name in _GROUP)
+def _by_gamma(runs: Sequence[Run]) -> list[dict[str, list[Run]]]:
+    return [_ordered(group) for group in _split(runs).values()]
 
 
-def _clocks(runs: dict[str, list[Run]]) -> list[str]:
-    lines = [
-        "| method | runs | ended itself | evaluations | samples | evaluate s | fit s "
-        "| propose s | total s | wall s | ms a proposal |",
-        "|---|---|---|---|---|---|---|---|---|---|---|",
-    ]
-    for name, group in runs.items():
-        evaluations = [run.trace.result["evaluations"] for run in group]
-        own = [
-            1000 * (run.clock("fit") + run.clock("propose")) / count
-            for run, count in zip(group, evaluations, strict=True)
-        ]
-        walls = [
-            sum(run.clock(clock, 1) for clock in ("evaluate", "fit", "propose"))
-            for run in group
-        ]
-        cells = [
-            f"{sum(run.trace.result['stopped'] for run in group)}/{len(group)}",
-            _median(evaluations, 0),
-            _median([run.trace.result["samples"] for run in group], 0),
-            *(
-                _median([run.clock(clock) for run in group], 1)
-                for clock in ("evaluate", "fit", "propose")
-            ),
-            _median([run.total_seconds for run in group], 1),
-            _median(walls, 1),
-            _median(own, 0),
-        ]
-        lines.append(f"| {name} | {len(group)} | {' | '.join(cells)} |")
-    return [*lines, ""]
+def _whole_seeds(runs: Sequence[Run]) -> list[Run]:
+    """Runs of the seeds that a method was run with at every gamma.
 
-
-def _quality(runs: dict[str, list[Run]]) -> list[str]:
-    """J when PAC had ended, by cost and by time, and at the end of the budget."""
-    lines = [
-        "J at what PAC had spent, in samples and in seconds, and at the end of the "
-        "budget, median (quartiles). A method that ends itself keeps what it had. The "
-        "difference is at the same samples, less PAC's own J: positive is worse.",
-        "",
-        "| method | pairs | J, same samples | J, same seconds | J at the end "
-        "| J at the end, own | difference (95 %) | p, Holm |",
-        "|---|---|---|---|---|---|---|---|",
-    ]
-    rows, tests = {}, {}
-    for name, group in runs.items():
-        pairs = paired(group, runs[REFERENCE])
-        if not pairs:
-            continue
-        by_cost = [a.objective_at(a.cost, b.cost[-1]) for a, b in pairs]
-        by_time = [a.objective_at(a.seconds, b.total_seconds) for a, b in pairs]
-        gaps = [
-            value - float(b.objective[-1])
-            for value, (_, b) in zip(by_cost, pairs, strict=True)
-        ]
-        usable = [gap for gap in gaps if math.isfinite(gap)]
-        tests[name] = math.nan if name == REFERENCE else signed_rank(usable)
-        rows[name] = [
-            str(len(pairs)),
-            _quartiles(by_cost),
-            _quartiles(by_time),
-            _quartiles([float(a.objective[-1]) for a, _ in pairs]),
-            _quartiles([a.trace.trials[-1]["own"] for a, _ in pairs]),
-            "-" if name == REFERENCE else _interval(usable),
-        ]
-    corrected = holm(tests)
-    for name, cells in rows.items():
-        p = corrected[name]
-        silent = math.isnan(p) or int(cells[0]) < fewest_pairs(0.025)
-        cells = [*cells, "-" if silent else f"{p:.3g}"]
-        lines.append(f"| {name} | {' | '.join(cells)} |")
-    return [*lines, ""]
-
-
-def _times(runs: dict[str, list[Run]]) -> list[str]:
-    """Time to reach PAC's final objective, as a multiple of PAC's time."""
-    levels = [level for level in PAC_LEVELS if level in runs]
-    lines = [
-        "Time to reach the true objective that PAC ends with, as a multiple of PAC's "
-        f"own total time: how often within {CENSORED_AT:g} times that, and the median "
-        "(95 %) with those that did not counted at the time that they were followed, "
-        "which for a budget that ended earlier is a lower bound ('>').",
-        "",
-        "| method | " + " | ".join(f"{level}: reached | times" for level in levels),
-        "|---|" + "---|---|" * len(levels),
-    ]
-    lines[-2] += " |"
-    for name, group in runs.items():
-        cells = []
-        for level in levels:
-            ratios, reached = [], 0
-            for run, reference in paired(group, runs[level]):
-                limit = CENSORED_AT * reference.total_seconds
-                spent, done = run.time_to(float(reference.objective[-1]), limit)
-                ratios.append(spent / reference.total_seconds)
-                reached += done
-            bound = ">" if reached < len(ratios) else ""
-            cells += [f"{reached}/{len(ratios)}", bound + _interval(ratios, 2)]
-        lines.append(f"| {name} | {' | '.join(cells)} |")
-    return [*lines, ""]
-
-
-def _outside_certificates(runs: dict[str, list[Run]]) -> list[str]:
-    """The certificate asked of LogEI's run: proposing apart from stopping."""
-    group = runs.get("logei", [])
-    if not group:
-        return []
-    lines = [
-        "The same certificates, asked of LogEI's run after every "
-        f"{CERTIFIED_EVERY} evaluations (of revision d90cc6b: after each); PAC's own "
-        "run beside it. J at LogEI's stop is of its own incumbent. Seconds are those "
-        "of the verdict that stopped it.",
-        "",
-        "| level | LogEI stopped | evaluations | J at the stop | seconds "
-        "| PAC stopped | evaluations | J at the stop |",
-        "|---|---|---|---|---|---|---|---|",
-    ]
-    for level in comparison.LEVELS:
-        stops = [run.trace.result["stops"].get(level) for run in group]
-        made = [stop for stop in stops if stop is not None]
-        own = runs.get("pac" if level == "marginal" else f"pac_{level}", [])
-        ended = [run for run in own if run.trace.result["stopped"]]
-        cells = [
-            f"{len(made)}/{len(stops)}",
-            _median([stop["evaluations"] for stop in made], 0),
-            _quartiles([stop["own"] for stop in made]),
-            _median([stop["seconds"][0] for stop in made], 1),
-            f"{len(ended)}/{len(own)}",
-            _median([run.trace.result["evaluations"] for run in ended], 0),
-            _quartiles([float(run.objective[-1]) for run in ended]),
-        ]
-        lines.append(f"| {level} | {' | '.join(cells)} |")
-    return [*lines, ""]
-
-
-def _anytime(
-    runs: dict[str, list[Run]], settings: dict[str, Any], folder: Path
-) -> list[str]:
-    """J against time, in units of PAC's, as table and figure."""
-    lines = [
-        "J against time, in units of PAC's own total time, median (quartiles); '-' "
-        "before a first incumbent, and a value that was not followed so long is that "
-        "of the end of its run.",
-        "",
-        "| method | " + " | ".join(f"{f:g}" for f in _FRACTIONS) + " |",
-        "|---|" + "---|" * len(_FRACTIONS),
-    ]
-    drawn = {}
-    grid = np.geomspace(0.05, CENSORED_AT, 40)
-    for name, group in runs.items():
-        pairs = paired(group, runs[REFERENCE])
-        if not pairs:
-            continue
-
-        def at(fraction: float, pairs: list[tuple[Run, Run]] = pairs) -> list[float]:
-            return [
-                a.objective_at(a.seconds, fraction * b.total_seconds) for a, b in pairs
-            ]
-
-        cells = [_quartiles(at(fraction)) for fraction in _FRACTIONS]
-        lines.append(f"| {name} | {' | '.join(cells)} |")
-        if name in RULES or name in ("pac_pairwise", "pac_joint", "pi", "sobol"):
-            continue
-        shares = np.array([at(fraction) for fraction in grid])
-        whole = np.isfinite(shares).all(1)
-        low, middle, high = np.quantile(shares[whole], (0.25, 0.5, 0.75), axis=1)
-        drawn[name] = Series(list(grid[whole]), list(middle), list(low), list(high))
-    name = "_".join(str(settings[part]) for part in _GROUP)
-    path = folder / "figures" / f"comparison_{name}.svg"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    time_axis = Axis("time, in units of PAC's", logarithmic=True)
-    path.write_text(chart(drawn, time_axis, Axis("J", logarithmic=True)))
-    return [*lines, "", f"![J against time](figures/{path.name})", ""]
+    So each gamma has the same weight.
+    """
+    number = len(set(map(_gamma, runs)))
+    count = Counter((run.method, run.trace.seed) for run in runs)
+    return [run for run in runs if count[run.method, run.trace.seed] == number]
 
 
 def _fronts(runs: Sequence[Run]) -> list[str]:
     """Hypervolume over the weights, for networks that were searched at several."""
     lines: list[str] = []
-    networks = sorted({run.trace.settings["problem"] for run in runs})
-    for network in networks:
-        volumes, points = {}, {}
+    for network in sorted({run.trace.settings["problem"] for run in runs}):
         own = [
             run
             for run in _at_all_weights(runs, network)
             if "top1" in run.trace.result["common"]
         ]
-        gammas = set(map(_gamma, own))
+        gammas = sorted(set(map(_gamma, own)))
         if len(gammas) < 2:
             continue
-        for method, group in _ordered(own).items():
-            for seed in sorted({run.trace.seed for run in group}):
-                final = [
-                    run.trace.result["common"]
-                    for run in group
-                    if run.trace.seed == seed
-                ]
-                if len(final) == len(gammas):
-                    points[method, seed] = [
-                        (100 * f["ratio"], 100 * f["top1"]) for f in final
-                    ]
-                    volumes.setdefault(method, []).append(
-                        hypervolume(points[method, seed])
-                    )
-        if not volumes:
-            continue
-        lines += [
-            f"## Fronts on {network}",
-            "",
-            f"Ratio and top-1 of what each run ends with, over the weights "
-            f"{', '.join(map(str, sorted(gammas)))}; hypervolume in per cent squared "
-            f"against a ratio of {REFERENCE_RATIO:g} % and a top-1 of "
-            f"{REFERENCE_TOP1:g} %, fixed beforehand.",
-            "",
-            "| method | seeds | hypervolume, median (quartiles) |",
-            "|---|---|---|",
-        ]
-        lines += [
-            f"| {method} | {len(values)} | {_quartiles(values)} |"
-            for method, values in volumes.items()
-        ]
-        lines.append("")
+        points: dict[str, dict[int, list[tuple[float, float]]]] = {}
+        for method, group in _ordered(_whole_seeds(own)).items():
+            for run in group:
+                final = run.trace.result["common"]
+                points.setdefault(method, {}).setdefault(run.trace.seed, []).append(
+                    (100 * final["ratio"], 100 * final["top1"])
+                )
+        if points:
+            lines += [
+                f"## Fronts on {network}",
+                "",
+                "Ratio and top-1 accuracy of what each run ends with, over gamma = "
+                f"{', '.join(map(str, gammas))}: hypervolume in per cent squared, "
+                f"against a ratio of {REFERENCE_RATIO:g} % and a top-1 of "
+                f"{REFERENCE_TOP1:g} %, which were fixed before the runs.",
+                "",
+                *table(
+                    "method | seeds | hypervolume, median (quartiles)",
+                    (
+                        [
+                            method,
+                            len(seeds),
+                            quartiles(list(map(hypervolume, seeds.values()))),
+                        ]
+                        for method, seeds in points.items()
+                    ),
+                ),
+            ]
     return lines
-
-
-def _median(values: Sequence[float], digits: int) -> str:
-    return f"{np.median(values):,.{digits}f}" if len(values) else "-"
-
-
-def _quartiles(values: Sequence[float]) -> str:
-    finite = [value for value in values if math.isfinite(value)]
-    if not finite or len(finite) < len(values):
-        return "-"
-    low, middle, high = np.quantile(finite, (0.25, 0.5, 0.75))
-    if len(finite) == 1:
-        return f"{middle:.4g}"
-    return f"{middle:.4g} ({low:.4g}-{high:.4g})"
-
-
-def _interval(values: Sequence[float], digits: int = 3) -> str:
-    if not values:
-        return "-"
-    low, middle, high = median_interval(values)
-    if len(values) == 1:
-        return f"{middle:.{digits}f}"
-    return f"{middle:.{digits}f} ({low:.{digits}f} to {high:.{digits}f})"

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -105,3 +106,36 @@ def _seconds(function: Callable[[], Any]) -> float:
     start = time.process_time()
     function()
     return time.process_time() - start
+
+
+def render_trial_speed(traces: Sequence[Trace]) -> str:
+    """One row a run: medians of trials and forward passes in turn."""
+    lines = [
+        "# What a trial costs",
+        "",
+        "CPU seconds on one thread, 50 images. *Forward*: the compressed network alone "
+        "on the same images, laid out as in a trial. *Naive*: decomposing, copying and "
+        "running both networks in every trial. Medians of seven rounds, in each of "
+        "which one follows the other; the ratio is the median of the rounds' ratios.",
+        "",
+        "| network | pixels | seed | forward | trial | trial / forward | bar | naive | "
+        "naive / trial | bar | revision |",
+        "|---|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    for trace in traces:
+        name, size = trace.settings["network"], trace.settings["size"]
+        trial, forward = (np.array(trace.result[key]) for key in ("trial", "forward"))
+        most = MOST_OF_FORWARD.get(size)
+        least = LEAST_OF_TRIAL.get((name, size))
+        naive, times = "-", "-"
+        if trace.result["naive"]:
+            seconds = float(np.median(trace.result["naive"]))
+            naive, times = f"{seconds:.2f}", f"{seconds / np.median(trial):.1f}"
+        lines.append(
+            f"| {name} | {size} | {trace.seed} | {np.median(forward):.3f} "
+            f"| {np.median(trial):.3f} | {np.median(trial / forward):.3f} "
+            f"| {f'<= {most}' if most else '-'} | {naive} | {times} "
+            f"| {f'>= {least:g}' if least else '-'} "
+            f"| {trace.provenance['revision']} |"
+        )
+    return "\n".join([*lines, ""])

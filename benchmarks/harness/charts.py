@@ -78,7 +78,9 @@ def chart(series: Mapping[str, Series], x_axis: Axis, y_axis: Axis) -> str:
     ]
     if not xs or not ys:
         raise ValueError("nothing finite to draw")
-    (x_low, x_high), (y_low, y_high) = _range(xs), _range(ys)
+    # Lines may end at the frame, points may not lie on it.
+    margin = 0.0 if any(s.joined for s in series.values()) else 0.04
+    (x_low, x_high), (y_low, y_high) = _range(xs, margin), _range(ys, margin)
     x_span, y_span = x_high - x_low, y_high - y_low
 
     def at(x: float, y: float) -> str:
@@ -104,6 +106,9 @@ def chart(series: Mapping[str, Series], x_axis: Axis, y_axis: Axis) -> str:
         parts.append(_text(_LEFT - 6, float(y) + 4, f"{value:.4g}", "end"))
     for i, (name, s) in enumerate(series.items()):
         parts += _drawn(s, _COLOURS[i % len(_COLOURS)], at)
+        if len(s.x) == 1 and not s.joined:
+            x, y = map(float, at(s.x[0], s.y[0]).split(","))
+            parts.append(_text(x + 7, y + 4, name, "start"))
         y = _TOP + 16 * i
         colour = _COLOURS[i % len(_COLOURS)]
         right = _WIDTH - _RIGHT + 14
@@ -117,10 +122,11 @@ def chart(series: Mapping[str, Series], x_axis: Axis, y_axis: Axis) -> str:
     return "\n".join([*parts, "</svg>", ""])
 
 
-def _range(values: Sequence[float]) -> tuple[float, float]:
+def _range(values: Sequence[float], margin: float) -> tuple[float, float]:
     """Smallest and largest, apart even where they are the same."""
     low, high = min(values), max(values)
-    return (low, high) if high > low else (low - 0.5, high + 0.5)
+    more = margin * (high - low) if high > low else 0.5
+    return low - more, high + more
 
 
 def _drawn(s: Series, colour: str, at: object) -> list[str]:

@@ -10,6 +10,7 @@ import numpy as np
 
 from ax_pac import DEFAULT_LEVEL
 from benchmarks.harness.intervals import clopper_pearson
+from benchmarks.harness.tables import spread
 from benchmarks.harness.traces import Trace
 from benchmarks.networks import resnets as networks
 
@@ -78,10 +79,10 @@ def _search_row(gamma: float, method: str, results: Sequence[dict[str, Any]]) ->
     images = int(np.median([r["images"] for r in results]))
     return (
         f"| {gamma} | {method}, runs: {len(results)} "
-        f"| {_spread([100 * r['ratio'] for r in results], 1)} "
-        f"| {_spread([r['loss'] for r in results], 2)} "
-        f"| {_spread([100 * r['top1'] for r in results], 2)} "
-        f"| {_spread(objectives, 3)} | - | {images:,} |"
+        f"| {spread([100 * r['ratio'] for r in results], 1)} "
+        f"| {spread([r['loss'] for r in results], 2)} "
+        f"| {spread([100 * r['top1'] for r in results], 2)} "
+        f"| {spread(objectives, 3)} | - | {images:,} |"
     )
 
 
@@ -122,14 +123,7 @@ def _levels(searches: Sequence[Trace]) -> list[str]:
         lines.append(
             f"| {gamma} | {method} | {level} | {epsilon} "
             f"| {clopper_pearson(certified, len(results))} "
-            f"| {_spread([r['evaluations'] for r in results], 0)} "
-            f"| {_spread([r['seconds'] for r in results], 0)} | {evaluating:.0f} |"
+            f"| {spread([r['evaluations'] for r in results], 0)} "
+            f"| {spread([r['seconds'] for r in results], 0)} | {evaluating:.0f} |"
         )
     return [*lines, ""]
-
-
-def _spread(values: Sequence[float], digits: int) -> str:
-    low, middle, high = (
-        f"{value:.{digits}f}" for value in (min(values), np.median(values), max(values))
-    )
-    return f"{middle} ({low}-{high})"

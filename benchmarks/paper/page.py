@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,8 +16,8 @@ from benchmarks.comparison.statistics import (
     signed_rank,
 )
 from benchmarks.harness.charts import Axis, Series, chart
-from benchmarks.harness.presented import spread
-from benchmarks.harness.traces import PAGES, Trace
+from benchmarks.harness.tables import spread
+from benchmarks.harness.traces import Trace
 from benchmarks.paper import fc3 as paper_fc3
 from benchmarks.paper import gamma as paper_gamma
 from benchmarks.paper import proxy as paper_proxy
@@ -47,31 +46,41 @@ what we recommend. Delta is 0.05 and m is 50 everywhere. Table 5 is another benc
 """
 
 
-def render_paper(
-    traces: Mapping[str, Sequence[Trace]], folder: Path | None = None
-) -> str:
-    """One section a table or figure.
+def paper_pages(*benchmarks: Sequence[Trace]) -> dict[str, str]:
+    """One section per table or figure, and the figures, by path.
 
     Args:
-        traces: By benchmark, of those that were run.
-        folder: Where figures are written; None for the page's own.
+        benchmarks: Traces of Table 2, of Tables 3 and 4, of Figs. 2 and 3, and of
+            Tables 6 and 7; empty where a benchmark was not run.
     """
+    table_2, tables_3_and_4, figures_2_and_3, tables_6_and_7 = (
+        [trace for trace in traces if trace.settings["source"] == "here"]
+        for traces in benchmarks
+    )
+    files: dict[str, str] = {}
     lines = ["# The paper's experiments", _INTRODUCTION, *_table_1()]
-    here = {
-        name: [t for t in group if t.settings["source"] == "here"]
-        for name, group in traces.items()
-    }
-    figures = (folder or PAGES) / "figures"
-    figures.mkdir(parents=True, exist_ok=True)
-    if here.get(paper_table2.NAME):
-        lines += _table_2(here[paper_table2.NAME], figures)
-    if here.get(paper_fc3.NAME):
-        lines += _tables_3_and_4(here[paper_fc3.NAME])
-    if here.get(paper_proxy.NAME):
-        lines += _figures_2_and_3(here[paper_proxy.NAME], figures)
-    if here.get(paper_gamma.NAME):
-        lines += _tables_6_and_7(here[paper_gamma.NAME], figures)
-    return "\n".join(lines)
+    if table_2:
+        lines += _table_2(table_2, files)
+    if tables_3_and_4:
+        lines += _tables_3_and_4(tables_3_and_4)
+    if figures_2_and_3:
+        lines += _figures_2_and_3(figures_2_and_3, files)
+    if tables_6_and_7:
+        lines += _tables_6_and_7(tables_6_and_7, files)
+    return {"paper.md": "\n".join(lines), **files}
+
+
+def _draw(
+    files: dict[str, str],
+    name: str,
+    caption: str,
+    series: Mapping[str, Series],
+    *axes: Axis,
+) -> str:
+    """Add a figure to the files; the line that shows it."""
+    path = f"figures/paper_{name}.svg"
+    files[path] = chart(series, *axes)
+    return f"![{caption}]({path})"
 
 
 def _command(name: str, extra: str = "") -> list[str]:
@@ -96,7 +105,7 @@ def _table_1() -> list[str]:
     return [*lines, "", note, ""]
 
 
-def _table_2(traces: Sequence[Trace], figures: Path) -> list[str]:
+def _table_2(traces: Sequence[Trace], files: dict[str, str]) -> list[str]:
     lines = [
         "## Table 2 and Fig. 1: ResNet18 by labelled top-1 error",
         "",
@@ -128,9 +137,8 @@ def _table_2(traces: Sequence[Trace], figures: Path) -> list[str]:
         for method in paper_table2.METHODS
         if _of(traces, method=method)
     }
-    path = figures / "paper_figure_1.svg"
-    path.write_text(chart(series, Axis("ratio, %"), Axis("top-1, %")))
-    return [*lines, f"![Fig. 1](figures/{path.name})", ""]
+    axes = Axis("ratio, %"), Axis("top-1, %")
+    return [*lines, _draw(files, "figure_1", "Fig. 1", series, *axes), ""]
 
 
 def _published_name(method: str) -> str:
@@ -224,7 +232,7 @@ def _tables_3_and_4(traces: Sequence[Trace]) -> list[str]:
     return [*lines, f"The original has {original:.2f} % here, 98.20 % published.", ""]
 
 
-def _figures_2_and_3(traces: Sequence[Trace], figures: Path) -> list[str]:
+def _figures_2_and_3(traces: Sequence[Trace], files: dict[str, str]) -> list[str]:
     lines = [
         "## Figs. 2 and 3: the distance as a stand-in for the error",
         "",
@@ -252,14 +260,13 @@ def _figures_2_and_3(traces: Sequence[Trace], figures: Path) -> list[str]:
             for layer, value in correlations.items()
         ]
         drawn = {"output": Series(last, errors, joined=False)}
-        path = figures / f"paper_proxy_{network}_{scale}.svg"
+        name, caption = f"proxy_{network}_{scale}", f"{network}, {scale}"
         axis = Axis("mean squared distance of the outputs", logarithmic=True)
-        path.write_text(chart(drawn, axis, Axis("top-1 error")))
-        pictures.append(f"![{network}, {scale}](figures/{path.name})")
+        pictures.append(_draw(files, name, caption, drawn, axis, Axis("top-1 error")))
     return [*lines, "", *pictures, ""]
 
 
-def _tables_6_and_7(traces: Sequence[Trace], figures: Path) -> list[str]:
+def _tables_6_and_7(traces: Sequence[Trace], files: dict[str, str]) -> list[str]:
     lines = ["## Tables 6 and 7, Figs. 4 and 5: what gamma does", ""]
     for network, published, title in (
         ("resnet18", PUBLISHED_TABLE_6, "Table 6"),
@@ -295,11 +302,13 @@ def _tables_6_and_7(traces: Sequence[Trace], figures: Path) -> list[str]:
                     f"| {spread(_values(group, 'seconds'), 0)} "
                     f"| {printed:g} | {' | '.join(f'{value:g}' for value in row)} |"
                 )
-        lines += ["", *_figure_5(own, network, figures)]
+        lines += ["", *_figure_5(own, network, files)]
     return lines
 
 
-def _figure_5(traces: Sequence[Trace], network: str, figures: Path) -> list[str]:
+def _figure_5(
+    traces: Sequence[Trace], network: str, files: dict[str, str]
+) -> list[str]:
     """Share of each layer's weights that is kept, by gamma."""
     names = list(traces[0].result["layer_ratios"])
     lines = [
@@ -317,9 +326,9 @@ def _figure_5(traces: Sequence[Trace], network: str, figures: Path) -> list[str]
         lines.append(f"| {gamma} | {' | '.join(spread(k, 0) for k in kept)} |")
         medians = [float(np.median(k)) for k in kept]
         series[str(gamma)] = Series(list(range(1, len(names) + 1)), medians)
-    path = figures / f"paper_figure_5_{network}.svg"
-    path.write_text(chart(series, Axis("block"), Axis("weights kept, %")))
-    return [*lines, "", f"![Fig. 5, {network}](figures/{path.name})", ""]
+    name, caption = f"figure_5_{network}", f"Fig. 5, {network}"
+    axes = Axis("block"), Axis("weights kept, %")
+    return [*lines, "", _draw(files, name, caption, series, *axes), ""]
 
 
 def _of(traces: Sequence[Trace], **wanted: Any) -> list[Trace]:

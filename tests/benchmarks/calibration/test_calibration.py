@@ -6,8 +6,8 @@ from click.testing import CliRunner
 
 from benchmarks.__main__ import BENCHMARKS, main
 from benchmarks.calibration import calibration
+from benchmarks.calibration.calibration import render_calibration
 from benchmarks.networks import fc3
-from benchmarks.report import render_calibration
 
 
 @pytest.fixture(scope="module")

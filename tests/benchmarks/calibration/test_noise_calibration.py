@@ -6,7 +6,6 @@ import torch
 
 from benchmarks.calibration import noise_calibration as benchmark
 from benchmarks.calibration.noise_page import render_noise
-from benchmarks.harness.traces import PAGES, read_traces
 
 
 @pytest.fixture(scope="module")
@@ -72,11 +71,3 @@ def test_a_plan_refuses_unknown_settings():
     assert {row["m"] for row, _ in benchmark.plan(2, m=50)} == {50}
     with pytest.raises(ValueError, match="unknown settings"):
         benchmark.plan(1, colour="red")
-
-
-def test_committed_page_is_the_one_the_traces_give():
-    from benchmarks.calibration import sem_coverage
-
-    traces = [read_traces(b.NAME) for b in (sem_coverage, benchmark)]
-    assert all(traces), "the committed traces are missing"
-    assert (PAGES / "noise.md").read_text().endswith(render_noise(*traces))

@@ -11,8 +11,9 @@ from scipy.stats import binom
 
 from benchmarks.comparison.claims import claims, kept
 from benchmarks.comparison.fabolas_page import render_fabolas
-from benchmarks.comparison.page import render_comparison
+from benchmarks.comparison.page import comparison_pages
 from benchmarks.comparison.plan import settings
+from benchmarks.comparison.setting_page import page_name
 from benchmarks.comparison.statistics import (
     Run,
     fewest_pairs,
@@ -22,7 +23,9 @@ from benchmarks.comparison.statistics import (
     paired,
     signed_rank,
 )
-from benchmarks.harness.traces import PAGES, Trace, read_traces
+from benchmarks.harness.traces import Trace, read_traces
+
+TOGETHER = "comparison/all_gammas.md"
 
 
 def made_up(
@@ -113,13 +116,14 @@ def test_a_time_that_was_not_reached_is_censored():
     assert math.isnan(run.objective_at(run.seconds, 0.5))
 
 
-def test_the_page_says_who_wins_by_how_much(tmp_path):
+def test_the_pages_say_who_wins_by_how_much():
     traces = []
     for seed in range(6):
         end = 0.2 + 0.01 * seed
         traces.append(made_up("pac", seed, [0.9, 0.5, end]))
         traces.append(made_up("random", seed, [0.9, 0.8, 0.7, end, end]))
-    page = render_comparison(traces, tmp_path)
+    pages = comparison_pages(traces)
+    page = pages["comparison/resnet18_0.02_50.md"]
     # At PAC's three evaluations random has .7; the exact p of six pairs is 2 / 64.
     (row,) = (r for r in page.splitlines() if r.startswith("| random | 6 | 0.7 ("))
     assert "| 0.475 (0.45" in row
@@ -127,8 +131,27 @@ def test_the_page_says_who_wins_by_how_much(tmp_path):
     # It gets there after four seconds of PAC's three.
     assert "| 6/6 | 1.33 (1.33 to 1.33) |" in page
     assert "--set problem=resnet18 --set gamma=0.02 --set num_samples=50" in page
-    figure = (tmp_path / "figures" / "comparison_resnet18_0.02_50.svg").read_text()
+    figure = pages["figures/comparison_resnet18_0.02_50.svg"]
     assert figure.count("<polyline") == 2
+    overview = pages["comparison.md"]
+    assert "| [resnet18, gamma 0.02](comparison/resnet18_0.02_50.md) | 6 " in overview
+    assert "within delta of it in 1 of 1 settings." in overview
+
+
+def test_one_lucky_seed_does_not_win():
+    """Random search is best on one seed, and was not run on the other."""
+    traces = [made_up("pac", seed, [0.9, 0.2]) for seed in (0, 1)]
+    traces.append(made_up("random", 0, [0.9, 0.1]))
+    overview = comparison_pages(traces)["comparison.md"]
+    assert "| **0.2000** |" in overview
+    assert "| 0.1000\\* |" in overview
+    assert "Best median J in 1 settings: `pac` 1." in overview
+
+
+def test_what_the_overview_says_of_a_far_end():
+    traces = [made_up("pac", 0, [0.9, 0.4]), made_up("random", 0, [0.9, 0.1])]
+    overview = comparison_pages(traces)["comparison.md"]
+    assert "0 of 1 settings, further away on resnet18, gamma 0.02 (by 0.30)" in overview
 
 
 def test_a_faithful_run_that_was_not_made_is_multiplied_and_said_to_be():
@@ -153,7 +176,7 @@ def test_a_faithful_run_that_was_made_stands_beside_ours():
 
 
 def test_a_claim_holds_by_its_interval_and_not_by_one_run():
-    def rows(seeds: int, fabolas_seconds: float, seconds: float = 1.0) -> list[str]:
+    def cells(seeds: int, fabolas_seconds: float, seconds: float = 1.0) -> list[str]:
         runs = {
             method: [Run(made_up(method, seed, values, s)) for seed in range(seeds)]
             for method, values, s in (
@@ -163,18 +186,20 @@ def test_a_claim_holds_by_its_interval_and_not_by_one_run():
                 ("random", [0.9, 0.8, 0.7], 1.0),
             )
         }
-        return claims(runs)
+        (row,) = (line for line in claims(runs) if line.startswith("| pac |"))
+        return [cell.strip() for cell in row.split("|")[2:-1]]
 
-    shown = [row.rsplit("|", 2)[1].strip() for row in rows(8, 3.0)[2:6]]
     # 9 seconds against 2; 6 against 2; worse by .01; .8 against .2 at p = 2 ** -8.
-    assert shown == ["yes", "yes", "yes", "yes"]
-    assert "4.50 (4.50 to 4.50), not reached 0" in rows(8, 3.0)[2]
-    assert "| 8 | +0.6000 (+0.6000 to +0.6000), p = 0.00391" in rows(8, 3.0)[5]
-    assert "followed that long 8 of 8 |" in rows(8, 3.0)[5]
+    assert cells(8, 3.0) == [
+        "4.50 (4.50 to 4.50), 8 pairs, not reached in 0: **yes**",
+        "3.00 (3.00 to 3.00), 8 pairs: **yes**",
+        "+0.0100 (+0.0100 to +0.0100), 8 pairs: **yes**",
+        "+0.6000 (+0.6000 to +0.6000), p = 0.00391, 8 of 8 pairs: **yes**",
+    ]
     # Ours took four seconds, random search was followed for three.
-    assert "| 0 | followed that long 0 of 8 | too few runs |" in rows(8, 3.0, 2.0)[5]
-    assert rows(8, 2.0)[2].endswith("| no |")
-    assert all(row.endswith("| too few runs |") for row in rows(2, 3.0)[2:6])
+    assert cells(8, 3.0, 2.0)[3] == "0 of 8 pairs: too few runs"
+    assert cells(8, 2.0)[0].endswith(": no")
+    assert all(cell.endswith(": too few runs") for cell in cells(2, 3.0))
 
 
 def test_a_certificate_is_held_against_the_best_that_any_method_found():
@@ -190,18 +215,18 @@ def test_a_certificate_is_held_against_the_best_that_any_method_found():
     first["pac"][1].trace.result["stopped"] = False
     second["pac"].pop()
     page = kept([first, second])
-    assert "(0.2, 0.24)" in page[0]  # in the second one it is PAC's own
-    assert page[4:] == [
+    assert "(0.2, 0.24;" in page[2]  # in the second one it is PAC's own
+    assert page[6:] == [
         "| pac_joint | 6 of 6 | 0.0800 | 0.1000 | 6 |",
         "| pac | 2 of 3 | 0.0200 | 0.0400 | 0 |",
         "",
     ]
     for run in first["random"]:
         run.trace.result["optimum"] = 0.1
-    assert "(0.1)" in kept([first])[0]
+    assert "(0.1;" in kept([first])[2]
 
 
-def test_over_all_weights_a_seed_counts_that_was_run_at_each(tmp_path):
+def test_over_all_weights_a_seed_counts_that_was_run_at_each():
     traces = []
     for gamma, seeds in ((0.02, 6), (0.05, 4)):
         for method, values in (("pac", [0.9, 0.2]), ("ax_default", [0.9, 0.3, 0.19])):
@@ -209,18 +234,18 @@ def test_over_all_weights_a_seed_counts_that_was_run_at_each(tmp_path):
                 trace = made_up(method, seed, values, 2.0)
                 changed = {**trace.settings, "gamma": gamma}
                 traces.append(dataclasses.replace(trace, settings=changed))
-    title = "## resnet18, all weights together"
-    page = render_comparison(traces, tmp_path)
-    together = page.split(title)[1].split("## ")[0]
     # Four seeds at two weights; the two that only one of them has are left out.
-    assert "pac's time | 8 | 1.50 (1.50 to 1.50) | no |" in together
-    assert title not in render_comparison(traces[:12], tmp_path)
+    pages = comparison_pages(traces)
+    assert "| pac | 1.50 (1.50 to 1.50), 8 pairs: no |" in pages[TOGETHER]
+    assert "| pac | 8 | 0.010 | 4.0 | 2 | 8 of 8 |" in pages["comparison.md"]
+    assert "| pac |" not in comparison_pages(traces[:12])[TOGETHER]
 
 
-def test_the_committed_page_is_the_one_that_the_traces_give(tmp_path):
+def test_nothing_that_was_measured_is_left_out():
+    """Every method of every setting has its row on the page of the setting."""
     traces = read_traces("comparison")
-    assert traces, "the committed traces are missing"
-    page = (PAGES / "comparison.md").read_text()
-    assert page.split("\n", 1)[1] == render_comparison(traces, tmp_path)
-    for figure in (tmp_path / "figures").iterdir():
-        assert figure.read_text() == (PAGES / "figures" / figure.name).read_text()
+    pages = comparison_pages(traces)
+    for trace in traces:
+        rows = pages[f"comparison/{page_name(trace.settings)}.md"]
+        assert f"\n| {trace.settings['method']} | " in rows
+        assert trace.provenance["revision"] in rows

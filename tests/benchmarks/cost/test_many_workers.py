@@ -4,7 +4,7 @@ from dataclasses import replace
 
 from benchmarks.cost import many_workers
 from benchmarks.cost.many_workers_page import render_ray
-from benchmarks.harness.traces import PAGES, Trace, read_traces
+from benchmarks.harness.traces import Trace, read_traces
 
 
 def test_the_plan_is_what_the_traces_hold():
@@ -19,10 +19,8 @@ def test_proposals_are_timed_while_trials_run():
     assert len(trace.trials) == 5
 
 
-def test_the_committed_page_follows_the_traces():
+def test_the_page_follows_the_traces():
     traces = read_traces("ray")
-    page = render_ray(traces)
-    assert (PAGES / "ray.md").read_text(encoding="utf-8").endswith(page)
     two = next(t for t in traces if t.settings.get("workers") == 2)
     changed = replace(two, result={**two.result, "trials_a_minute": 4321.0})
     assert "4321.0" in render_ray([changed])

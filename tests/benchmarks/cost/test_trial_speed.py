@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from benchmarks.cost import trial_speed
-from benchmarks.cost.trial_speed_page import render_trial_speed
+from benchmarks.cost.trial_speed import render_trial_speed
 from benchmarks.harness.traces import Trace
 
 

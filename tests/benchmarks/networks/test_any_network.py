@@ -7,7 +7,7 @@ import torch
 
 from benchmarks.harness.traces import Trace
 from benchmarks.networks import any_network
-from benchmarks.networks.any_network_page import render_any_network
+from benchmarks.networks.any_network import render_any_network
 from compression_adapters import compression_problem, save_compressed
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from benchmarks.harness.traces import Trace
 from benchmarks.networks import gammas
-from benchmarks.networks.gammas_page import render_gammas
+from benchmarks.networks.gammas import render_gammas
 
 
 def rows(evaluations, excess):

@@ -50,10 +50,10 @@ def test_the_page_puts_a_rule_at_the_ratio_of_the_search():
         )
     ]
     page = render_networks(traces)
-    assert "0.300 (0.300-0.300)" in page  # J of the search: .1 x 1 + .2
+    assert "| 79.00 | 0.300 | - |" in page  # J of the search: .1 x 1 + .2
     # Half-way between the points; J there .9, its best .8 at the second.
     assert "| 0.1 | energy | 20.0 | 7.00 | 60.00 | 0.900 | 0.800 | 0 |" in page
-    assert "| 0.1 | line, runs: 1 | 20.0 (20.0-20.0) | 1.00 (1.00-1.00) |" in page
+    assert "| 0.1 | line, runs: 1 | 20.0 | 1.00 |" in page
     assert "| 0.1 | line | marginal | 0.05 | 1/1" in page
 
 

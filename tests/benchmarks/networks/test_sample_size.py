@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from benchmarks.harness.traces import Trace
 from benchmarks.networks import sample_size
-from benchmarks.networks.sample_size_page import render_sample_size
+from benchmarks.networks.sample_size import render_sample_size
 
 
 def test_both_numbers_of_samples_are_run_seed_by_seed():

