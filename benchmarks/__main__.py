@@ -27,20 +27,18 @@ from benchmarks.methods.fabolas import profile as fabolas_profile
 from benchmarks.networks import any_network, fc3, gammas, sample_size, vgg16_stages
 from benchmarks.networks import resnets as networks
 from benchmarks.networks.imagenet import DATA_VARIABLE, WEIGHTS_VARIABLE
-from benchmarks.paper import fc3 as paper_fc3
-from benchmarks.paper import gamma as paper_gamma
 from benchmarks.paper import proxy as paper_proxy
-from benchmarks.paper import table2 as paper_table2
+from benchmarks.paper.tables import TABLE_2, TABLES_3_AND_4, TABLES_6_AND_7
 from benchmarks.report import write_reports
 
 # Those that the page of the comparison and the page of the paper come from.
 AGAINST_OTHERS = (
     comparison,
     fabolas_profile,
-    paper_table2,
-    paper_fc3,
+    TABLE_2,
+    TABLES_3_AND_4,
     paper_proxy,
-    paper_gamma,
+    TABLES_6_AND_7,
 )
 BENCHMARKS = {
     module.NAME: module

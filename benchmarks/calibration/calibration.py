@@ -8,7 +8,7 @@ All rules are applied to one trajectory, which goes on until the strictest one s
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import numpy as np
@@ -63,15 +63,8 @@ _PLAN: tuple[tuple[dict[str, Any], int, float], ...] = (
     (settings(4, sampling="challenger"), 100, 0.7),
 )
 
-
-def plan(seeds: int | None, **changes: Any) -> list[tuple[dict[str, Any], int]]:
-    """Every setting that agrees with `changes`, its runs in order of the seed."""
-    return planned(_PLAN, seeds, changes)
-
-
-def minutes(job: tuple[dict[str, Any], int]) -> float:
-    """Core-minutes of one run, measured."""
-    return minutes_of(_PLAN, job)
+plan = partial(planned, _PLAN)
+minutes = partial(minutes_of, _PLAN)
 
 
 def run(seed: int, settings: dict[str, Any]) -> Trace:

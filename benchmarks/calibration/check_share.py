@@ -7,6 +7,7 @@ proposal, the other never does. Both search for a challenger, which is what is p
 from __future__ import annotations
 
 import time
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,7 @@ from ax.api.client import Client
 from ax.generation_strategy.generation_strategy import GenerationStrategy
 
 from ax_pac import pac_generation_strategy
-from benchmarks.harness.plans import matching
+from benchmarks.harness.plans import minutes_of, planned
 from benchmarks.harness.traces import Trace, provenance
 from benchmarks.networks.cifar import cifar10, resnet
 from compression_adapters import compression_problem
@@ -34,16 +35,9 @@ _DELTA = 1e-4
 _ROW = {"network": "resnet18", "gamma": 0.02, "trials": 40}
 _RUNS = 5
 
-
-def plan(seeds: int | None, **changes: Any) -> list[tuple[dict[str, Any], int]]:
-    """Five pairs of searches."""
-    rows = matching([dict(_ROW)], changes)
-    return [(row, seed) for row in rows for seed in range(seeds or _RUNS)]
-
-
-def minutes(job: tuple[dict[str, Any], int]) -> float:
-    """Core-minutes of one run, measured."""
-    return 0.6
+_PLAN = ((_ROW, _RUNS, 0.6),)
+plan = partial(planned, _PLAN)
+minutes = partial(minutes_of, _PLAN)
 
 
 def run(seed: int, settings: dict[str, Any]) -> Trace:

@@ -8,6 +8,7 @@ from a GP or are the usual test functions.
 from __future__ import annotations
 
 import math
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -71,15 +72,8 @@ _PLAN: tuple[tuple[dict[str, Any], int, float], ...] = (
     (settings("set", 16, 0.1), 20, 8.0),
 )
 
-
-def plan(seeds: int | None, **changes: Any) -> list[tuple[dict[str, Any], int]]:
-    """Every setting that agrees with `changes`, its runs in order of the seed."""
-    return planned(_PLAN, seeds, changes)
-
-
-def minutes(job: tuple[dict[str, Any], int]) -> float:
-    """Core-minutes of one run, measured."""
-    return minutes_of(_PLAN, job)
+plan = partial(planned, _PLAN)
+minutes = partial(minutes_of, _PLAN)
 
 
 def run(seed: int, settings: dict[str, Any]) -> Trace:

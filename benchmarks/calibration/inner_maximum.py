@@ -8,6 +8,7 @@ hyperparameters known.
 from __future__ import annotations
 
 import time
+from functools import partial
 from typing import Any
 
 import torch
@@ -19,7 +20,7 @@ from ax_pac.challenger import find_challenger, more_informative
 from ax_pac.joint import joint_failure
 from benchmarks.calibration.functions import draw_from_prior
 from benchmarks.calibration.known import known_model, unit_kernel
-from benchmarks.harness.plans import matching
+from benchmarks.harness.plans import minutes_of, planned
 from benchmarks.harness.traces import Trace, provenance
 
 NAME = "inner_maximum"
@@ -46,15 +47,10 @@ def _lengthscale(d: int) -> Tensor:
     return torch.full((d,), (0.25 if d < 9 else 0.5) * d**0.5, dtype=torch.float64)
 
 
-def plan(seeds: int | None, **changes: Any) -> list[tuple[dict[str, Any], int]]:
-    """Fourteen runs in each dimension, of at most ten states each."""
-    rows = matching(({"d": d} for d in _DIMENSIONS), changes)
-    return [(row, seed) for row in rows for seed in range(seeds or 14)]
-
-
-def minutes(job: tuple[dict[str, Any], int]) -> float:
-    """Core-minutes of one run, measured."""
-    return 0.3 + 0.1 * float(job[0]["d"])
+# Fourteen runs in each dimension, of at most ten states each.
+_PLAN = tuple(({"d": d}, 14, 0.3 + 0.1 * d) for d in _DIMENSIONS)
+plan = partial(planned, _PLAN)
+minutes = partial(minutes_of, _PLAN)
 
 
 def run(seed: int, settings: dict[str, Any]) -> Trace:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable
 from copy import deepcopy
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import numpy as np
@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.quasirandom import SobolEngine
 
 from ax_pac.noise import smoothed_sems
-from benchmarks.harness.plans import matching
+from benchmarks.harness.plans import minutes_of, planned
 from benchmarks.harness.traces import Trace, provenance
 from benchmarks.networks.cifar import cifar10, outputs_of, resnet
 from compression_adapters import compression_problem, compression_ratio
@@ -44,23 +44,15 @@ _NUM_NETWORKS = 24
 _HIGH_RANKS = 0.6
 _GAMMA_RESNET18 = 0.02
 
-
-def plan(seeds: int | None, **changes: Any) -> list[tuple[dict[str, Any], int]]:
-    """Every network, loss and m; a seed is a set of replications of its own."""
-    rows = [
-        {"network": network, "loss": loss, "m": m}
-        for network in NETWORKS
-        for loss in LOSSES
-        for m in SAMPLES
-    ]
-    return [
-        (row, seed) for row in matching(rows, changes) for seed in range(seeds or 1)
-    ]
-
-
-def minutes(job: tuple[dict[str, Any], int]) -> float:
-    """Core-minutes of one run, measured."""
-    return 0.2
+# A seed is a set of replications of its own.
+_PLAN = tuple(
+    ({"network": network, "loss": loss, "m": m}, 1, 0.2)
+    for network in NETWORKS
+    for loss in LOSSES
+    for m in SAMPLES
+)
+plan = partial(planned, _PLAN)
+minutes = partial(minutes_of, _PLAN)
 
 
 def run(seed: int, settings: dict[str, Any]) -> Trace:

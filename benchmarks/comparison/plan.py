@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from functools import cache
+from functools import cache, partial
 from importlib.metadata import version
 from typing import Any
 
@@ -156,7 +156,7 @@ def plan(seeds: int | None, **changes: Any) -> list[tuple[dict[str, Any], int]]:
     does. `methods` may be a list, separated by commas.
     """
     methods = changes.pop("methods", None)
-    jobs = sorted(planned(_PLAN, seeds, changes), key=lambda job: job[1])
+    jobs = sorted(planned(_PLAN, seeds, **changes), key=lambda job: job[1])
     if methods is None:
         return jobs
     wanted = methods.split(",")
@@ -166,9 +166,7 @@ def plan(seeds: int | None, **changes: Any) -> list[tuple[dict[str, Any], int]]:
     return [job for job in jobs if job[0]["method"] in wanted]
 
 
-def minutes(job: tuple[dict[str, Any], int]) -> float:
-    """Core-minutes of one run, measured."""
-    return minutes_of(_PLAN, job)
+minutes = partial(minutes_of, _PLAN)
 
 
 def run(seed: int, settings: dict[str, Any]) -> Trace:

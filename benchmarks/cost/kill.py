@@ -9,6 +9,7 @@ import signal
 import tempfile
 import time
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from ax_pac import open_client
-from benchmarks.harness.plans import matching
+from benchmarks.harness.plans import minutes_of, planned
 from benchmarks.harness.traces import Trace, provenance
 from compression_adapters import compression_problem
 from compression_adapters.loop import trial_seed
@@ -34,19 +35,9 @@ _SETTINGS = {"delta": 0.1, "epsilon": 0.05, "level": "joint"}
 _CERTIFICATE = ("score", "failure_probability", "pairwise_probability", "delta")
 DIGITS = 1e-6
 
-
-def plan(seeds: int | None, **changes: Any) -> list[tuple[dict[str, Any], int]]:
-    """Searches of another seed each."""
-    return [
-        (row, seed)
-        for row in matching([dict(_SETTINGS)], changes)
-        for seed in range(seeds or _RUNS)
-    ]
-
-
-def minutes(job: tuple[dict[str, Any], int]) -> float:
-    """Core-minutes of one run, measured."""
-    return 0.35
+_PLAN = ((_SETTINGS, _RUNS, 0.35),)
+plan = partial(planned, _PLAN)
+minutes = partial(minutes_of, _PLAN)
 
 
 def run(seed: int, settings: dict[str, Any]) -> Trace:

@@ -6,6 +6,7 @@ import logging
 import time
 import warnings
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,7 @@ from ax.exceptions.core import OptimizationComplete
 
 from ax_pac import latest_certificate, pac_generation_strategy, ray_orchestrator
 from ax_pac.ray_runner import import_ray
-from benchmarks.harness.plans import matching
+from benchmarks.harness.plans import minutes_of, planned
 from benchmarks.harness.traces import Trace, provenance
 
 NAME = "ray"
@@ -27,34 +28,23 @@ _SEM = 0.05
 _TIMED_TRIALS = 20
 # Small enough that no search ends while it is timed.
 _TIMED_DELTA = 0.001
-_SEEDS = {"speed": 3, "certificate": 8, "pending": 1}
 _TIMED_PROPOSALS = 5
 
-
-def plan(seeds: int | None, **changes: Any) -> list[tuple[dict[str, Any], int]]:
-    """The speed with 1 and 2 workers; the certificate with 2 and in a plain loop."""
-    rows = [
-        {"part": "speed", "d": 3, "wait": 2.0, "workers": 1},
-        {"part": "speed", "d": 3, "wait": 2.0, "workers": 2},
-        {"part": "certificate", "d": 2, "wait": 1.0, "delta": 0.05, "level": "joint"},
-        {"part": "certificate", "d": 3, "wait": 1.0, "delta": 0.1, "level": "joint"},
-        *({"part": "pending", "d": 9, "n": 50, "p": p} for p in (0, 1, 10, 100, 1000)),
-    ]
-    return [
-        (row, seed)
-        for row in matching(rows, changes)
-        for seed in range(seeds or _SEEDS[row["part"]])
-    ]
-
-
-def minutes(job: tuple[dict[str, Any], int]) -> float:
-    """Minutes of one run, measured."""
-    settings, _ = job
-    if settings["part"] == "pending":
-        return 0.3
-    if settings["part"] == "speed":
-        return 0.9 / settings["workers"]
-    return 0.6
+_CERTIFICATE = {"part": "certificate", "wait": 1.0, "level": "joint"}
+# The speed with 1 and 2 workers, the certificate with 2 and in a plain loop, and
+# proposals while trials run.
+_PLAN = (
+    ({"part": "speed", "d": 3, "wait": 2.0, "workers": 1}, 3, 0.9),
+    ({"part": "speed", "d": 3, "wait": 2.0, "workers": 2}, 3, 0.45),
+    (_CERTIFICATE | {"d": 2, "delta": 0.05}, 8, 0.6),
+    (_CERTIFICATE | {"d": 3, "delta": 0.1}, 8, 0.6),
+    *(
+        ({"part": "pending", "d": 9, "n": 50, "p": p}, 1, 0.3)
+        for p in (0, 1, 10, 100, 1000)
+    ),
+)
+plan = partial(planned, _PLAN)
+minutes = partial(minutes_of, _PLAN)
 
 
 def run(seed: int, settings: dict[str, Any]) -> Trace:

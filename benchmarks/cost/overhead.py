@@ -8,6 +8,7 @@ import logging
 import time
 import warnings
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -33,7 +34,7 @@ from ax_pac import (
     pac_generation_strategy,
 )
 from benchmarks.calibration.functions import sample_of_prior
-from benchmarks.harness.plans import matching
+from benchmarks.harness.plans import minutes_of, planned
 from benchmarks.harness.traces import Trace, provenance
 
 NAME = "overhead"
@@ -57,30 +58,31 @@ _MEASURED = 10
 _DELTA = 0.1
 _RUN_DELTA = 0.3
 
-
-def plan(seeds: int | None, **changes: Any) -> list[tuple[dict[str, Any], int]]:
-    """Three searches through each door, three cost runs, three whole runs in each d."""
-    rows = [{"what": "door", "door": door, **_DOOR} for door in DOORS]
-    rows += [
-        {"what": "cost", "door": "Client", "d": d, "n": n, "delta": _DELTA, "most": 0}
+# Searches by each entry point, cost of a trial, and whole runs.
+_PLAN = (
+    *(({"what": "door", "door": door, **_DOOR}, 3, 0.3) for door in DOORS),
+    *(
+        (
+            {"what": "cost", "door": "Client", "d": d, "n": n}
+            | {"delta": _DELTA, "most": 0},
+            3,
+            0.5,
+        )
         for d in _DIMENSIONS
         for n in _SIZES
-    ]
-    rows += [
-        {
-            **{"what": "whole", "door": "Client", "d": d, "n": 0},
-            **{"delta": _RUN_DELTA, "most": 100},
-        }
+    ),
+    *(
+        (
+            {"what": "whole", "door": "Client", "d": d, "n": 0}
+            | {"delta": _RUN_DELTA, "most": 100},
+            3,
+            1.0,
+        )
         for d in (2, 4)
-    ]
-    return [
-        (row, seed) for row in matching(rows, changes) for seed in range(seeds or 3)
-    ]
-
-
-def minutes(job: tuple[dict[str, Any], int]) -> float:
-    """Core-minutes of one run, measured."""
-    return {"door": 0.3, "cost": 0.5, "whole": 1.0}[job[0]["what"]]
+    ),
+)
+plan = partial(planned, _PLAN)
+minutes = partial(minutes_of, _PLAN)
 
 
 class Clock:

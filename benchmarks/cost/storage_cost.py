@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import tempfile
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from ax.api.client import Client
 from ax.api.configs import RangeParameterConfig, StorageConfig
 
 from ax_pac import StoredClient, pac_generation_strategy
-from benchmarks.harness.plans import matching
+from benchmarks.harness.plans import minutes_of, planned
 from benchmarks.harness.traces import Trace, provenance
 
 NAME = "storage_cost"
@@ -26,23 +27,14 @@ _TIMED_TRIALS = 10
 # Small enough that no search ends while it is timed.
 _DELTA = 0.001
 
-
-def plan(seeds: int | None, **changes: Any) -> list[tuple[dict[str, Any], int]]:
-    """One run for each dimension, number of trials before, and level."""
-    rows = (
-        {"d": d, "n": n, "level": level}
-        for d in (9, 16)
-        for n in (20, 50)
-        for level in ("pairwise", "joint")
-    )
-    return [
-        (row, seed) for row in matching(rows, changes) for seed in range(seeds or 1)
-    ]
-
-
-def minutes(job: tuple[dict[str, Any], int]) -> float:
-    """Core-minutes of one run, measured."""
-    return 0.8
+_PLAN = tuple(
+    ({"d": d, "n": n, "level": level}, 1, 0.8)
+    for d in (9, 16)
+    for n in (20, 50)
+    for level in ("pairwise", "joint")
+)
+plan = partial(planned, _PLAN)
+minutes = partial(minutes_of, _PLAN)
 
 
 def run(seed: int, settings: dict[str, Any]) -> Trace:

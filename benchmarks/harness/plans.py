@@ -29,9 +29,18 @@ Plan = Sequence[tuple[dict[str, Any], int, float]]
 
 
 def planned(
-    rows: Plan, seeds: int | None, changes: dict[str, Any]
+    rows: Plan, seeds: int | None, **changes: Any
 ) -> list[tuple[dict[str, Any], int]]:
-    """Every setting that agrees with `changes`, its runs in order of the seed."""
+    """Settings and seed of each run that was asked for, in order of the rows.
+
+    Args:
+        rows: The whole plan.
+        seeds: Runs of each setting; None for the plan's.
+        changes: Values that a setting must have.
+
+    Raises:
+        ValueError: When a change names a setting that the rows do not have.
+    """
     wanted = matching((row for row, _, _ in rows), changes)
     return [
         (row, seed)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -34,15 +35,8 @@ _PLAN: tuple[tuple[dict[str, Any], int, float], ...] = (
     ({"network": "mobilenet_v3", "gamma": 0.05}, 1, 5.0),
 )
 
-
-def plan(seeds: int | None, **changes: Any) -> list[tuple[dict[str, Any], int]]:
-    """Both networks."""
-    return planned(_PLAN, seeds, changes)
-
-
-def minutes(job: tuple[dict[str, Any], int]) -> float:
-    """Core-minutes of one run."""
-    return minutes_of(_PLAN, job)
+plan = partial(planned, _PLAN)
+minutes = partial(minutes_of, _PLAN)
 
 
 class Rows(nn.Module):

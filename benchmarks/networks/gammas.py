@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -31,15 +32,8 @@ _PLAN: tuple[tuple[dict[str, Any], int, float], ...] = (
     ({"level": "joint", "epsilon": 0.05}, 10, 1.5),
 )
 
-
-def plan(seeds: int | None, **changes: Any) -> list[tuple[dict[str, Any], int]]:
-    """The default level, and the one below."""
-    return planned(_PLAN, seeds, changes)
-
-
-def minutes(job: tuple[dict[str, Any], int]) -> float:
-    """Core-minutes of one run."""
-    return minutes_of(_PLAN, job)
+plan = partial(planned, _PLAN)
+minutes = partial(minutes_of, _PLAN)
 
 
 def run(seed: int, settings: dict[str, Any]) -> Trace:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import torch
@@ -98,9 +98,7 @@ def plan(seeds: int | None, **changes: Any) -> list[tuple[dict[str, Any], int]]:
     return [job for i, job in enumerate(jobs) if job not in jobs[:i]]
 
 
-def minutes(job: tuple[dict[str, Any], int]) -> float:
-    """Core-minutes of one run, measured."""
-    return minutes_of(_PLAN, job)
+minutes = partial(minutes_of, _PLAN)
 
 
 def run(seed: int, settings: dict[str, Any]) -> Trace:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -40,12 +41,10 @@ _PLAN: tuple[tuple[dict[str, Any], int, float], ...] = tuple(
 
 def plan(seeds: int | None, **changes: Any) -> list[tuple[dict[str, Any], int]]:
     """Both numbers of samples at two gammas, seed by seed."""
-    return sorted(planned(_PLAN, seeds, changes), key=lambda job: job[1])
+    return sorted(planned(_PLAN, seeds, **changes), key=lambda job: job[1])
 
 
-def minutes(job: tuple[dict[str, Any], int]) -> float:
-    """Core-minutes of one run."""
-    return minutes_of(_PLAN, job)
+minutes = partial(minutes_of, _PLAN)
 
 
 def run(seed: int, settings: dict[str, Any]) -> Trace:

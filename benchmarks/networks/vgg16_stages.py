@@ -6,6 +6,7 @@ import hashlib
 import json
 import time
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -58,15 +59,8 @@ _PLAN: tuple[tuple[dict[str, Any], int, float], ...] = (
     (settings_of("cuda", 50_000, 10_000, head_epochs=5, tune_epochs=2), 1, 8.0),
 )
 
-
-def plan(seeds: int | None, **changes: Any) -> list[tuple[dict[str, Any], int]]:
-    """A small run for a CPU and a whole one for a GPU."""
-    return planned(_PLAN, seeds, changes)
-
-
-def minutes(job: tuple[dict[str, Any], int]) -> float:
-    """Core-minutes of one run."""
-    return minutes_of(_PLAN, job)
+plan = partial(planned, _PLAN)
+minutes = partial(minutes_of, _PLAN)
 
 
 class EnlargedVGG16(nn.Module):

@@ -18,10 +18,7 @@ from benchmarks.comparison.statistics import (
 from benchmarks.harness.charts import Axis, Series, chart
 from benchmarks.harness.tables import spread
 from benchmarks.harness.traces import Trace
-from benchmarks.paper import fc3 as paper_fc3
-from benchmarks.paper import gamma as paper_gamma
-from benchmarks.paper import proxy as paper_proxy
-from benchmarks.paper import table2 as paper_table2
+from benchmarks.paper import proxy
 from benchmarks.paper.published import (
     PUBLISHED_TABLE_1,
     PUBLISHED_TABLE_2,
@@ -29,6 +26,14 @@ from benchmarks.paper.published import (
     PUBLISHED_TABLE_4,
     PUBLISHED_TABLE_6,
     PUBLISHED_TABLE_7,
+)
+from benchmarks.paper.tables import (
+    GAMMAS,
+    TABLE_2,
+    TABLE_2_GAMMAS,
+    TABLE_2_METHODS,
+    TABLES_3_AND_4,
+    TABLES_6_AND_7,
 )
 from compression_adapters import find_layers
 from compression_adapters.presets import PRESETS
@@ -109,13 +114,13 @@ def _table_2(traces: Sequence[Trace], files: dict[str, str]) -> list[str]:
     lines = [
         "## Table 2 and Fig. 1: ResNet18 by labelled top-1 error",
         "",
-        *_command(paper_table2.NAME, f"--seeds {_seeds(traces)}"),
+        *_command(TABLE_2.NAME, f"--seeds {_seeds(traces)}"),
         "| gamma | method | runs | ratio % | top-1 % | seconds | evaluations "
         "| published ratio % | published top-1 % | published seconds |",
         "|---|---|---|---|---|---|---|---|---|---|",
     ]
-    for gamma in paper_table2.GAMMAS:
-        for method in paper_table2.METHODS:
+    for gamma in TABLE_2_GAMMAS:
+        for method in TABLE_2_METHODS:
             group = _of(traces, method=method, gamma=gamma)
             if group:
                 published = PUBLISHED_TABLE_2[gamma][_published_name(method)]
@@ -134,7 +139,7 @@ def _table_2(traces: Sequence[Trace], files: dict[str, str]) -> list[str]:
             _in_per_cent(_of(traces, method=method), "top1"),
             joined=False,
         )
-        for method in paper_table2.METHODS
+        for method in TABLE_2_METHODS
         if _of(traces, method=method)
     }
     axes = Axis("ratio, %"), Axis("top-1, %")
@@ -168,7 +173,7 @@ def _tests_of_table_2(traces: Sequence[Trace]) -> list[str]:
     corrected = holm(
         {" ".join(pair): signed_rank(values) for pair, values in gaps.items()}
     )
-    for method in paper_table2.METHODS:
+    for method in TABLE_2_METHODS:
         cells = []
         for name, scale in (("ratio", 100), ("top1", 100), ("seconds", 1)):
             values = gaps.get((method, name), [])
@@ -192,7 +197,7 @@ def _hypervolumes(traces: Sequence[Trace]) -> list[float]:
     volumes = []
     for seed in sorted({t.seed for t in traces}):
         own = [t for t in traces if t.seed == seed]
-        if len(own) == len(paper_table2.GAMMAS):
+        if len(own) == len(TABLE_2_GAMMAS):
             points = [(100 * t.result["ratio"], 100 * t.result["top1"]) for t in own]
             volumes.append(hypervolume(points))
     return volumes
@@ -202,7 +207,7 @@ def _tables_3_and_4(traces: Sequence[Trace]) -> list[str]:
     lines = [
         "## Tables 3 and 4: FC3",
         "",
-        *_command(paper_fc3.NAME, f"--seeds {_seeds(traces)}"),
+        *_command(TABLES_3_AND_4.NAME, f"--seeds {_seeds(traces)}"),
     ]
     for loss, published, title in (
         ("squared_l2", PUBLISHED_TABLE_3, "Table 3: squared distance, no labels"),
@@ -236,7 +241,7 @@ def _figures_2_and_3(traces: Sequence[Trace], files: dict[str, str]) -> list[str
     lines = [
         "## Figs. 2 and 3: the distance as a stand-in for the error",
         "",
-        *_command(paper_proxy.NAME),
+        *_command(proxy.NAME),
         "Spearman's rank correlation of mean squared distance and top-1 error over "
         "random ranks (the paper shows the scatter, for ResNet50 and VGG-16, and gives "
         "no number). *linear*: every rank on its own, uniform up to the maximal one; "
@@ -279,7 +284,7 @@ def _tables_6_and_7(traces: Sequence[Trace], files: dict[str, str]) -> list[str]
             f"### {title}: {network}",
             "",
             *_command(
-                paper_gamma.NAME, f"--set network={network} --seeds {_seeds(own)}"
+                TABLES_6_AND_7.NAME, f"--set network={network} --seeds {_seeds(own)}"
             ),
             "Rows are paired by their order: our gammas are not the paper's, whose "
             "distance is over 1,000 logits.",
@@ -288,9 +293,7 @@ def _tables_6_and_7(traces: Sequence[Trace], files: dict[str, str]) -> list[str]
             "| published gamma | ratio % | top-1 % | top-5 % | seconds |",
             "|---|---|---|---|---|---|---|---|---|---|---|---|",
         ]
-        for gamma, (printed, row) in zip(
-            paper_gamma.GAMMAS, published.items(), strict=True
-        ):
+        for gamma, (printed, row) in zip(GAMMAS, published.items(), strict=True):
             group = _of(own, gamma=gamma)
             if group:
                 weights = [value / 1e6 for value in _values(group, "weights")]
@@ -318,7 +321,7 @@ def _figure_5(
         "|---|" + "---|" * len(names),
     ]
     series = {}
-    for gamma in paper_gamma.GAMMAS:
+    for gamma in GAMMAS:
         group = _of(traces, gamma=gamma)
         if not group:
             continue

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -58,15 +59,8 @@ _PLAN = tuple(
     for network, cost in _MINUTES.items()
 )
 
-
-def plan(seeds: int | None, **changes: Any) -> list[tuple[dict[str, Any], int]]:
-    """Every setting that agrees with `changes`, its runs in order of the seed."""
-    return planned_source(_PLAN, seeds, changes)
-
-
-def minutes(job: tuple[dict[str, Any], int]) -> float:
-    """Core-minutes of one run."""
-    return minutes_of(_PLAN, job)
+plan = partial(planned_source, _PLAN)
+minutes = partial(minutes_of, _PLAN)
 
 
 def run(seed: int, settings: dict[str, Any]) -> Trace:

@@ -23,10 +23,10 @@ SOURCES = ("here", "imagenet")
 
 
 def planned_source(
-    rows: Plan, seeds: int | None, changes: dict[str, Any]
+    rows: Plan, seeds: int | None, **changes: Any
 ) -> list[tuple[dict[str, Any], int]]:
     """As `planned`, on the data that are here unless `source` says otherwise."""
-    return planned(rows, seeds, {"source": "here"} | changes)
+    return planned(rows, seeds, **{"source": "here"} | changes)
 
 
 def network_of(settings: dict[str, Any]) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -33,15 +34,8 @@ def settings(d: int, n: int) -> dict[str, Any]:
 # Nine coordinates and thirty observations: what was measured of the original.
 _PLAN = ((settings(9, 30), 3, 2.0), (settings(8, 60), 3, 3.0))
 
-
-def plan(seeds: int | None, **changes: Any) -> list[tuple[dict[str, Any], int]]:
-    """Every setting that agrees with `changes`, its runs in order of the seed."""
-    return planned(_PLAN, seeds, changes)
-
-
-def minutes(job: tuple[dict[str, Any], int]) -> float:
-    """Core-minutes of one run, measured."""
-    return minutes_of(_PLAN, job)
+plan = partial(planned, _PLAN)
+minutes = partial(minutes_of, _PLAN)
 
 
 def run(seed: int, settings: dict[str, Any]) -> Trace:

@@ -8,10 +8,7 @@ import torch
 from benchmarks.harness.traces import Trace
 from benchmarks.networks.evaluation import NetworkEvaluation
 from benchmarks.networks.imagenet import DATA_VARIABLE, ImageRows, imagenet_network
-from benchmarks.paper import fc3 as paper_fc3
-from benchmarks.paper import gamma as paper_gamma
-from benchmarks.paper import proxy as paper_proxy
-from benchmarks.paper import table2 as paper_table2
+from benchmarks.paper import proxy
 from benchmarks.paper.page import paper_pages
 from benchmarks.paper.published import (
     PUBLISHED_TABLE_2,
@@ -20,8 +17,18 @@ from benchmarks.paper.published import (
     PUBLISHED_TABLE_6,
     PUBLISHED_TABLE_7,
 )
+from benchmarks.paper.tables import (
+    GAMMAS,
+    PAPER_GAMMAS,
+    TABLE_2,
+    TABLE_2_GAMMAS,
+    TABLES_3_AND_4,
+    TABLES_3_AND_4_GAMMAS,
+    TABLES_6_AND_7,
+    settings,
+)
 
-EXPERIMENTS = (paper_fc3, paper_gamma, paper_proxy, paper_table2)
+EXPERIMENTS = (TABLES_3_AND_4, TABLES_6_AND_7, proxy, TABLE_2)
 ORDER = ("paper_table2", "paper_fc3", "paper_proxy", "paper_gamma")
 
 
@@ -30,26 +37,26 @@ def test_a_plan_is_for_what_is_here_unless_data_are_given(experiment):
     here = experiment.plan(None)
     assert {settings["source"] for settings, _ in here} == {"here"}
     assert all(experiment.minutes(job) > 0 for job in here)
-    if experiment is not paper_fc3:
+    if experiment is not TABLES_3_AND_4:
         real = experiment.plan(1, source="imagenet")
         assert {settings["source"] for settings, _ in real} == {"imagenet"}
 
 
 def test_gammas_are_those_printed():
-    assert tuple(PUBLISHED_TABLE_2) == paper_table2.GAMMAS
-    assert tuple(PUBLISHED_TABLE_3) == paper_fc3.GAMMAS["squared_l2"]
-    assert tuple(PUBLISHED_TABLE_4) == paper_fc3.GAMMAS["top1_error"]
+    assert tuple(PUBLISHED_TABLE_2) == TABLE_2_GAMMAS
+    assert tuple(PUBLISHED_TABLE_3) == TABLES_3_AND_4_GAMMAS["squared_l2"]
+    assert tuple(PUBLISHED_TABLE_4) == TABLES_3_AND_4_GAMMAS["top1_error"]
     assert tuple(PUBLISHED_TABLE_6) == tuple(PUBLISHED_TABLE_7)
-    assert tuple(PUBLISHED_TABLE_6) == paper_gamma.PAPER_GAMMAS
-    assert len(paper_gamma.GAMMAS) == len(paper_gamma.PAPER_GAMMAS)
+    assert tuple(PUBLISHED_TABLE_6) == PAPER_GAMMAS
+    assert len(GAMMAS) == len(PAPER_GAMMAS)
 
 
 @pytest.mark.parametrize("experiment", EXPERIMENTS[1:], ids=lambda module: module.NAME)
 def test_without_the_images_the_message_says_what_to_pass(experiment, monkeypatch):
     monkeypatch.delenv(DATA_VARIABLE, raising=False)
-    settings, seed = experiment.plan(1, source="imagenet")[0]
+    row, seed = experiment.plan(1, source="imagenet")[0]
     with pytest.raises(FileNotFoundError, match="pass --data FOLDER"):
-        experiment.run(seed, settings)
+        experiment.run(seed, row)
 
 
 def test_a_folder_that_is_not_there_is_named(monkeypatch, tmp_path):
@@ -122,31 +129,31 @@ def test_the_page_has_the_printed_figure_beside_ours():
     traces = {
         "paper_table2": [
             made_up(
-                paper_table2,
-                paper_table2.settings(method, "here", gamma),
+                TABLE_2,
+                settings("resnet18", method, gamma),
                 **found(ratio, 0.7, 10.0),
             )
-            for gamma in paper_table2.GAMMAS
+            for gamma in TABLE_2_GAMMAS
             for method, ratio in (("random", 0.4), ("pac", 0.3))
         ],
         "paper_fc3": [
             made_up(
-                paper_fc3,
-                paper_fc3.settings("squared_l2", "pac", 0.01),
+                TABLES_3_AND_4,
+                settings("fc3", "pac", 0.01, loss="squared_l2"),
                 **found(0.1234, 0.95, 3.0),
             )
         ],
         "paper_gamma": [
             made_up(
-                paper_gamma,
-                paper_gamma.settings("resnet18", "here", 0.02),
+                TABLES_6_AND_7,
+                settings("resnet18", "pac", 0.02),
                 **found(0.2, 0.78, 30.0),
             )
         ],
         "paper_proxy": [
             made_up(
-                paper_proxy,
-                paper_proxy.settings("resnet50", "here", "linear"),
+                proxy,
+                proxy.settings("resnet50", "here", "linear"),
                 points=[
                     {"distances": [1.0], "error": 0.1},
                     {"distances": [2.0], "error": 0.5},
@@ -181,11 +188,13 @@ def test_fc3_by_the_published_way_lands_where_it_did():
     Without labels at gamma = .01 the paper keeps 12 % at 97.8 %; with labels at gamma
     = 1 it keeps 9 %, also at 97.7 %.
     """
-    trace = paper_fc3.run(0, paper_fc3.settings("squared_l2", "pac_published", 0.01))
+    trace = TABLES_3_AND_4.run(
+        0, settings("fc3", "pac_published", 0.01, loss="squared_l2")
+    )
     assert trace.result["stopped"]
     assert 0.05 < trace.result["ratio"] < 0.35
     assert trace.result["top1"] > 0.95
-    trace = paper_fc3.run(0, paper_fc3.settings("top1_error", "pac", 1.0))
+    trace = TABLES_3_AND_4.run(0, settings("fc3", "pac", 1.0, loss="top1_error"))
     assert trace.result["ratio"] < 0.12
     assert trace.result["top1"] > 0.93
 
@@ -203,9 +212,9 @@ def test_the_quick_proxy_is_as_monotone_as_the_paper_says(network, scale):
     layers follow each other without a shortcut, ranks that are drawn on the logarithmic
     scale leave nothing but guessing, and there is nothing to rank.
     """
-    settings = paper_proxy.settings(network, "here", scale)
-    settings |= {"points": 8, "distance_images": 250, "error_images": 1_000}
-    trace = paper_proxy.run(0, settings)
+    changed = proxy.settings(network, "here", scale)
+    changed |= {"points": 8, "distance_images": 250, "error_images": 1_000}
+    trace = proxy.run(0, changed)
     assert trace.result["rank_correlations"]["output"] > 0.83
 
 
@@ -214,10 +223,10 @@ def test_the_quick_proxy_is_as_monotone_as_the_paper_says(network, scale):
 @pytest.mark.usefixtures("cifar10_here")
 def test_the_quick_searches_of_resnet18_stay_in_their_bands():
     """The quick version of Tables 2 and 6: one search each."""
-    trace = paper_gamma.run(0, paper_gamma.settings("resnet18", "here", 0.02))
+    trace = TABLES_6_AND_7.run(0, settings("resnet18", "pac", 0.02))
     assert 0.08 < trace.result["ratio"] < 0.30
     assert trace.result["top1"] > 0.74
     assert sum(trace.result["layer_ratios"].values()) > 0
-    trace = paper_table2.run(0, paper_table2.settings("pac", "here", 1.0))
+    trace = TABLE_2.run(0, settings("resnet18", "pac", 1.0))
     assert trace.result["ratio"] < 0.35
     assert trace.result["top1"] > 0.65
