@@ -8,11 +8,12 @@ BIN := $(VENV)/bin
 # Two processes of one thread beat one process of two; the demo is one process.
 TEST_ENV := OMP_NUM_THREADS=1
 
-.PHONY: help demo test slow lint format types architecture check clean
+.PHONY: help demo test test-benchmarks slow lint format types architecture check clean
 
 help:
 	@echo "make demo          compress FC3 on MNIST, from training to report (runs/fc3)"
 	@echo "make test          the default tests, about eight minutes on two cores"
+	@echo "make test-benchmarks  the tests of the benchmarks, about two minutes"
 	@echo "make slow          the statistics that take longer"
 	@echo "make check         what CI runs: test, lint, types, architecture"
 
@@ -27,6 +28,9 @@ demo: $(VENV)/.installed
 
 test: $(VENV)/.installed
 	$(TEST_ENV) $(BIN)/python -m pytest -n 2
+
+test-benchmarks: $(VENV)/.installed
+	$(TEST_ENV) $(BIN)/python -m pytest -n 2 -m "benchmarks and not slow"
 
 slow: $(VENV)/.installed
 	$(TEST_ENV) $(BIN)/python -m pytest -m slow
@@ -45,7 +49,7 @@ types: $(VENV)/.installed
 architecture: $(VENV)/.installed
 	$(TEST_ENV) $(BIN)/python -m pytest tests/test_architecture.py
 
-check: lint types architecture test
+check: lint types architecture test test-benchmarks
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache

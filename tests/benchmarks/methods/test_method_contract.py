@@ -88,8 +88,11 @@ def name(request, monkeypatch) -> str:
         # What averages over less repeats and fits the box just as well.
         monkeypatch.setattr("benchmarks.methods.fabolas.models.BURN_IN", 10)
         monkeypatch.setattr("benchmarks.methods.fabolas.models.CHAIN", 5)
-        monkeypatch.setattr("benchmarks.methods.fabolas.faithful.NUM_UNIFORM", 30)
-        monkeypatch.setattr("benchmarks.methods.fabolas.faithful.NUM_LOCAL", 20)
+        for number, few in (
+            *(("NUM_UNIFORM", 12), ("NUM_LOCAL", 8), ("NUM_DRAWS", 50)),
+            *(("NUM_REPRESENTERS", 12), ("REPRESENTER_STEPS", 10), ("NUM_OUTCOMES", 4)),
+        ):
+            monkeypatch.setattr(f"benchmarks.methods.fabolas.faithful.{number}", few)
     return request.param
 
 
