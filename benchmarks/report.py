@@ -6,9 +6,9 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from benchmarks.calibration.calibration import render_calibration
+from benchmarks.calibration.check_share import render_check_share
 from benchmarks.calibration.fitted_page import (
     render_check_cost,
-    render_check_share,
     render_fitted,
     render_inner_maximum,
 )

@@ -25,6 +25,13 @@ from ax_pac.joint import joint_failure
 from benchmarks.calibration.known import joint_holds, known_model, unit_kernel
 from benchmarks.harness.intervals import clopper_pearson
 from benchmarks.harness.plans import minutes_of, planned
+from benchmarks.harness.tables import (
+    described,
+    opening,
+    revisions,
+    stopped_after,
+    table,
+)
 from benchmarks.harness.traces import Trace, by_settings, provenance
 
 NAME = "calibration"
@@ -195,63 +202,58 @@ class _Draw:
 
 
 def render_calibration(traces: Sequence[Trace]) -> str:
-    """One table for each setting, one row a rule."""
-    lines = [
-        "# Calibration of certificates",
-        "",
-        "Functions drawn from a GP prior on a finite domain, hyperparameters known, "
-        f"delta = {DELTA}, unit signal. Every rule is applied to the same "
-        "trajectory. *Success*: the incumbent at the stop is within delta of the best. "
-        "*Exact probability*: the mean over runs of the posterior probability of that, "
-        "computed from the true prior; it has less variance than the share. Success "
-        "with its Clopper-Pearson interval, 95 %; the exact probability with twice its "
-        "standard error.",
-        "",
-        "`pairwise` is the published rule.",
-        "",
-    ]
+    """One table per setting, one row per rule."""
+    lines = opening(
+        "Calibration of certificates",
+        "How often a certificate is right when it stops a search: functions drawn from "
+        "a GP prior on a finite domain, with known hyperparameters, unit signal and "
+        f"delta = {DELTA}. Every rule is applied to the same evaluations. `pairwise` "
+        "is the published rule.",
+        "*Success*: the incumbent at the stop is within delta of the best value, with "
+        "its Clopper-Pearson interval (95 %). *Exact probability*: the posterior "
+        "probability of success under the true prior, averaged over runs, with twice "
+        "its standard error; it varies less than the share of successes. *Nominal*: "
+        "what the certificate promises at least.",
+        NAME,
+    )
     for group in by_settings(traces):
-        lines += _calibration_section(group)
+        lines += [
+            f"## {described(group[0].settings)}",
+            "",
+            f"{len(group)} runs. {revisions(group)}",
+            "",
+            *table(
+                "rule | certified | evaluations, median (quartiles) | success "
+                "| exact probability | nominal",
+                (
+                    _calibration_row(
+                        f"{level} {epsilon}",
+                        [t.result["stops"].get(f"{level} {epsilon}") for t in group],
+                        1 - epsilon,
+                    )
+                    for level in ("pairwise", "joint")
+                    for epsilon in EPSILONS
+                ),
+            ),
+        ]
     return "\n".join(lines)
 
 
-def _calibration_section(traces: Sequence[Trace]) -> list[str]:
-    settings = traces[0].settings
-    described = ", ".join(f"{name} = {value}" for name, value in settings.items())
-    revisions = sorted({trace.provenance["revision"] for trace in traces})
-    lines = [
-        f"## {described}",
-        "",
-        f"{len(traces)} runs. Revisions {', '.join(revisions)}.",
-        "",
-        "| rule | certified | evaluations, median (quartiles) | success | "
-        "exact probability | nominal |",
-        "|---|---|---|---|---|---|",
-    ]
-    for level in ("pairwise", "joint"):
-        for epsilon in EPSILONS:
-            rule = f"{level} {epsilon}"
-            stops = [trace.result["stops"].get(rule) for trace in traces]
-            lines.append(_calibration_row(rule, stops, 1 - epsilon))
-    return [*lines, ""]
-
-
-def _calibration_row(rule: str, stops: list[dict | None], nominal: float) -> str:
+def _calibration_row(
+    rule: str, stops: list[dict[str, Any] | None], nominal: float
+) -> list[object]:
     """One rule. Runs that it did not stop count as beyond the longest."""
     made = [stop for stop in stops if stop is not None]
     if not made:
-        return f"| {rule} | 0/{len(stops)} | - | - | - | {nominal:g} |"
-    evaluations = [np.inf if stop is None else stop["evaluations"] for stop in stops]
-    low, median, high = np.quantile(evaluations, (0.25, 0.5, 0.75), method="higher")
+        return [rule, f"0/{len(stops)}", "-", "-", "-", f"{nominal:g}"]
     good = sum(stop["regret"] <= DELTA for stop in made)
     exact = 1 - np.array([stop["posterior_failure"] for stop in made])
     error = 2 * exact.std(ddof=1) / len(made) ** 0.5 if len(made) > 1 else np.nan
-
-    def count(value: float) -> str:
-        return f"{value:.0f}" if np.isfinite(value) else "never"
-
-    return (
-        f"| {rule} | {len(made)}/{len(stops)} | {count(median)} "
-        f"({count(low)}-{count(high)}) | {clopper_pearson(good, len(made))} "
-        f"| {exact.mean():.4f} +- {error:.4f} | {nominal:g} |"
-    )
+    return [
+        rule,
+        f"{len(made)}/{len(stops)}",
+        stopped_after(stops),
+        clopper_pearson(good, len(made)),
+        f"{exact.mean():.4f} +- {error:.4f}",
+        f"{nominal:g}",
+    ]

@@ -7,6 +7,7 @@ proposal, the other never does. Both search for a challenger, which is what is p
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -17,7 +18,8 @@ from ax.generation_strategy.generation_strategy import GenerationStrategy
 
 from ax_pac import pac_generation_strategy
 from benchmarks.harness.plans import minutes_of, planned
-from benchmarks.harness.traces import Trace, provenance
+from benchmarks.harness.tables import opening, table
+from benchmarks.harness.traces import Trace, by_settings, provenance
 from benchmarks.networks.cifar import cifar10, resnet
 from compression_adapters import compression_problem
 from compression_adapters.loop import new_client, quiet_ax, trial_seed
@@ -119,3 +121,37 @@ def _trial(problem: CompressionProblem, client: Client, seed: int) -> dict[str, 
         "evaluate": evaluated - asked,
         "modelled": node == "PAC",
     }
+
+
+def render_check_share(traces: Sequence[Trace]) -> str:
+    """One row per setting; medians of the runs, each a pair of searches."""
+    lines = opening(
+        "Share of a trial that a check takes",
+        "CPU seconds per trial (proposal and evaluation) of two searches of one "
+        "network that take turns on one core: one checks the certificate before every "
+        "proposal, and never passes the pairwise filter; the other never checks.",
+        "Medians over the trials. *Share*: what the check adds, relative to the search "
+        "with checks.",
+        NAME,
+    )
+    rows = []
+    for group in by_settings(traces):
+        settings = group[0].settings
+        results = [trace.result for trace in group]
+        seconds = (
+            f"{np.median([result[name] for result in results]):.3f}"
+            for name in ("asks", "never_asks", "evaluate")
+        )
+        shares = [result["share"] for result in results]
+        rows.append(
+            [
+                *(settings["network"], settings["trials"], len(group), *seconds),
+                f"{np.median(shares):.1%} ({min(shares):.1%} to {max(shares):.1%})",
+            ]
+        )
+    lines += table(
+        "network | trials | runs | with checks | without | of it, evaluation "
+        "| share that checks add, median (range)",
+        rows,
+    )
+    return "\n".join(lines)

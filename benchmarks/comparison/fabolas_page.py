@@ -8,7 +8,7 @@ import numpy as np
 
 from benchmarks.comparison.plan import NETWORK_GAMMAS
 from benchmarks.comparison.statistics import Run, paired
-from benchmarks.harness.tables import spread
+from benchmarks.harness.tables import spread, table
 from benchmarks.harness.traces import Trace, by_settings
 from benchmarks.methods.fabolas.base import NUM_INITIAL_POINTS, SUBSETS
 from benchmarks.methods.fabolas.faithful import (
@@ -26,55 +26,66 @@ ITERATIONS = 30
 # Ours that the faithful row is held against: one a certificate level.
 _SEARCHES = ("pac_pairwise", "pac_joint", "pac")
 
-_PAGE = """# Fabolas, two rows
+_PAGE = """# Fabolas, rebuilt
 
-Klein, Falkner, Bartels, Hennig and Hutter 2017. The size s of the subset is one more
-coordinate, u = log(s / s_min) / log(s_max / s_min). Logarithms of loss and cost have a
-Gaussian process each, Matern-5/2 with one length scale a coordinate times a + b phi(u)
-phi(u'), phi = (1 - u)^2 for the loss and u for the cost. Both rows share this, the
-initial design ({points} Latin hypercube points, each on the subsets {subsets}) and the
-incumbent: the visited point of lowest predicted loss at full size.
+Fabolas (Klein, Falkner, Bartels, Hennig and Hutter 2017) is the baseline of the paper.
+This page says how it is rebuilt here in two versions, how they differ from the
+original, and what their proposals cost. To repeat the profile, run
+`python -m benchmarks run fabolas_profile --threads 1`.
 
-- `fabolas_faithful`: hyperparameters averaged over by MCMC (stretch moves; three
-  walkers a kernel parameter, burn-in {burn_in} once, {chain} steps each time),
-  {representers} representer points at full size for every draw ({steps} steps), entropy
-  of the minimum's place there, information per expected cost over {uniform} uniform and
-  {local} local candidates.
-- `fabolas_lean`: hyperparameters at the maximum of their posterior, BoTorch's
-  multi-fidelity max-value entropy search per expected cost. Not the original's
-  acquisition; what one would build today.
-- `fabolas_lean_sem`: the lean row with the measured standard errors as noise, which the
-  original does not have.
+Rows of the [comparison](comparison.md):
 
-## Done otherwise than in the original
+- `fabolas_faithful` follows the original. Hyperparameters are averaged by MCMC
+  (stretch moves, three walkers per kernel parameter, burn-in {burn_in} once, {chain}
+  steps each time). Each draw has {representers} representer points at full size
+  ({steps} steps). The acquisition is the information about the minimum's place per
+  expected cost, over {uniform} uniform and {local} local candidates.
+- `fabolas_lean` is what one would build today: hyperparameters at the maximum of their
+  posterior, and BoTorch's multi-fidelity max-value entropy search per expected cost.
+- `fabolas_lean_sem` is the lean version with the measured standard errors as noise,
+  which the original does not use.
 
-Both rows:
-- No line of the original's code; written from the paper and from what is known of it.
+All have one coordinate more, for the size s of the subset: u = log(s / s_min) /
+log(s_max / s_min). The logarithms of loss and cost have a Gaussian process each:
+Matern-5/2 with one length scale per coordinate, times a + b phi(u) phi(u'), with
+phi = (1 - u)^2 for the loss and phi = u for the cost. The initial design has {points}
+Latin hypercube points, each on the subsets {subsets}. The incumbent is the visited
+point of lowest predicted loss at full size.
+
+## Differences from the original
+
+Both versions:
+
+- No code of the original is used; they are written from the paper and from what is
+  known of its program.
 - The cost of an evaluation is its samples with the fixed part, not seconds, so that a
-  run repeats under its seed. The optimiser's own time is not part of it, as in the
-  original's published program.
-- The original's default budget contradicts its own initial design; here the design is
-  {initial} evaluations, and the budget is set apart.
+  run repeats under its seed. As in the original's program, the optimiser's own time is
+  not part of it.
+- The original's default budget contradicts its own initial design. Here the design is
+  {initial} evaluations, and the budget is set separately.
 - s_min is the smallest subset of the initial design.
 
-Faithful row:
-- The distribution of the minimum by {draws} joint draws, and {outcomes} quantiles of an
-  imagined outcome; the original uses expectation propagation with derivatives.
+The faithful version:
+
+- The distribution of the minimum comes from {draws} joint draws and {outcomes}
+  quantiles of a fantasized outcome; the original uses expectation propagation with
+  derivatives.
 - Representer points are distributed as expected improvement; the original's program
   takes the exponential of it.
-- Log densities of the priors where the original's program has densities in one place;
-  the incumbent's size is taken for full size, where that program normalises it twice;
-  local candidates are around the incumbent at full size.
+- Priors enter by their log densities, where the original's program has densities in one
+  place. The incumbent's size is full size, where that program normalises it twice.
+  Local candidates are around the incumbent at full size.
 - The weights a and b have log-normal priors beside a free amplitude, as in the program.
 
-Lean row: Gamma priors on length scales and weights, in place of MCMC.
+The lean version has Gamma priors on length scales and weights, instead of MCMC.
 
-## What does not fit here
+## Where the model of Fabolas does not fit
 
-Fabolas expects small subsets to be off on average. Here an evaluation on few samples is
-unbiased and only noisier, by 1 / m, so Fabolas models a bias that is not there and one
-noise where there are many. `learning_curve` is its own kind of problem: a kernel
-machine fitted to s images of MNIST; a slow test holds both rows to its best error.
+Fabolas expects small subsets to be biased. Here an evaluation on few samples is
+unbiased and only noisier, by 1 / m. So Fabolas models a bias that does not exist, and
+one noise level where there are many. The problem `learning_curve` is of the kind that
+it was made for: a kernel machine fitted to s images of MNIST. A slow test requires both
+versions to come close to its best error.
 """
 
 
@@ -101,13 +112,9 @@ def render_fabolas(traces: Sequence[Trace], compared: Sequence[Trace] = ()) -> s
         ),
         "## Profile",
         "",
-        "Processor seconds of one iteration, median (range) over runs, one thread, "
-        "beside the floor: the bare exponentials, factorisations and comparisons that "
-        "the stage's definition asks for, as often as it does.",
-        "",
-        "```",
-        "python -m benchmarks run fabolas_profile --threads 1",
-        "```",
+        "Processor seconds of one iteration on one thread, median (range) over runs. "
+        "*Floor*: the same number of bare exponentials, factorisations and comparisons "
+        "as the definition of the stage needs.",
         "",
     ]
     for group in by_settings(traces):
@@ -140,27 +147,29 @@ def _whole_runs(runs: Sequence[Run]) -> list[str]:
                 [run.objective[-1] for run in side] for side in zip(*pairs, strict=True)
             ]
             rows.append(
-                f"| {level} | {len(pairs)} "
-                f"| {spread([a.total_seconds for a, _ in pairs], 0)} "
-                f"| {spread([b.total_seconds for _, b in pairs], 1)} "
-                f"| {spread(ratios, 0)} | {spread(ends[0], 3)} | {spread(ends[1], 3)} |"
+                [
+                    *(level, len(pairs)),
+                    spread([a.total_seconds for a, _ in pairs], 0),
+                    spread([b.total_seconds for _, b in pairs], 1),
+                    *(spread(ratios, 0), spread(ends[0], 3), spread(ends[1], 3)),
+                ]
             )
     if not rows:
         return []
     return [
         "## Whole runs",
         "",
-        f"ResNet18 at gamma = {NETWORK_GAMMAS['resnet18'][0]}: the faithful row after "
-        f"its initial design and {ITERATIONS} iterations, beside our searches of the "
-        "same seeds, to their certificates. J is the true objective of the common "
-        "incumbent at the end, smaller is better; where the faithful row's is worse, "
-        "the ratio of times is a lower bound of what it needs to get as far.",
+        f"ResNet18 at gamma = {NETWORK_GAMMAS['resnet18'][0]}: the faithful version "
+        f"after its initial design and {ITERATIONS} iterations, beside our searches "
+        "with the same seeds, until their certificates. J is the true objective of the "
+        "common incumbent at the end; smaller is better. Where the J of the faithful "
+        "version is worse, the ratio of times is a lower bound.",
         "",
-        "| search | pairs | faithful row, seconds | ours, seconds | ratio "
-        "| J, faithful row | J, ours |",
-        "|---|---|---|---|---|---|---|",
-        *rows,
-        "",
+        *table(
+            "search | pairs | faithful, seconds | ours, seconds | ratio | J, faithful "
+            "| J, ours",
+            rows,
+        ),
     ]
 
 
@@ -173,52 +182,58 @@ def _extrapolated(profiles: Sequence[Trace], runs: Sequence[Run]) -> list[str]:
             each = np.median([sum(t.result["stages"].values()) for t in group])
             settings = group[0].settings
             rows.append(
-                f"| {level} | {spread(seconds, 1)} | d = {settings['d']}, "
-                f"n = {settings['n']} | {ITERATIONS * each:.0f} "
-                f"| {ITERATIONS * each / np.median(seconds):.0f} |"
+                [
+                    *(level, spread(seconds, 1)),
+                    f"d = {settings['d']}, n = {settings['n']}",
+                    f"{ITERATIONS * each:.0f}",
+                    f"{ITERATIONS * each / np.median(seconds):.0f}",
+                ]
             )
     if not rows:
         return []
     return [
         "## Extrapolated",
         "",
-        f"{ITERATIONS} iterations of the faithful row at the profile's seconds each, "
-        "without evaluations and without the initial design, beside the total time of "
-        "our own searches of ResNet18. Multiplied, not run.",
+        f"{ITERATIONS} iterations of the faithful version at the seconds of the "
+        "profile, without evaluations and initial design, beside the total time of our "
+        "searches of ResNet18. These iterations were not run; their time is a product.",
         "",
-        "| search | its total seconds, median (range) | profile at "
-        f"| {ITERATIONS} iterations, seconds | ratio |",
-        "|---|---|---|---|---|",
-        *rows,
-        "",
+        *table(
+            "search | its total seconds, median (range) | profile at "
+            f"| {ITERATIONS} iterations, seconds | ratio",
+            rows,
+        ),
     ]
 
 
 def _profile(traces: Sequence[Trace]) -> list[str]:
     settings, results = traces[0].settings, [trace.result for trace in traces]
-    lines = [
+    stages = {
+        name: (
+            [result["stages"][name] for result in results],
+            [result["floors"][name] for result in results],
+        )
+        for name in results[0]["stages"]
+    }
+    stages["an iteration"] = (
+        [sum(result["stages"].values()) for result in results],
+        [sum(result["floors"].values()) for result in results],
+    )
+    rows = [
+        [
+            *(name, spread(spent, 2), spread(floor, 2)),
+            f"{np.median(spent) / np.median(floor):.1f}",
+        ]
+        for name, (spent, floor) in stages.items()
+    ]
+    for name in ("fit", "propose"):
+        spent = [result["lean"][name] for result in results]
+        rows.append([f"lean version: {name}", spread(spent, 2), "-", "-"])
+    return [
         f"### d = {settings['d']}, n = {settings['n']}",
         "",
         f"{results[0]['models']} models of the loss and as many of the cost; "
         f"{len(results)} runs.",
         "",
-        "| stage | seconds | floor | times the floor |",
-        "|---|---|---|---|",
+        *table("stage | seconds | floor | times the floor", rows),
     ]
-    for stage in results[0]["stages"]:
-        spent = [result["stages"][stage] for result in results]
-        floor = [result["floors"][stage] for result in results]
-        factor = np.median(spent) / np.median(floor)
-        lines.append(
-            f"| {stage} | {spread(spent, 2)} | {spread(floor, 2)} | {factor:.1f} |"
-        )
-    whole = [sum(result["stages"].values()) for result in results]
-    floors = [sum(result["floors"].values()) for result in results]
-    lines.append(
-        f"| an iteration | {spread(whole, 2)} | {spread(floors, 2)} "
-        f"| {np.median(whole) / np.median(floors):.1f} |"
-    )
-    for name in ("fit", "propose"):
-        spent = [result["lean"][name] for result in results]
-        lines.append(f"| lean row: {name} | {spread(spent, 2)} | - | - |")
-    return [*lines, ""]

@@ -38,9 +38,7 @@ from benchmarks.harness.plans import minutes_of, planned
 from benchmarks.harness.traces import Trace, provenance
 
 NAME = "overhead"
-DESCRIPTION = (
-    "every door of Ax to its certificate; CPU seconds of a trial beside Ax's default"
-)
+DESCRIPTION = "each entry point of Ax; CPU seconds per trial beside Ax's default"
 MINUTES_ONCE = 0.0
 
 EPSILON = 0.05

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.harness.plans import minutes_of, planned
+from benchmarks.harness.tables import opening, table
 from benchmarks.harness.traces import Trace, provenance
 from compression_adapters import (
     compression_problem,
@@ -103,19 +104,17 @@ def _seconds(function: Callable[[], Any]) -> float:
 
 
 def render_trial_speed(traces: Sequence[Trace]) -> str:
-    """One row a run: medians of trials and forward passes in turn."""
-    lines = [
-        "# What a trial costs",
-        "",
-        "CPU seconds on one thread, 50 images. *Forward*: the compressed network alone "
-        "on the same images, laid out as in a trial. *Naive*: decomposing, copying and "
-        "running both networks in every trial. Medians of seven rounds, in each of "
-        "which one follows the other; the ratio is the median of the rounds' ratios.",
-        "",
-        "| network | pixels | seed | forward | trial | trial / forward | bar | naive | "
-        "naive / trial | bar | revision |",
-        "|---|---|---|---|---|---|---|---|---|---|---|",
-    ]
+    """One row per run: medians of trials and forward passes that take turns."""
+    lines = opening(
+        "Cost of one evaluation",
+        "CPU seconds on one thread, 50 images: one trial (an evaluation of the "
+        "objective) beside a forward pass of the compressed network alone, and beside "
+        "a naive trial that decomposes, copies and runs both networks every time.",
+        "Medians of seven rounds, in each of which one follows the other; a ratio is "
+        "the median of the rounds' ratios. *Bar*: what the ratio has to be.",
+        NAME,
+    )
+    rows = []
     for trace in traces:
         name, size = trace.settings["network"], trace.settings["size"]
         trial, forward = (np.array(trace.result[key]) for key in ("trial", "forward"))
@@ -125,11 +124,18 @@ def render_trial_speed(traces: Sequence[Trace]) -> str:
         if trace.result["naive"]:
             seconds = float(np.median(trace.result["naive"]))
             naive, times = f"{seconds:.2f}", f"{seconds / np.median(trial):.1f}"
-        lines.append(
-            f"| {name} | {size} | {trace.seed} | {np.median(forward):.3f} "
-            f"| {np.median(trial):.3f} | {np.median(trial / forward):.3f} "
-            f"| {f'<= {most}' if most else '-'} | {naive} | {times} "
-            f"| {f'>= {least:g}' if least else '-'} "
-            f"| {trace.provenance['revision']} |"
+        rows.append(
+            [
+                *(name, size, trace.seed, f"{np.median(forward):.3f}"),
+                *(f"{np.median(trial):.3f}", f"{np.median(trial / forward):.3f}"),
+                *(f"<= {most}" if most else "-", naive, times),
+                f">= {least:g}" if least else "-",
+                trace.provenance["revision"],
+            ]
         )
-    return "\n".join([*lines, ""])
+    lines += table(
+        "network | pixels | seed | forward | trial | trial / forward | bar | naive "
+        "| naive / trial | bar | revision",
+        rows,
+    )
+    return "\n".join(lines)

@@ -26,6 +26,31 @@ def table(header: str, rows: Iterable[Sequence[object]]) -> list[str]:
     ]
 
 
+def opening(title: str, measured: str, reading: str, *benchmarks: str) -> list[str]:
+    """Title and first paragraphs of a page.
+
+    Args:
+        title: Of the page.
+        measured: What was measured.
+        reading: How to read the tables.
+        benchmarks: What to run to repeat it, options included.
+    """
+    again = " and ".join(f"`python -m benchmarks run {name}`" for name in benchmarks)
+    return [f"# {title}", "", f"{measured} To repeat it, run {again}.", "", reading, ""]
+
+
+def folded(summary: str, lines: Iterable[str]) -> list[str]:
+    """Lines that a reader unfolds."""
+    return [
+        '<details markdown="1">',
+        f"<summary>{summary}</summary>",
+        "",
+        *lines,
+        "</details>",
+        "",
+    ]
+
+
 def command(name: str, *options: str) -> list[str]:
     """The command that measures the runs of a benchmark again, as a block."""
     return ["```", " ".join(["python -m benchmarks run", name, *options]), "```", ""]
@@ -45,6 +70,21 @@ def revisions(traces: Iterable[Trace]) -> str:
 def median(values: Sequence[float], digits: int) -> str:
     """Median, `-` of nothing."""
     return f"{np.median(values):,.{digits}f}" if len(values) else "-"
+
+
+def stopped_after(stops: Sequence[Mapping[str, Any] | None]) -> str:
+    """Median and quartiles of the evaluations at which a rule stopped.
+
+    Args:
+        stops: One per run; None where the rule did not stop it, which counts as later
+            than every other.
+    """
+    numbers = [np.inf if stop is None else stop["evaluations"] for stop in stops]
+    low, middle, high = (
+        f"{number:.0f}" if math.isfinite(number) else "never"
+        for number in np.quantile(numbers, (0.25, 0.5, 0.75), method="higher")
+    )
+    return f"{middle} ({low}-{high})"
 
 
 def spread(values: Sequence[float], digits: int) -> str:

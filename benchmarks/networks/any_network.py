@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torchvision.models import mobilenet_v3_small
 
 from benchmarks.harness.plans import minutes_of, planned
+from benchmarks.harness.tables import opening, table
 from benchmarks.harness.traces import Trace, provenance
 from benchmarks.networks.cifar import cifar10
 from compression_adapters import compress, load_compressed
@@ -162,29 +163,33 @@ def _train(network: nn.Module, images: Tensor, labels: Tensor, epochs: int) -> N
 
 
 def render_any_network(traces: Sequence[Trace]) -> str:
-    """One row a network."""
-    search = SEARCH
-    lines = [
-        "# A transformer and a depthwise network",
-        "",
-        "An encoder of two layers with `nn.MultiheadAttention` that reads MNIST row by "
-        "row, and torchvision's MobileNetV3 (small) on CIFAR-10, both trained here for "
-        "a minute, so that their accuracy is no more than a beginning. Compressed "
-        f"without labels at level {search['level']}, delta = {search['delta']}, then "
-        "saved and loaded, exported by `torch.export` and to ONNX, and run again: the "
-        "largest difference in an output over eight images.",
-        "",
-        "| network | layers, coordinates | gamma | certified | evaluations | seconds | "
-        "ratio % | top-1 % before | after | reloaded | torch.export | ONNX |",
-        "|---|---|---|---|---|---|---|---|---|---|---|---|",
-    ]
+    """One row per network."""
+    lines = opening(
+        "A transformer and a depthwise network",
+        "Whether networks that the presets do not know are compressed, saved and "
+        "exported: an encoder of two layers with `nn.MultiheadAttention` that reads "
+        "MNIST row by row, and torchvision's MobileNetV3 (small) on CIFAR-10. Both are "
+        "trained here for a minute only, so their accuracy is low. They are compressed "
+        f"without labels at level {SEARCH['level']}, delta = {SEARCH['delta']}.",
+        "*Reloaded*, *torch.export* and *ONNX*: largest difference of an output over "
+        "eight images, after saving and loading, and after each export.",
+        NAME,
+    )
+    rows = []
     for trace in traces:
         r, settings = trace.result, trace.settings
-        after = " | ".join(f"{r[k]:.1e}" for k in ("reloaded", "torch_export", "onnx"))
-        lines.append(
-            f"| {settings['network']} | {r['layers']}, {r['coordinates']} "
-            f"| {settings['gamma']} | {'yes' if r['holds'] else 'no'} "
-            f"| {r['evaluations']} | {r['seconds']:.0f} | {100 * r['ratio']:.1f} "
-            f"| {100 * r['top1_original']:.2f} | {100 * r['top1']:.2f} | {after} |"
+        rows.append(
+            [
+                *(settings["network"], f"{r['layers']}, {r['coordinates']}"),
+                *(settings["gamma"], "yes" if r["holds"] else "no"),
+                *(r["evaluations"], f"{r['seconds']:.0f}", f"{100 * r['ratio']:.1f}"),
+                *(f"{100 * r['top1_original']:.2f}", f"{100 * r['top1']:.2f}"),
+                *(f"{r[k]:.1e}" for k in ("reloaded", "torch_export", "onnx")),
+            ]
         )
-    return "\n".join([*lines, ""])
+    lines += table(
+        "network | layers, coordinates | gamma | certified | evaluations | seconds "
+        "| ratio % | top-1 % before | after | reloaded | torch.export | ONNX",
+        rows,
+    )
+    return "\n".join(lines)

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.harness.intervals import clopper_pearson
+from benchmarks.harness.tables import described, folded, opening, table
 from benchmarks.harness.traces import TRACES, Trace, by_settings, provenance
 from compression_adapters import (
     CompressionProblem,
@@ -262,71 +263,91 @@ def _linear(layer: Any, factors: Any, rank: Rank, x: Tensor) -> Tensor:
 
 
 def render_fc3(traces: Sequence[Trace]) -> str:
-    """One section for each setting: the bars, and one row a run."""
-    lines = ["# FC3 on MNIST", "", DESCRIPTION + ".", ""]
-    lines += [
-        "Squared L2 of the logits without labels, 50 fresh images an evaluation; the "
-        "true regret is measured on all 60,000 training images against a dense search "
-        "over all three ranks. Intervals are Clopper-Pearson, 95 %.",
-        "",
-    ]
-    for group in by_settings(traces):
-        lines += _fc3_section(sorted(group, key=lambda trace: trace.seed))
+    """One row per setting; below it what belongs to it, seed by seed."""
+    lines = opening(
+        "FC3 on MNIST",
+        "Searches of FC3's three ranks: evaluations until the certificate, true "
+        "regret, accuracy and time. The loss is the squared L2 distance of the logits "
+        "without labels, on 50 fresh images per evaluation. The true regret is "
+        "measured on all 60,000 training images, against a dense search over all "
+        "three ranks.",
+        "Each row is one setting: median (range) over its runs. *Regret below delta*: "
+        "the share of certified runs that keep their promise. Intervals are "
+        "Clopper-Pearson (95 %). The runs of each setting are folded below.",
+        NAME,
+    )
+    groups = [sorted(group, key=lambda t: t.seed) for group in by_settings(traces)]
+    first = groups[0][0].settings
+    common = {
+        name: value
+        for name, value in first.items()
+        if all(group[0].settings.get(name) == value for group in groups)
+    }
+    if len(groups) > 1:
+        lines += [f"All settings have {described(common)}.", ""]
+    else:
+        common = {}
+    lines += table(
+        "setting | certified | regret below delta | evaluations | true regret "
+        "| weights kept, % | top-1, % | seconds",
+        (_setting_row(group, common) for group in groups),
+    )
+    original = 100 * traces[0].result["top1_original"]
+    lines += [f"The original network has {original:.2f} % top-1 accuracy.", ""]
+    for group in groups:
+        lines += folded(described(group[0].settings), _setting_details(group))
     return "\n".join(lines)
 
 
-def _fc3_section(traces: Sequence[Trace]) -> list[str]:
+def _setting_row(traces: Sequence[Trace], common: dict[str, Any]) -> list[object]:
     settings, results = traces[0].settings, [trace.result for trace in traces]
-    best, delta = results[0]["optimum"], settings["delta"]
     certified = [r for r in results if r["holds"]]
-    good = sum(r["regret"] < delta for r in certified)
+    good = sum(r["regret"] < settings["delta"] for r in certified)
 
     def spread(name: str, scale: float = 1.0) -> str:
         values = scale * np.array([r[name] for r in results])
         return f"{np.median(values):.4g} ({values.min():.4g}-{values.max():.4g})"
 
-    def seconds(name: str) -> str:
-        values = np.array([r["timings"][name] for r in results])
-        return f"{np.median(values):.2f}"
+    own = {name: value for name, value in settings.items() if name not in common}
+    return [
+        described(own),
+        f"{len(certified)}/{len(results)}",
+        clopper_pearson(good, len(certified)) if certified else "-",
+        spread("evaluations"),
+        spread("regret"),
+        spread("compression_ratio", 100),
+        spread("top1", 100),
+        spread("seconds"),
+    ]
 
-    described = ", ".join(f"{name} = {value}" for name, value in settings.items())
-    provenance = traces[-1].provenance
-    rows = [
-        ("runs that end by their certificate", f"{len(certified)}/{len(results)}"),
-        (
-            f"certified runs whose regret is below {delta}",
-            clopper_pearson(good, len(certified)) if certified else "-",
-        ),
-        ("evaluations, median (range)", spread("evaluations")),
-        ("true regret, median (range)", spread("regret")),
-        ("weights kept in %, median (range)", spread("compression_ratio", 100)),
-        ("top-1 accuracy in %, median (range)", spread("top1", 100)),
-        (
-            "top-1 accuracy of the original in %",
-            f"{100 * results[0]['top1_original']:.2f}",
-        ),
-        ("wall seconds of the search, median (range)", spread("seconds")),
-        (
-            "of these: factorize / fit / propose / evaluate, medians",
-            " / ".join(map(seconds, ("factorize", "fit", "propose", "evaluate"))),
-        ),
-    ]
-    lines = [f"## {described}", "", "| | |", "|---|---|"]
-    lines += [f"| {name} | {value} |" for name, value in rows]
-    lines += [
+
+def _setting_details(traces: Sequence[Trace]) -> list[str]:
+    results = [trace.result for trace in traces]
+    best, provenance = results[0]["optimum"], traces[-1].provenance
+    parts = ("factorize", "fit", "propose", "evaluate")
+    seconds = " / ".join(
+        f"{np.median([r['timings'][part] for r in results]):.2f}" for part in parts
+    )
+    ranks = ", ".join(f"{name} {rank}" for name, rank in best["ranks"].items())
+    return [
+        f"True optimum: objective {best['objective']:.4f} at ranks {ranks} "
+        f"({best['points_searched']:,} points searched). Median seconds to "
+        f"{' / '.join(parts)}: {seconds}. Revision {provenance['revision']}, torch "
+        f"{provenance['versions']['torch']}, {provenance['threads']} threads.",
         "",
-        f"True optimum: objective {best['objective']:.4f} at ranks {best['ranks']} "
-        f"({best['points_searched']:,} points searched). Revision "
-        f"{provenance['revision']}, torch {provenance['versions']['torch']}, "
-        f"{provenance['threads']} threads.",
-        "",
-        "| seed | evaluations | regret | ratio % | top-1 % | ranks | seconds |",
-        "|---|---|---|---|---|---|---|",
+        *table(
+            "seed | evaluations | regret | ratio % | top-1 % | ranks | seconds",
+            (
+                [
+                    trace.seed,
+                    r["evaluations"],
+                    f"{r['regret']:.4f}",
+                    f"{100 * r['compression_ratio']:.2f}",
+                    f"{100 * r['top1']:.2f}",
+                    ", ".join(map(str, r["ranks"].values())),
+                    f"{r['seconds']:.1f}",
+                ]
+                for trace, r in zip(traces, results, strict=True)
+            ),
+        ),
     ]
-    lines += [
-        f"| {trace.seed} | {r['evaluations']} | {r['regret']:.4f} "
-        f"| {100 * r['compression_ratio']:.2f} | {100 * r['top1']:.2f} "
-        f"| {', '.join(map(str, r['ranks'].values()))} | {r['seconds']:.1f} |"
-        for trace, r in zip(traces, results, strict=True)
-    ]
-    return [*lines, ""]

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from benchmarks.harness.plans import minutes_of, planned
+from benchmarks.harness.tables import opening, revisions, table
 from benchmarks.harness.traces import Trace, by_settings, provenance
 from benchmarks.networks.fc3 import full_objective
 from compression_adapters import compress, compression_ratio
@@ -82,42 +83,40 @@ def _measured(results: Sequence[CompressionResult]) -> list[dict[str, Any]]:
 
 
 def render_gammas(traces: Sequence[Trace]) -> str:
-    """One section a level: what five gammas cost, and whether they are right."""
-    lines = [
-        "# Several gammas from one run",
-        "",
-        f"FC3 on MNIST at gamma = {', '.join(map(str, GAMMAS))}; delta = "
-        f"{SEARCH['delta']}. *One run*: the smallest gamma first, each further "
-        "one weighs anew what was measured before (`compress_at`). *Apart*: a search "
-        "for each under the same seed. The excess is the objective on all 60,000 "
-        "training images over that of the best network that any run here found for "
-        "that gamma; it should stay below delta.",
-        "",
-    ]
+    """One section per level: what five gammas cost, and whether they are right."""
+    lines = opening(
+        "Several gammas from one run",
+        f"FC3 on MNIST at gamma = {', '.join(map(str, GAMMAS))}, delta = "
+        f"{SEARCH['delta']}: one run for all of them, beside one search for each under "
+        "the same seed. The run starts with the smallest gamma; each further one "
+        "reweights what was measured before (`compress_at`).",
+        "*Excess*: the objective on all 60,000 training images, minus that of the best "
+        "network that any run here found for the gamma. It should stay below delta. "
+        f"The evaluations of one run should be at most {MOST} times those of one "
+        "search, as a median over seeds.",
+        NAME,
+    )
     best: dict[float, float] = {}
     for trace in traces:
         for row in trace.result["shared"] + trace.result["alone"]:
             gamma, found = row["gamma"], row["objective"]
             best[gamma] = min(best.get(gamma, found), found)
     for group in by_settings(traces):
+        settings = group[0].settings
         group = sorted(group, key=lambda trace: trace.seed)
-        lines += _costs(group) + _networks(group, best)
+        lines += [
+            f"## Level {settings['level']}, epsilon = {settings['epsilon']}",
+            "",
+            revisions(group),
+            "",
+            *_costs(group),
+            *_networks(group, best),
+        ]
     return "\n".join(lines)
 
 
 def _costs(traces: Sequence[Trace]) -> list[str]:
-    settings = traces[0].settings
-    revisions = sorted({trace.provenance["revision"] for trace in traces})
-    lines = [
-        f"## Level {settings['level']}, epsilon = {settings['epsilon']}",
-        "",
-        f"Revisions {', '.join(revisions)}.",
-        "",
-        "| seed | five from one run | first of them | apart, each | over the first | "
-        "over the median of one | over all apart |",
-        "|---|---|---|---|---|---|---|",
-    ]
-    ratios = []
+    rows, ratios = [], []
     for trace in traces:
         shared, alone = (
             [row["evaluations"] for row in trace.result[part]]
@@ -126,34 +125,35 @@ def _costs(traces: Sequence[Trace]) -> list[str]:
         total = max(shared)
         ratio = total / min(shared), total / np.median(alone), total / sum(alone)
         ratios.append(ratio)
-        lines.append(
-            f"| {trace.seed} | {total} | {min(shared)} | {', '.join(map(str, alone))} "
-            f"| {' | '.join(f'{value:.2f}' for value in ratio)} |"
+        separate = ", ".join(map(str, alone))
+        rows.append(
+            [trace.seed, total, min(shared), separate, *(f"{r:.2f}" for r in ratio)]
         )
-    middle = np.median(ratios, axis=0)
-    return [
-        *lines,
-        f"| median | | | | {' | '.join(f'{value:.2f}' for value in middle)} |",
-        "",
-        f"Bar: at most {MOST} times one search, by the median over seeds.",
-        "",
-    ]
+    middle = (f"{value:.2f}" for value in np.median(ratios, axis=0))
+    rows.append(["median", "", "", "", *middle])
+    return table(
+        "seed | all five in one run | first of them | separate searches, each "
+        "| one run / first | / median of one | / all separate",
+        rows,
+    )
 
 
 def _networks(traces: Sequence[Trace], best: dict[float, float]) -> list[str]:
-    lines = [
-        "| gamma | how | certified | excess, median (largest) | ratio %, median | "
-        "top-1 %, median |",
-        "|---|---|---|---|---|---|",
-    ]
+    cells = []
     for i, gamma in enumerate(GAMMAS):
-        for part, name in (("shared", "one run"), ("alone", "apart")):
+        for part, name in (("shared", "one run"), ("alone", "separate")):
             rows = [trace.result[part][i] for trace in traces]
             excess = [row["objective"] - best[gamma] for row in rows]
-            lines.append(
-                f"| {gamma} | {name} | {sum(row['holds'] for row in rows)}/{len(rows)} "
-                f"| {np.median(excess):.3f} ({max(excess):.3f}) "
-                f"| {100 * np.median([row['ratio'] for row in rows]):.1f} "
-                f"| {100 * np.median([row['top1'] for row in rows]):.2f} |"
+            cells.append(
+                [
+                    *(gamma, name, f"{sum(row['holds'] for row in rows)}/{len(rows)}"),
+                    f"{np.median(excess):.3f} ({max(excess):.3f})",
+                    f"{100 * np.median([row['ratio'] for row in rows]):.1f}",
+                    f"{100 * np.median([row['top1'] for row in rows]):.2f}",
+                ]
             )
-    return [*lines, ""]
+    return table(
+        "gamma | how | certified | excess, median (largest) | ratio %, median "
+        "| top-1 %, median",
+        cells,
+    )

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from benchmarks.harness.plans import minutes_of, planned
-from benchmarks.harness.tables import spread
+from benchmarks.harness.tables import opening, revisions, spread, table
 from benchmarks.harness.traces import Trace, by_settings, provenance
 from benchmarks.networks.cifar import cifar10, resnet
 from benchmarks.networks.resnets import DELTA, measured
@@ -80,37 +80,41 @@ def run(seed: int, settings: dict[str, Any]) -> Trace:
 
 
 def render_sample_size(traces: Sequence[Trace]) -> str:
-    """One row a setting; medians over seeds with their range."""
-    revisions = sorted({trace.provenance["revision"] for trace in traces})
-    lines = [
-        "# As many samples as the search costs, or 50",
-        "",
-        f"ResNet18 on CIFAR-10, delta = {DELTA}, the default level. `auto` times the "
-        "first evaluations, of 50 samples, and starts anew with more where a proposal "
-        "costs more than they do; its seconds include them, its evaluations do not. J "
-        "on the 10,000 test images. Medians over seeds, range in brackets. Revisions "
-        f"{', '.join(revisions)}, "
-        f"{traces[-1].provenance['threads']} thread(s).",
-        "",
-        "| gamma | num_samples | runs | m | certified | evaluations | seconds | "
-        "of these, evaluating | J | top-1 % |",
-        "|---|---|---|---|---|---|---|---|---|---|",
-    ]
+    """One row per setting; medians over seeds with their range."""
+    threads = traces[-1].provenance["threads"]
+    lines = opening(
+        "The number of samples per evaluation",
+        'Searches of ResNet18 on CIFAR-10 with `num_samples="auto"` and with 50 '
+        f"samples, delta = {DELTA}, the default level. `auto` times the first "
+        "evaluations, of 50 samples, and starts again with more samples where a "
+        "proposal costs more than an evaluation. Its seconds include the first "
+        "evaluations, its number of evaluations does not.",
+        "J is measured on the 10,000 test images. Medians over seeds, range in "
+        f"brackets. {revisions(traces)} Threads: {threads}.",
+        NAME,
+    )
+    rows = []
     for group in sorted(
         by_settings(traces),
         key=lambda g: (g[0].settings["gamma"], str(g[0].settings["num_samples"])),
     ):
         settings, results = group[0].settings, [trace.result for trace in group]
         objectives = [settings["gamma"] * r["loss"] + r["ratio"] for r in results]
-        evaluating = [r["timings"]["evaluate"] for r in results]
-        lines.append(
-            f"| {settings['gamma']} | {settings['num_samples']} | {len(results)} "
-            f"| {spread([r['num_samples'] for r in results], 0)} "
-            f"| {sum(r['holds'] for r in results)}/{len(results)} "
-            f"| {spread([r['evaluations'] for r in results], 0)} "
-            f"| {spread([r['seconds'] for r in results], 0)} "
-            f"| {spread(evaluating, 0)} "
-            f"| {spread(objectives, 3)} "
-            f"| {spread([100 * r['top1'] for r in results], 2)} |"
+        rows.append(
+            [
+                *(settings["gamma"], settings["num_samples"], len(results)),
+                spread([r["num_samples"] for r in results], 0),
+                f"{sum(r['holds'] for r in results)}/{len(results)}",
+                spread([r["evaluations"] for r in results], 0),
+                spread([r["seconds"] for r in results], 0),
+                spread([r["timings"]["evaluate"] for r in results], 0),
+                spread(objectives, 3),
+                spread([100 * r["top1"] for r in results], 2),
+            ]
         )
-    return "\n".join([*lines, ""])
+    lines += table(
+        "gamma | num_samples | runs | m | certified | evaluations | seconds "
+        "| of these, evaluating | J | top-1 %",
+        rows,
+    )
+    return "\n".join(lines)

@@ -16,7 +16,7 @@ from benchmarks.comparison.statistics import (
     signed_rank,
 )
 from benchmarks.harness.charts import Axis, Series, chart
-from benchmarks.harness.tables import spread
+from benchmarks.harness.tables import command, spread, table
 from benchmarks.harness.traces import Trace
 from benchmarks.paper import proxy
 from benchmarks.paper.published import (
@@ -39,15 +39,17 @@ from compression_adapters import find_layers
 from compression_adapters.presets import PRESETS
 
 _INTRODUCTION = """
-The paper's figures are those that it prints (means of ten runs), for ILSVRC2012 and
-its own machine; ours, median (range), are of the networks and images that are here:
-CIFAR-10 at 32 pixels and MNIST, one thread. So *which way* a column moves can be
-compared, and not its values. The same commands with `--data FOLDER --weights
-IMAGENET1K_V1` run on ILSVRC2012. Seconds are the processor's. `pac_published` is the
-paper's way (linear encoding, factors at the maximal rank, smallest rank 10 or the
-smallest maximal rank, literal proposals, pairwise certificate, epsilon 0.005); `pac` is
-what we recommend. Delta is 0.05 and m is 50 everywhere. Table 5 is another benchmark,
-`vgg16_stages`.
+The tables and figures of the paper, with its printed values beside ours. The paper
+measures on ILSVRC2012 and its own machine and prints means of ten runs. Ours are
+medians (range) on the networks and images that are here: CIFAR-10 at 32 pixels and
+MNIST, one thread, processor seconds. Each section has its command; with `--data FOLDER
+--weights IMAGENET1K_V1` it runs on ILSVRC2012.
+
+How to read the tables: compare the *direction* in which a column moves, not its values.
+`pac_published` is the paper's method (linear encoding, factors at the maximal rank,
+smallest rank 10 or the smallest maximal rank, literal proposals, pairwise certificate,
+epsilon 0.005). `pac` is what we recommend. Everywhere delta is 0.05 and m is 50. Table
+5 has [a page of its own](vgg16_stages.md).
 """
 
 
@@ -88,62 +90,61 @@ def _draw(
     return f"![{caption}]({path})"
 
 
-def _command(name: str, extra: str = "") -> list[str]:
-    command = f"python -m benchmarks run {name} --threads 1 {extra}".rstrip()
-    return ["```", command, "```", ""]
-
-
 def _table_1() -> list[str]:
-    lines = [
+    return [
         "## Table 1: compression parameters",
         "",
-        "| network | published | here |",
-        "|---|---|---|",
+        *table(
+            "network | published | here",
+            (
+                [name, published, len(find_layers(preset.build(), preset.choose))]
+                for name, published in PUBLISHED_TABLE_1.items()
+                for preset in (PRESETS[name],)
+            ),
+        ),
+        "The paper's nine for ResNet18 seems to be an error, see "
+        "[reproduction](../reproduction.md).",
+        "",
     ]
-    for name, published in PUBLISHED_TABLE_1.items():
-        preset = PRESETS[name]
-        number = len(find_layers(preset.build(), preset.choose))
-        lines.append(f"| {name} | {published} | {number} |")
-    note = (
-        "ResNet18's nine is taken for an error, see [reproduction](../reproduction.md)."
-    )
-    return [*lines, "", note, ""]
 
 
 def _table_2(traces: Sequence[Trace], files: dict[str, str]) -> list[str]:
-    lines = [
-        "## Table 2 and Fig. 1: ResNet18 by labelled top-1 error",
-        "",
-        *_command(TABLE_2.NAME, f"--seeds {_seeds(traces)}"),
-        "| gamma | method | runs | ratio % | top-1 % | seconds | evaluations "
-        "| published ratio % | published top-1 % | published seconds |",
-        "|---|---|---|---|---|---|---|---|---|---|",
-    ]
-    for gamma in TABLE_2_GAMMAS:
+    rows, series = [], {}
+    for gamma, published in PUBLISHED_TABLE_2.items():
         for method in TABLE_2_METHODS:
             group = _of(traces, method=method, gamma=gamma)
             if group:
-                published = PUBLISHED_TABLE_2[gamma][_published_name(method)]
-                lines.append(
-                    f"| {gamma} | {method} | {len(group)} "
-                    f"| {spread(_in_per_cent(group, 'ratio'), 1)} "
-                    f"| {spread(_in_per_cent(group, 'top1'), 1)} "
-                    f"| {spread(_values(group, 'seconds'), 0)} "
-                    f"| {spread(_values(group, 'evaluations'), 0)} "
-                    f"| {' | '.join(f'{value:g}' for value in published)} |"
+                rows.append(
+                    [
+                        *(gamma, method, len(group)),
+                        *(_per_cent(group, "ratio", 1), _per_cent(group, "top1", 1)),
+                        spread(_values(group, "seconds"), 0),
+                        spread(_values(group, "evaluations"), 0),
+                        *(f"{value:g}" for value in published[_published_name(method)]),
+                    ]
                 )
-    lines += ["", *_tests_of_table_2(traces)]
-    series = {
-        method: Series(
-            _in_per_cent(_of(traces, method=method), "ratio"),
-            _in_per_cent(_of(traces, method=method), "top1"),
-            joined=False,
-        )
-        for method in TABLE_2_METHODS
-        if _of(traces, method=method)
-    }
+    for method in TABLE_2_METHODS:
+        group = _of(traces, method=method)
+        if group:
+            ratios, accuracies = (
+                [100 * value for value in _values(group, name)]
+                for name in ("ratio", "top1")
+            )
+            series[method] = Series(ratios, accuracies, joined=False)
     axes = Axis("ratio, %"), Axis("top-1, %")
-    return [*lines, _draw(files, "figure_1", "Fig. 1", series, *axes), ""]
+    return [
+        "## Table 2 and Fig. 1: ResNet18 by labelled top-1 error",
+        "",
+        *command(f"{TABLE_2.NAME} --threads 1", f"--seeds {_seeds(traces)}"),
+        *table(
+            "gamma | method | runs | ratio % | top-1 % | seconds | evaluations "
+            "| published ratio % | published top-1 % | published seconds",
+            rows,
+        ),
+        *_tests_of_table_2(traces),
+        _draw(files, "figure_1", "Fig. 1", series, *axes),
+        "",
+    ]
 
 
 def _published_name(method: str) -> str:
@@ -152,17 +153,6 @@ def _published_name(method: str) -> str:
 
 def _tests_of_table_2(traces: Sequence[Trace]) -> list[str]:
     """Paired by gamma and seed; the hypervolume by seed."""
-    lines = [
-        "Differences to `pac`, paired by gamma and seed, and the hypervolume of each "
-        f"seed's runs over all gammas against {REFERENCE_RATIO:g} % and "
-        f"{REFERENCE_TOP1:g} %. P-values two-sided, by Holm over this table; below "
-        f"{fewest_pairs(0.025)} pairs none can reach 5 %. Pairs of different gammas "
-        "are no copies of each other: read them as a summary.",
-        "",
-        "| method | pairs | ratio: median difference, p | top-1 | seconds "
-        "| hypervolume, median (range) |",
-        "|---|---|---|---|---|---|",
-    ]
     ours = {_key(t): t for t in _of(traces, method="pac")}
     gaps: dict[tuple[str, str], list[float]] = {}
     for trace in traces:
@@ -173,6 +163,7 @@ def _tests_of_table_2(traces: Sequence[Trace]) -> list[str]:
     corrected = holm(
         {" ".join(pair): signed_rank(values) for pair, values in gaps.items()}
     )
+    rows = []
     for method in TABLE_2_METHODS:
         cells = []
         for name, scale in (("ratio", 100), ("top1", 100), ("seconds", 1)):
@@ -183,9 +174,23 @@ def _tests_of_table_2(traces: Sequence[Trace]) -> list[str]:
             )
         volumes = _hypervolumes(_of(traces, method=method))
         shown = spread(volumes, 0) if volumes else "-"
-        pairs = len(gaps.get((method, "ratio"), [])) or "-"
-        lines.append(f"| {method} | {pairs} | {' | '.join(cells)} | {shown} |")
-    return [*lines, ""]
+        rows.append(
+            [method, len(gaps.get((method, "ratio"), [])) or "-", *cells, shown]
+        )
+    return [
+        "Differences to `pac`, paired by gamma and seed, and the hypervolume of each "
+        f"seed's runs over all gammas against a ratio of {REFERENCE_RATIO:g} % and a "
+        f"top-1 of {REFERENCE_TOP1:g} %. P-values are two-sided, with Holm's "
+        f"correction over this table; below {fewest_pairs(0.025)} pairs none can reach "
+        "5 %. Pairs of different gammas measure different things, so the p-values are "
+        "a summary.",
+        "",
+        *table(
+            "method | pairs | ratio: median difference, p | top-1 | seconds "
+            "| hypervolume, median (range)",
+            rows,
+        ),
+    ]
 
 
 def _key(trace: Trace) -> tuple[float, int]:
@@ -207,68 +212,74 @@ def _tables_3_and_4(traces: Sequence[Trace]) -> list[str]:
     lines = [
         "## Tables 3 and 4: FC3",
         "",
-        *_command(TABLES_3_AND_4.NAME, f"--seeds {_seeds(traces)}"),
+        *command(f"{TABLES_3_AND_4.NAME} --threads 1", f"--seeds {_seeds(traces)}"),
     ]
     for loss, published, title in (
         ("squared_l2", PUBLISHED_TABLE_3, "Table 3: squared distance, no labels"),
         ("top1_error", PUBLISHED_TABLE_4, "Table 4: top-1 error, labels"),
     ):
-        lines += [
-            f"### {title}",
-            "",
-            "| gamma | method | runs | certified | ratio % | top-1 % | seconds "
-            "| published ratio % | published top-1 % | published seconds |",
-            "|---|---|---|---|---|---|---|---|---|---|",
-        ]
-        for gamma, row in published.items():
+        rows = []
+        for gamma, printed in published.items():
             for method in ("pac_published", "pac"):
                 group = _of(traces, loss=loss, method=method, gamma=gamma)
                 if group:
-                    lines.append(
-                        f"| {gamma} | {method} | {len(group)} "
-                        f"| {sum(_values(group, 'stopped'))}/{len(group)} "
-                        f"| {spread(_in_per_cent(group, 'ratio'), 2)} "
-                        f"| {spread(_in_per_cent(group, 'top1'), 2)} "
-                        f"| {spread(_values(group, 'seconds'), 1)} "
-                        f"| {' | '.join(f'{value:g}' for value in row)} |"
+                    rows.append(
+                        [
+                            *(gamma, method, len(group)),
+                            f"{sum(_values(group, 'stopped'))}/{len(group)}",
+                            _per_cent(group, "ratio", 2),
+                            _per_cent(group, "top1", 2),
+                            spread(_values(group, "seconds"), 1),
+                            *(f"{value:g}" for value in printed),
+                        ]
                     )
-        lines.append("")
+        lines += [
+            f"### {title}",
+            "",
+            *table(
+                "gamma | method | runs | certified | ratio % | top-1 % | seconds "
+                "| published ratio % | published top-1 % | published seconds",
+                rows,
+            ),
+        ]
     original = 100 * traces[0].result["top1_original"]
     return [*lines, f"The original has {original:.2f} % here, 98.20 % published.", ""]
 
 
 def _figures_2_and_3(traces: Sequence[Trace], files: dict[str, str]) -> list[str]:
-    lines = [
-        "## Figs. 2 and 3: the distance as a stand-in for the error",
-        "",
-        *_command(proxy.NAME),
-        "Spearman's rank correlation of mean squared distance and top-1 error over "
-        "random ranks (the paper shows the scatter, for ResNet50 and VGG-16, and gives "
-        "no number). *linear*: every rank on its own, uniform up to the maximal one; "
-        "*log*: about the same share of all layers, on a logarithmic scale. That meets "
-        "all errors of the ResNets; of VGG-16, whose layers follow each other without "
-        "a shortcut, it leaves a network that guesses.",
-        "",
-        "| network | ranks | points | top-1 error, range | layer | rank correlation |",
-        "|---|---|---|---|---|---|",
-    ]
-    pictures = []
+    rows, pictures = [], []
     for trace in traces:
         network, scale = (trace.settings[name] for name in ("network", "scale"))
-        correlations = trace.result["rank_correlations"]
         points = trace.result["points"]
         last = [point["distances"][-1] for point in points]
         errors = [point["error"] for point in points]
         met = f"{100 * min(errors):.1f}-{100 * max(errors):.1f} %"
-        lines += [
-            f"| {network} | {scale} | {len(points)} | {met} | {layer} | {value:.3f} |"
-            for layer, value in correlations.items()
+        rows += [
+            [network, scale, len(points), met, layer, f"{value:.3f}"]
+            for layer, value in trace.result["rank_correlations"].items()
         ]
         drawn = {"output": Series(last, errors, joined=False)}
         name, caption = f"proxy_{network}_{scale}", f"{network}, {scale}"
         axis = Axis("mean squared distance of the outputs", logarithmic=True)
         pictures.append(_draw(files, name, caption, drawn, axis, Axis("top-1 error")))
-    return [*lines, "", *pictures, ""]
+    return [
+        "## Figs. 2 and 3: the distance as a proxy for the error",
+        "",
+        *command(f"{proxy.NAME} --threads 1"),
+        "Spearman's rank correlation of mean squared distance and top-1 error over "
+        "random ranks. The paper shows the scatter, for ResNet50 and VGG-16, and gives "
+        "no number. *linear*: every rank on its own, uniform up to the maximal one. "
+        "*log*: about the same share of all layers, on a logarithmic scale, which "
+        "covers the whole range of errors for the ResNets. VGG-16 has no shortcuts, "
+        "and is reduced to guessing by it.",
+        "",
+        *table(
+            "network | ranks | points | top-1 error, range | layer | rank correlation",
+            rows,
+        ),
+        *pictures,
+        "",
+    ]
 
 
 def _tables_6_and_7(traces: Sequence[Trace], files: dict[str, str]) -> list[str]:
@@ -280,32 +291,37 @@ def _tables_6_and_7(traces: Sequence[Trace], files: dict[str, str]) -> list[str]
         own = _of(traces, network=network)
         if not own:
             continue
-        lines += [
-            f"### {title}: {network}",
-            "",
-            *_command(
-                TABLES_6_AND_7.NAME, f"--set network={network} --seeds {_seeds(own)}"
-            ),
-            "Rows are paired by their order: our gammas are not the paper's, whose "
-            "distance is over 1,000 logits.",
-            "",
-            "| gamma here | runs | weights | ratio % | top-1 % | top-5 % | seconds "
-            "| published gamma | ratio % | top-1 % | top-5 % | seconds |",
-            "|---|---|---|---|---|---|---|---|---|---|---|---|",
-        ]
+        rows = []
         for gamma, (printed, row) in zip(GAMMAS, published.items(), strict=True):
             group = _of(own, gamma=gamma)
             if group:
                 weights = [value / 1e6 for value in _values(group, "weights")]
-                lines.append(
-                    f"| {gamma} | {len(group)} | {spread(weights, 2)}M "
-                    f"| {spread(_in_per_cent(group, 'ratio'), 1)} "
-                    f"| {spread(_in_per_cent(group, 'top1'), 2)} "
-                    f"| {spread(_in_per_cent(group, 'top5'), 2)} "
-                    f"| {spread(_values(group, 'seconds'), 0)} "
-                    f"| {printed:g} | {' | '.join(f'{value:g}' for value in row)} |"
+                rows.append(
+                    [
+                        *(gamma, len(group), f"{spread(weights, 2)}M"),
+                        *(_per_cent(group, "ratio", 1), _per_cent(group, "top1", 2)),
+                        _per_cent(group, "top5", 2),
+                        spread(_values(group, "seconds"), 0),
+                        *(f"{value:g}" for value in (printed, *row)),
+                    ]
                 )
-        lines += ["", *_figure_5(own, network, files)]
+        lines += [
+            f"### {title}: {network}",
+            "",
+            *command(
+                f"{TABLES_6_AND_7.NAME} --threads 1",
+                f"--set network={network} --seeds {_seeds(own)}",
+            ),
+            "Rows are matched by their order: the paper's distance is over 1,000 "
+            "logits, so our gammas differ from its gammas.",
+            "",
+            *table(
+                "gamma here | runs | weights | ratio % | top-1 % | top-5 % | seconds "
+                "| published gamma | ratio % | top-1 % | top-5 % | seconds",
+                rows,
+            ),
+            *_figure_5(own, network, files),
+        ]
     return lines
 
 
@@ -314,24 +330,24 @@ def _figure_5(
 ) -> list[str]:
     """Share of each layer's weights that is kept, by gamma."""
     names = list(traces[0].result["layer_ratios"])
-    lines = [
-        "Fig. 5, per cent of each block's weights that are kept, median (range):",
-        "",
-        "| gamma | " + " | ".join(names) + " |",
-        "|---|" + "---|" * len(names),
-    ]
-    series = {}
+    rows, series = [], {}
     for gamma in GAMMAS:
         group = _of(traces, gamma=gamma)
         if not group:
             continue
         kept = [[100 * t.result["layer_ratios"][name] for t in group] for name in names]
-        lines.append(f"| {gamma} | {' | '.join(spread(k, 0) for k in kept)} |")
-        medians = [float(np.median(k)) for k in kept]
+        rows.append([gamma, *(spread(values, 0) for values in kept)])
+        medians = [float(np.median(values)) for values in kept]
         series[str(gamma)] = Series(list(range(1, len(names) + 1)), medians)
     name, caption = f"figure_5_{network}", f"Fig. 5, {network}"
     axes = Axis("block"), Axis("weights kept, %")
-    return [*lines, "", _draw(files, name, caption, series, *axes), ""]
+    return [
+        "Fig. 5, per cent of each block's weights that are kept, median (range):",
+        "",
+        *table(" | ".join(["gamma", *names]), rows),
+        _draw(files, name, caption, series, *axes),
+        "",
+    ]
 
 
 def _of(traces: Sequence[Trace], **wanted: Any) -> list[Trace]:
@@ -346,8 +362,8 @@ def _values(traces: Sequence[Trace], name: str) -> list[Any]:
     return [trace.result[name] for trace in traces]
 
 
-def _in_per_cent(traces: Sequence[Trace], name: str) -> list[float]:
-    return [100 * value for value in _values(traces, name)]
+def _per_cent(traces: Sequence[Trace], name: str, digits: int) -> str:
+    return spread([100 * value for value in _values(traces, name)], digits)
 
 
 def _seeds(traces: Sequence[Trace]) -> int:

@@ -12,10 +12,10 @@ from benchmarks.calibration import (
     inner_maximum,
     stopped,
 )
+from benchmarks.calibration.check_share import render_check_share
 from benchmarks.calibration.fitted_page import (
     _mean,
     render_check_cost,
-    render_check_share,
     render_fitted,
     render_inner_maximum,
 )

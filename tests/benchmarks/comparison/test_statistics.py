@@ -163,7 +163,7 @@ def test_a_faithful_run_that_was_not_made_is_multiplied_and_said_to_be():
     # Three trials of ten seconds: 30 iterations of 20 seconds are 20 times that.
     page = render_fabolas(profiles, [made_up("pac", 0, [0.9, 0.5, 0.2], 10.0)])
     assert "| pac | 30.0 | d = 9, n = 30 | 600 | 20 |" in page
-    assert "Multiplied, not run" in page
+    assert "their time is a product" in page
     assert "Extrapolated" not in render_fabolas(profiles)
 
 

@@ -42,7 +42,7 @@ def test_the_page_weighs_all_evaluations_against_those_of_one():
     )
     assert "| 0 | 21 | 14 | 14, 16, 18, 23, 29 | 1.50 | 1.17 | 0.21 |" in page
     assert "| 2 | 30 | 20 | 20, 20, 20, 20, 20 | 1.50 | 1.50 | 0.30 |" in page
-    assert "| median | | | | 1.50 | 1.33 | " in page
+    assert "| median |  |  |  | 1.50 | 1.33 | " in page
     # The best network of a gamma is that of any run; the largest excess is seed 2's.
     assert "| 0.001 | one run | 2/2 | 0.010 (0.020) | 7.0 | 97.50 |" in page
     assert "| 0.001 | apart | 2/2 | 0.000 (0.000) |" in page
