@@ -68,7 +68,7 @@ BENCHMARKS = {
 
 @click.group()
 def main() -> None:
-    """Run the measurements behind the documents; resumable, one JSON line a run."""
+    """Run the measurements behind the documents; resumable, one record per run."""
     warnings.filterwarnings("ignore", category=FutureWarning)
     warnings.filterwarnings("ignore", category=DeprecationWarning)
 

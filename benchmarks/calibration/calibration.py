@@ -1,4 +1,4 @@
-"""Functions drawn from a prior: how often is a certificate wrong, and how late?
+"""Calibration of certificates on functions drawn from a prior.
 
 The domain is finite (Sobol points), so a draw of the prior is exact, the optimum is
 known and the challenger is found by enumeration: every error is the certificate's own.
@@ -75,7 +75,7 @@ minutes = partial(minutes_of, _PLAN)
 
 
 def run(seed: int, settings: dict[str, Any]) -> Trace:
-    """Search one function; note for each rule where it stops and how good that is."""
+    """Search one function; record where each rule stops, and the regret there."""
     problem = _Draw(seed, settings)
     stops: dict[str, dict[str, Any]] = {}
     # The exact posterior is asked for once at each number of evaluations.

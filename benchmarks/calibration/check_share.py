@@ -1,4 +1,4 @@
-"""What asking for a certificate adds to a trial that ends at the pairwise filter.
+"""What a check that ends at the pairwise filter adds to the cost of a trial.
 
 Two searches of the same network by turns: one asks for a certificate before every
 proposal, the other never does. Both search for a challenger, which is what is proposed.
@@ -28,7 +28,7 @@ from compression_adapters.problem import CompressionProblem
 from compression_adapters.ranks import bin_edges
 
 NAME = "check_share"
-DESCRIPTION = "share of a trial that a check which ends at the pairwise filter adds"
+DESCRIPTION = "share of a trial that a check ending at the pairwise filter takes"
 MINUTES_ONCE = 0.5
 
 EPSILON = 0.05
@@ -43,7 +43,7 @@ minutes = partial(minutes_of, _PLAN)
 
 
 def run(seed: int, settings: dict[str, Any]) -> Trace:
-    """Search twice by turns, and note what each trial cost."""
+    """Run two searches that take turns; record the cost of each trial."""
     images, _ = cifar10(train=True)
     problem = compression_problem(
         resnet(settings["network"]),

@@ -77,7 +77,7 @@ minutes = partial(minutes_of, _PLAN)
 
 
 def run(seed: int, settings: dict[str, Any]) -> Trace:
-    """Search one function; note where each level stops and how good that is."""
+    """Search one function; record where each level stops, and the regret there."""
     hyperparameters = _hyperparameters(seed, settings)
     function = _function(seed, settings, hyperparameters)
     search = _Search(function, settings["noise"], seed)
@@ -186,13 +186,13 @@ class _Search:
         self.Y = torch.cat([self.Y, value + self.noise * noise])
 
     def check(self) -> PACCertificate:
-        """Fit the surrogate and ask whether the search is finished."""
+        """Fit the surrogate and compute its certificate."""
         Yvar = torch.full_like(self.Y, self.noise**2)
         self.model = fit_model(self.X, self.Y, Yvar)
         return self.certify("marginal")
 
     def certify(self, level: str) -> PACCertificate:
-        """Ask the surrogate that was fitted last."""
+        """Compute a certificate from the surrogate that was fitted last."""
         return certify(
             self.model,
             self.X,
@@ -204,7 +204,7 @@ class _Search:
         )
 
     def failure(self, hyperparameters: _Hyperparameters | None) -> dict[str, float]:
-        """How probable a failure is here, by far more work than a check's."""
+        """Estimate the probability of a failure, with much more work than a check."""
         return failure_when_stopped(
             self.model,
             self.X,
@@ -215,13 +215,13 @@ class _Search:
         )
 
     def step(self, certificate: PACCertificate) -> None:
-        """Evaluate challenger or incumbent, whichever tells more."""
+        """Evaluate challenger or incumbent, whichever is more informative."""
         acquisition = PACAcquisition(self.model, self.X, DELTA)
         challenger = torch.tensor([certificate.challenger], dtype=torch.float64)
         self._evaluate(more_informative(acquisition, challenger))
 
     def verdict(self, certificate: PACCertificate) -> dict[str, Any]:
-        """How good the incumbent truly is."""
+        """Measure the true regret of the incumbent."""
         incumbent = torch.tensor([certificate.incumbent], dtype=torch.float64)
         value = self.function.evaluate(incumbent).item()
         dim = self.function.dim

@@ -1,4 +1,4 @@
-"""Is a certificate ever false because the search for the challenger missed it?
+"""Certificates that are false because the search for the challenger failed.
 
 At every step of a search near the threshold, the search that a certificate is issued on
 is compared with one many times as large. Functions are GP draws on the continuous box,

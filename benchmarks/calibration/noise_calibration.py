@@ -66,7 +66,7 @@ def minutes(job: tuple[dict[str, Any], int]) -> float:
 
 
 def run(seed: int, settings: dict[str, Any]) -> Trace:
-    """Search one function until its joint certificate; note how good that is."""
+    """Search one function until its joint certificate; record the regret there."""
     problem = _NoisyDraw(seed, settings)
     stop = None
     while stop is None and len(problem.Y) < _MAX_EVALUATIONS:

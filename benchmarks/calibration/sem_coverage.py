@@ -1,4 +1,4 @@
-"""How often does mean +- 1.96 SEM cover the pool's mean, on real networks?
+"""Coverage of intervals from the standard error of the mean, on real networks.
 
 Every compressed network's per-sample losses are computed once for the whole pool and
 kept; an evaluation on m samples is then a draw with replacement from a row, and the

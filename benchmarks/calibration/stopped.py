@@ -1,4 +1,4 @@
-"""How probable a failure is where a search stopped, by far more work than a check."""
+"""Probability of a failure where a search stopped, with more work than a check."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from ax_pac.joint import filled_in
 
 # Of the search for points that may beat the incumbent, beside the usual one.
 _EFFORT = 8
-# Candidates: those that the fitted model fears, and any others.
-_NUM_FEARED, _NUM_OTHERS = 3000, 1500
+# Candidates: those where the fitted model makes a failure likely, and others.
+_NUM_LIKELY, _NUM_OTHERS = 3000, 1500
 _NUM_DRAWS = 192
 _TOLERANCE = 0.002
 
@@ -52,10 +52,10 @@ def failure_when_stopped(
     rng = torch.Generator().manual_seed(seed)
     search = find_challenger(acquisition, X, bounds, seed=seed, effort=_EFFORT)
     points, scores = filled_in(acquisition, search.points, search.scores, 0.05, rng)
-    fears = torch.special.ndtr(scores).sqrt().clamp_min(1e-300)
-    feared = torch.multinomial(fears, min(_NUM_FEARED, len(scores)), generator=rng)
+    weights = torch.special.ndtr(scores).sqrt().clamp_min(1e-300)
+    likely = torch.multinomial(weights, min(_NUM_LIKELY, len(scores)), generator=rng)
     others = torch.randperm(len(scores), generator=rng)[:_NUM_OTHERS]
-    candidates = points[torch.cat([feared, others]).unique()]
+    candidates = points[torch.cat([likely, others]).unique()]
     problem = DifferenceProblem(
         model, acquisition.incumbent, candidates, delta, 1.0, bounds
     )

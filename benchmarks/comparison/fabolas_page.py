@@ -1,4 +1,4 @@
-"""Page of Fabolas: what is done otherwise than in the original, and its profile."""
+"""Page of Fabolas: how it differs from the original, and its profile."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ versions to come close to its best error.
 
 
 def render_fabolas(traces: Sequence[Trace], compared: Sequence[Trace] = ()) -> str:
-    """Departures, one profile for each setting, and what follows from it.
+    """The differences, one profile per setting, and whole runs.
 
     Args:
         traces: Of the profile.

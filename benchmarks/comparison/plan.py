@@ -56,8 +56,8 @@ def settings(problem: str, method: str, **changes: Any) -> dict[str, Any]:
 def _evaluations(method: str) -> int:
     """The long, fixed budget; of random search, for about as long as PAC takes.
 
-    More would not be worth it: the incumbent of all tables comes from a surrogate of
-    all that a method has seen, whose cost grows with the cube of that.
+    A longer run is not feasible: the incumbent of all tables comes from a surrogate of
+    all evaluations of a method, whose cost grows with the cube of their number.
     """
     if method in ("random", "sobol"):
         return 800
@@ -170,7 +170,7 @@ minutes = partial(minutes_of, _PLAN)
 
 
 def run(seed: int, settings: dict[str, Any]) -> Trace:
-    """Search once with one method; note everything that the tables need."""
+    """Search once with one method; record everything that the tables need."""
     problem = _problem(
         settings["problem"],
         settings["gamma"],
@@ -202,7 +202,7 @@ def _peer_version(method: str) -> dict[str, str]:
 
 
 def task_of(problem: Problem, seed: int, settings: dict[str, Any]) -> Task:
-    """What a method is told of a problem."""
+    """What a method knows of a problem."""
     return Task(
         dim=problem.dim,
         num_samples=settings["num_samples"],

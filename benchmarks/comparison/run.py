@@ -19,13 +19,13 @@ from benchmarks.harness.streams import trial_seed
 from compression_adapters import MeanSEM
 from compression_adapters.loop import quiet_ax
 
-# What each level is asked for, the published one and ours.
+# Epsilon of each level, of the published one and of ours.
 LEVELS = {"pairwise": 0.005, "joint": 0.005, "marginal": 0.05}
 # The common incumbent is looked at after every evaluation at first, then less often.
 _EVERY_UNTIL = 60
 _DIGITS = 6
-# Somebody else's run is certified from outside after so many evaluations each: it
-# costs more than the run.
+# Another method's run is certified from outside once in so many evaluations, because
+# that costs more than the run.
 CERTIFIED_EVERY = 3
 
 
@@ -51,10 +51,10 @@ def search_with(
     certify_own: bool = False,
     follow: bool = True,
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """Search; return what came out, and what happened trial by trial.
+    """Search; return the result and a record per trial.
 
     Time is that of the method alone. What only the tables need (the truth, the common
-    incumbent, certificates of somebody else's run) is not on any of its clocks.
+    incumbent, certificates of another method's run) is not on any of its clocks.
 
     Args:
         problem: What is searched.
@@ -143,7 +143,7 @@ def search_with(
 def common_incumbent(
     problem: Problem, observations: Sequence[Observation]
 ) -> Point | None:
-    """The visited point of best posterior mean under one surrogate for everybody.
+    """The visited point of best posterior mean under one surrogate for all methods.
 
     None with too few observations for a model, and where small evaluations are biased:
     a model that does not know their size would be wrong.

@@ -24,7 +24,7 @@ _CLOCKS = ("evaluate", "fit", "propose")
 
 @dataclass(frozen=True)
 class Run:
-    """What tables ask of a trace.
+    """A trace with the quantities that the tables show.
 
     Args:
         trace: The trace.
@@ -80,7 +80,7 @@ class Run:
         return np.array(values)
 
     def objective_at(self, spent: np.ndarray, budget: float) -> float:
-        """True objective when so much had been spent, NaN before the first trial."""
+        """True objective when a budget was spent, NaN before the first trial."""
         done = int(np.searchsorted(spent, budget * (1.0 + 1e-9), side="right"))
         return float(self.objective[done - 1]) if done else math.nan
 
@@ -165,8 +165,8 @@ def fewest_pairs(alpha: float = 0.05) -> int:
     return math.ceil(-math.log2(alpha))
 
 
-# Reference point of the hypervolume, fixed before anything was measured: a ratio that
-# nobody wants on these networks, and an accuracy that nobody wants. In per cent.
+# Reference point of the hypervolume, fixed before anything was measured: a ratio and
+# an accuracy that are of no use on these networks. In per cent.
 REFERENCE_RATIO = 60.0
 REFERENCE_TOP1 = 50.0
 

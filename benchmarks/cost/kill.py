@@ -41,7 +41,7 @@ minutes = partial(minutes_of, _PLAN)
 
 
 def run(seed: int, settings: dict[str, Any]) -> Trace:
-    """Kill one search until it ends, and compare it with one left alone."""
+    """Kill one search until it ends, and compare it with an undisturbed one."""
     with tempfile.TemporaryDirectory() as folder:
         result, kills = killed_search(Path(folder), seed, settings)
     return Trace(
@@ -61,7 +61,7 @@ def killed_search(
     *,
     kill_at_writes: Sequence[int] = (),
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """Run a search twice, once left alone and once killed, each in own processes.
+    """Run a search undisturbed and killed, each in processes of its own.
 
     The processes are forks of this one, so that Ax is imported once.
 

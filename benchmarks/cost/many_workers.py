@@ -1,4 +1,4 @@
-"""What a second worker brings: trials a minute, and trials to the certificate."""
+"""Speed of a second worker: trials per minute, and trials to the certificate."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from benchmarks.harness.plans import minutes_of, planned
 from benchmarks.harness.traces import Trace, provenance
 
 NAME = "ray"
-DESCRIPTION = "a second worker on Ray: trials a minute, trials to the certificate"
+DESCRIPTION = "a second worker on Ray: trials per minute, trials to the certificate"
 MINUTES_ONCE = 0.3
 
 _SEM = 0.05

@@ -1,4 +1,4 @@
-"""What each door costs, and what a trial costs beside Ax's default strategy."""
+"""Cost of each entry point of Ax, and of a trial beside Ax's default strategy."""
 
 from __future__ import annotations
 
@@ -44,11 +44,11 @@ MINUTES_ONCE = 0.0
 EPSILON = 0.05
 NOISE = 0.1
 PARTS = ("fit", "certificate", "propose", "bookkeeping")
-DOORS = (
+ENTRY_POINTS = (
     *("Client", "client.run_trials", "AxClient", "AxClient, stopping strategy"),
     *("Orchestrator", "Orchestrator, stopping strategy", "Client, Ax's proposals"),
 )
-_DOOR = {"d": 3, "n": 0, "delta": 0.3, "most": 60}
+_ENTRY = {"d": 3, "n": 0, "delta": 0.3, "most": 60}
 _DIMENSIONS = (9, 16)
 _SIZES = (20, 50, 100)
 _MEASURED = 10
@@ -58,7 +58,7 @@ _RUN_DELTA = 0.3
 
 # Searches by each entry point, cost of a trial, and whole runs.
 _PLAN = (
-    *(({"what": "door", "door": door, **_DOOR}, 3, 0.3) for door in DOORS),
+    *(({"what": "door", "door": entry, **_ENTRY}, 3, 0.3) for entry in ENTRY_POINTS),
     *(
         (
             {"what": "cost", "door": "Client", "d": d, "n": n}
@@ -169,7 +169,7 @@ class _Problem:
 
 
 def run(seed: int, settings: dict[str, Any]) -> Trace:
-    """One search through one door, or ten trials of both strategies."""
+    """Run one search by one entry point, or ten trials of both strategies."""
     quiet = logging.root.manager.disable
     logging.disable(logging.WARNING)
     with warnings.catch_warnings(), contextlib.ExitStack() as after:
@@ -234,12 +234,12 @@ def _storage(client: Client) -> float:
 
 
 def _search(problem: _Problem, settings: dict[str, Any], seed: int) -> dict[str, Any]:
-    """Search through a door until it is certified; how often, and at what cost."""
+    """Search by an entry point until the certificate; count checks and seconds."""
     question = {"delta": settings["delta"], "epsilon": EPSILON, "level": "joint"}
-    door, most = settings["door"], settings["most"]
+    entry, most = settings["door"], settings["most"]
     with clocked() as clock:
         start = time.process_time()
-        experiment = _through(problem, door, question, most, seed)
+        experiment = _through(problem, entry, question, most, seed)
         total = time.process_time() - start
     records = certificate_records(experiment)
     last = records[-1]
@@ -255,21 +255,21 @@ def _search(problem: _Problem, settings: dict[str, Any], seed: int) -> dict[str,
 
 
 def _through(
-    problem: _Problem, door: str, question: dict[str, Any], most: int, seed: int
+    problem: _Problem, entry: str, question: dict[str, Any], most: int, seed: int
 ) -> Experiment:
-    """Run one door; every one of them is in docs/how_to/ax_loops.md."""
-    if door.endswith("Ax's proposals"):
+    """Search by one entry point; docs/how_to/ax_loops.md describes all of them."""
+    if entry.endswith("Ax's proposals"):
         strategy = certified_generation_strategy(**question, seed=seed)
     else:
         strategy = pac_generation_strategy(**question, seed=seed)
     stopping = None
-    if door.endswith("stopping strategy"):
+    if entry.endswith("stopping strategy"):
         stopping = PACStoppingStrategy(**question, seed=seed)
-    if door.startswith("AxClient"):
+    if entry.startswith("AxClient"):
         return _ax_client(problem, strategy, stopping, most)
     client = problem.client(strategy)
     experiment = client._experiment
-    if door.startswith("Client"):
+    if entry.startswith("Client"):
         with contextlib.suppress(OptimizationComplete):
             for _ in range(most):
                 ((index, point),) = client.get_next_trials(max_trials=1).items()
@@ -279,7 +279,7 @@ def _through(
         return experiment
     client.configure_runner(_Start(problem))
     client.configure_metrics([_Gain(name="gain")])
-    if door == "client.run_trials":
+    if entry == "client.run_trials":
         client.run_trials(max_trials=most)
         return experiment
     options = OrchestratorOptions(

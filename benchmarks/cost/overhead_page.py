@@ -35,7 +35,7 @@ def _entries(traces: Sequence[Trace]) -> list[str]:
     """One row per entry point; seeds side by side."""
     settings = traces[0].settings
     rows = []
-    for entry in overhead.DOORS:
+    for entry in overhead.ENTRY_POINTS:
         results = [
             trace.result
             for trace in sorted(traces, key=lambda trace: trace.seed)

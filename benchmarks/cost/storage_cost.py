@@ -1,4 +1,4 @@
-"""What keeping a search in SQLite costs a `Client` loop."""
+"""Cost of storing a search in SQLite, in a `Client` loop."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from benchmarks.harness.plans import minutes_of, planned
 from benchmarks.harness.traces import Trace, provenance
 
 NAME = "storage_cost"
-DESCRIPTION = "seconds a trial of a Client loop with and without storage, in pairs"
+DESCRIPTION = "seconds per trial of a Client loop with and without storage, in pairs"
 MINUTES_ONCE = 0.0
 
 _SEM = 0.02

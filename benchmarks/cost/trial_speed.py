@@ -1,4 +1,4 @@
-"""What a trial costs beside the forward pass that it cannot do without."""
+"""Cost of a trial beside the forward pass that it contains."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from compression_adapters.network import evaluation_mode
 from compression_adapters.presets import PRESETS
 
 NAME = "trial_speed"
-DESCRIPTION = "A trial beside a forward pass, and beside decomposing in every trial"
+DESCRIPTION = "a trial beside a forward pass, and beside decomposing in every trial"
 MINUTES_ONCE = 0.0
 
 # The bars: a trial over a forward pass at most, the naive way over a trial at least.

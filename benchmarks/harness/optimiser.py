@@ -1,4 +1,4 @@
-"""The interface of an optimiser, its task, and the two that only sample."""
+"""The interface of an optimiser, its task, and two optimisers that only sample."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ Point = tuple[float, ...]
 
 
 class Ask(NamedTuple):
-    """What a method wants evaluated: where, and on how many samples."""
+    """A proposal: the point, and on how many samples to evaluate it."""
 
     point: Point
     num_samples: int
 
 
 class Observation(NamedTuple):
-    """What an evaluation gave: the objective, smaller is better, and its cost."""
+    """Result of an evaluation: the objective, smaller is better, and its cost."""
 
     point: Point
     num_samples: int
@@ -34,7 +34,7 @@ class Observation(NamedTuple):
 
 
 class Seconds(NamedTuple):
-    """Time of one process: of its processor, and of the clock on the wall."""
+    """Processor time and wall time of one process."""
 
     cpu: float
     wall: float
@@ -69,12 +69,12 @@ class Task:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Names of the coordinates, for those who want some."""
+        """Names of the coordinates."""
         return tuple(f"x{i}" for i in range(self.dim))
 
     @property
     def initial(self) -> int:
-        """Evaluations of the space-filling start."""
+        """Evaluations of the initial design."""
         return self.num_initial or max(6, self.dim + 2)
 
     @property
@@ -87,14 +87,14 @@ class Method(Protocol):
     """One search: ask, evaluate, tell."""
 
     fit_seconds: Seconds
-    """Spent on fitting models since the beginning; zero where it cannot be told."""
+    """Spent on fitting models since the beginning; zero where it is unknown."""
 
     def ask(self) -> Ask | None:
         """Propose an evaluation; None when the method has stopped by itself."""
         ...
 
     def tell(self, observation: Observation) -> None:
-        """Take what was asked for last."""
+        """Take the evaluation that was proposed last."""
         ...
 
     def incumbent(self) -> Point:
@@ -168,7 +168,7 @@ def best_observation(observations: Sequence[Observation]) -> Point:
         ValueError: When nothing has been observed.
     """
     if not observations:
-        raise ValueError("no observation yet: a method is told before it is asked for")
+        raise ValueError("no observation yet: call `tell` before `incumbent`")
     return min(observations, key=lambda observation: observation.mean).point
 
 

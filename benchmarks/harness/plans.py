@@ -1,4 +1,4 @@
-"""Which rows of a benchmark's plan were asked for, and what they cost."""
+"""Which runs of a benchmark's plan to do, and what they cost."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ Plan = Sequence[tuple[dict[str, Any], int, float]]
 def planned(
     rows: Plan, seeds: int | None, **changes: Any
 ) -> list[tuple[dict[str, Any], int]]:
-    """Settings and seed of each run that was asked for, in order of the rows.
+    """Settings and seed of each run to do, in order of the rows.
 
     Args:
         rows: The whole plan.

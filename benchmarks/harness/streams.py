@@ -25,8 +25,8 @@ class Streams(NamedTuple):
 def streams(problem: str, seed: int) -> Streams:
     """Spawn the streams of a run: the same for every method, for runs to be paired.
 
-    An optimiser and an objective that share a stream make a comparison worthless: the
-    first point that one draws may be the optimum that the other did.
+    An optimiser and an objective that share a stream would spoil a comparison: the
+    first point that one draws may be the optimum that the other drew.
 
     Args:
         problem: Name of the problem.

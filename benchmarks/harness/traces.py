@@ -34,7 +34,7 @@ class Trace:
 
     Args:
         benchmark: Its name.
-        settings: What was asked for; with the seed it identifies the run.
+        settings: Of the run; with the seed they identify it.
         seed: Seed of the run.
         result: What came out, as plain JSON values.
         trials: What happened, trial by trial.

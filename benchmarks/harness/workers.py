@@ -38,7 +38,7 @@ def completed_runs(
 def _end_with_parent() -> None:
     """Wait for the end of the process that hands out the runs, and end too.
 
-    Nobody would read what a worker goes on computing, and it would slow down whatever
+    The results of a worker that goes on would be lost, and it would slow down whatever
     is measured next.
     """
     parent = multiprocessing.parent_process()

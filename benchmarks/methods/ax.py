@@ -153,7 +153,7 @@ def pac(
 
 
 def ax_default(task: Task) -> AxSearch:
-    """What Ax's client does when it is asked for nothing in particular."""
+    """Ax's default generation strategy."""
     return AxSearch(task, None)
 
 

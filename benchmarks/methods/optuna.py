@@ -15,7 +15,7 @@ from benchmarks.harness.optimiser import (
 
 
 class OptunaSearch:
-    """A study that is asked and told. Standard errors are not used by it.
+    """An Optuna study in ask/tell form. It does not use standard errors.
 
     Args:
         task: What is searched.

@@ -1,8 +1,8 @@
 """Optimisers behind one ask/tell interface, by name.
 
-Every method minimises over the unit box and asks for points of it, each with the number
-of samples that its evaluation is to use. Whatever it needs to know of the problem is in
-a `Task`; what it observes, it is told.
+Every method minimises over the unit box. It proposes points, each with the number of
+samples for its evaluation, and receives the results. What it knows of the problem
+before is in a `Task`.
 """
 
 from __future__ import annotations

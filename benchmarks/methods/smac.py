@@ -18,12 +18,12 @@ from benchmarks.harness.optimiser import (
     require_package,
 )
 
-# SMAC wants to know how many trials there will be. It asks for none after that.
+# SMAC needs to know the number of trials, and proposes none after that.
 _MOST_TRIALS = 100_000
 
 
 class SmacSearch:
-    """A Gaussian process with SMAC's own defaults; standard errors are not used by it.
+    """A Gaussian process with SMAC's defaults; it does not use standard errors.
 
     Deterministic, so that a configuration is asked for once: that leaves the noise to
     its model, and its budget is not spent on repetitions.
@@ -88,5 +88,5 @@ class SmacSearch:
 
 
 def _never_called(config: object, seed: int = 0) -> float:
-    """SMAC wants a function even where it is asked and told."""
+    """SMAC needs a function even in ask/tell form."""
     raise RuntimeError("the evaluation is the benchmark's; please report this")

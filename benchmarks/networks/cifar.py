@@ -72,6 +72,6 @@ def cifar10_pixels(train: bool, num_images: int = 10_000) -> tuple[Tensor, Tenso
 
 
 def outputs_of(network: nn.Module, images: Tensor) -> Tensor:
-    """What a network says of images, `n x classes`, a batch at a time."""
+    """Outputs of a network, `n x classes`, computed batch by batch."""
     with torch.inference_mode():
         return torch.cat([network(batch) for batch in images.split(_BATCH)])

@@ -141,7 +141,7 @@ class NetworkEvaluation:
         )
 
     def true(self, point: Point) -> float:
-        """The objective on the first test images, the same for everybody."""
+        """The objective on the first test images, the same for all methods."""
         ranks = self.ranks(point)
         key = tuple(ranks.values())
         if key not in self._known:
@@ -197,7 +197,7 @@ def _chunks(chosen: Tensor) -> list[Tensor]:
 
 @cache
 def network_data(name: str) -> NetworkData:
-    """Load a network with its images, once a process."""
+    """Load a network with its images, once per process."""
     return NETWORKS[name]()
 
 
@@ -208,7 +208,7 @@ def _reference_outputs(name: str) -> Tensor:
 
 
 def outputs_on(network: nn.Module, images: Images, number: int) -> Tensor:
-    """What a network says of the first images, without holding all of them at once."""
+    """Outputs of a network on the first images, without holding all of them at once."""
     chunks = torch.arange(min(number, len(images))).split(2 * _CHUNK)
     return torch.cat([outputs_of(network, images[chunk]) for chunk in chunks])
 

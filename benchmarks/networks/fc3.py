@@ -134,7 +134,7 @@ def full_objective(
 
 
 def optimum(problem: CompressionProblem, images: Tensor) -> dict[str, Any]:
-    """Find the true optimum by a dense search, once for a network and a gamma."""
+    """Find the true optimum by a dense search, once per network and gamma."""
     path = TRACES / "fc3_optimum.json"
     known = json.loads(path.read_text()) if path.is_file() else {}
     key = f"{_digest(problem)} gamma={problem.gamma}"
@@ -263,7 +263,7 @@ def _linear(layer: Any, factors: Any, rank: Rank, x: Tensor) -> Tensor:
 
 
 def render_fc3(traces: Sequence[Trace]) -> str:
-    """One row per setting; below it what belongs to it, seed by seed."""
+    """One row per setting; below them the runs of each, folded."""
     lines = opening(
         "FC3 on MNIST",
         "Searches of FC3's three ranks: evaluations until the certificate, true "

@@ -17,7 +17,7 @@ DEFAULT_WEIGHTS = "IMAGENET1K_V1"
 
 
 class Images(Protocol):
-    """What a benchmark asks of a pool: a tensor has it, and so has `ImageRows`."""
+    """What a benchmark needs of a pool: a tensor has it, and so has `ImageRows`."""
 
     def __len__(self) -> int: ...
 
@@ -25,7 +25,7 @@ class Images(Protocol):
 
 
 class ImageRows:
-    """A folder of images that are read when they are asked for.
+    """A folder of images that are read when they are needed.
 
     Args:
         dataset: Images with their class indices.

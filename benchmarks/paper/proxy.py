@@ -1,4 +1,4 @@
-"""Figs. 2 and 3: is the squared distance a stand-in for the error? Random ranks."""
+"""Figs. 2 and 3: the squared distance as a proxy for the error, at random ranks."""
 
 from __future__ import annotations
 

@@ -18,7 +18,7 @@ from benchmarks.networks.evaluation import NetworkEvaluation
 
 NUM_SAMPLES = 50
 DELTA = 0.05
-# What runs here, and the paper's own data: `--data FOLDER` asks for the latter.
+# What runs here, and the paper's own data: `--data FOLDER` selects the latter.
 SOURCES = ("here", "imagenet")
 
 
@@ -44,7 +44,7 @@ def searched(
     encoding: str,
     evaluations: int,
 ) -> Trace:
-    """Search once by the method of the settings; no trial but the result is kept."""
+    """Search once by the method of the settings; keep the result and no trials."""
     problem = _problem(network_of(settings), settings["gamma"], encoding, loss)
     own = streams(f"{settings['network']} {loss}", seed)
     task = Task(

@@ -12,7 +12,7 @@ from benchmarks.paper.runs import planned_source, searched
 
 @dataclass(frozen=True)
 class Searches:
-    """A benchmark of searches, with what the registry asks of a benchmark's module.
+    """A benchmark of searches, with the members of a benchmark's module.
 
     Args:
         NAME: Of the benchmark.

@@ -72,7 +72,7 @@ class SubsetSearch(Protocol):
 
 
 class Fabolas:
-    """Fabolas behind ask and tell.
+    """Fabolas in ask/tell form.
 
     Args:
         task: What is searched; its objective has to be positive.

@@ -81,7 +81,7 @@ def test_failures_where_a_search_stopped_agree_with_what_the_data_say(monkeypatc
     # The check is only asked for the model that it fits.
     monkeypatch.setattr(fitted, "certify", lambda *arguments, **options: None)
     monkeypatch.setattr(stopped, "_NUM_DRAWS", 64)
-    monkeypatch.setattr(stopped, "_NUM_FEARED", 1000)
+    monkeypatch.setattr(stopped, "_NUM_LIKELY", 1000)
     monkeypatch.setattr(stopped, "_NUM_OTHERS", 500)
     settings = fitted.settings("set", 2, 0.1)
     hyperparameters = fitted._hyperparameters(3, settings)

@@ -75,7 +75,7 @@ def play(method: Method, steps: int) -> list[Observation]:
 
 def steps_of(name: str) -> int:
     """Past the initial design, with two proposals of the model."""
-    return NUM_FABOLAS_INITIAL + 2 if name in FABOLAS_METHODS else 10
+    return 2 + (NUM_FABOLAS_INITIAL if name in FABOLAS_METHODS else 6)
 
 
 @pytest.fixture(params=METHODS)

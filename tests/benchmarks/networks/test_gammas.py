@@ -45,4 +45,4 @@ def test_the_page_weighs_all_evaluations_against_those_of_one():
     assert "| median |  |  |  | 1.50 | 1.33 | " in page
     # The best network of a gamma is that of any run; the largest excess is seed 2's.
     assert "| 0.001 | one run | 2/2 | 0.010 (0.020) | 7.0 | 97.50 |" in page
-    assert "| 0.001 | apart | 2/2 | 0.000 (0.000) |" in page
+    assert "| 0.001 | separate | 2/2 | 0.000 (0.000) |" in page
