@@ -37,12 +37,13 @@ from benchmarks.harness.tables import command, median, quartiles, table
 from benchmarks.harness.traces import Trace
 from benchmarks.methods.registry import METHODS
 
-# Columns of the overview; the pages of the settings have every method.
+# Who may win, and columns; the pages of the settings have every method.
 _SHOWN = (
     *PAC_LEVELS,
     *("ax_default", "logei", "optuna_gp", "optuna_tpe", "smac", "fabolas_lean"),
     "random",
 )
+_SIDE_BY_SIDE = ("pac", "ax_default", "logei", "random")
 # Lines of the overview's figure.
 _DRAWN = ("pac", "pac_line", "ax_default", "optuna_gp", "fabolas_lean", "random")
 _ALL_WEIGHTS = "resnet18"
@@ -158,9 +159,8 @@ def _introduction(traces: Sequence[Trace]) -> list[str]:
         f"{len({t.settings['method'] for t in traces})} methods minimise the same "
         "objectives from the same noisy evaluations: the ranks of networks and three "
         "test functions. J is the true objective of the point that a method ends with; "
-        "smaller is better. Each row of a table is a setting, each column a method, "
-        "and each number a median over seeds. The first column links to a page with "
-        "all methods, intervals and tests; [methods and "
+        "smaller is better. Each number is a median over seeds. A setting links to a "
+        "page with all methods, intervals and tests; [methods and "
         "measures](comparison/methods.md) has the definitions. "
         f"{done} of {len(planned)} planned runs are in. To run what is missing:",
         "",
@@ -222,25 +222,26 @@ def _row_title(runs: Runs) -> str:
 
 
 def _who_wins(settings: Sequence[Runs]) -> list[str]:
-    """J at the end of each run, the best in bold."""
+    """The best method of each setting, and J of those that most settings have."""
     rows = []
     for runs in settings:
         ends, best = _ends(runs)
-        cells = ["-"] * len(_SHOWN)
-        for i, name in enumerate(_SHOWN):
-            if name in ends:
-                shown = f"{ends[name]:#.4g}"
-                few = "\\*" if len(runs[name]) < _seeds(runs) else ""
-                cells[i] = f"**{shown}**" if name == best else shown + few
-        rows.append([_row_title(runs), _seeds(runs), *cells])
+        cells = [
+            f"{ends[name]:#.4g}" + ("\\*" if len(runs[name]) < _seeds(runs) else "")
+            if name in ends
+            else "-"
+            for name in _SIDE_BY_SIDE
+        ]
+        best_cells = (f"**{best}**", f"**{ends[best]:#.4g}**")
+        rows.append([_row_title(runs), _seeds(runs), *best_cells, *cells])
     return [
         "## Who wins where",
         "",
-        "Median J at the end of the run. Bold: the best of the methods that were run "
-        "on all seeds of the row. An asterisk: fewer seeds. Rows with fewer than "
-        f"{fewest_pairs(0.025)} seeds show a direction, not a result.",
+        f"Median J at the end of the run. *Best*: of {', '.join(_SHOWN)}, as far as "
+        "they were run on all seeds of the row. An asterisk: fewer seeds. Rows with "
+        f"fewer than {fewest_pairs(0.025)} seeds show a direction, not a result.",
         "",
-        *table("setting | seeds | " + " | ".join(_SHOWN), rows),
+        *table("setting | seeds | best | its J | " + " | ".join(_SIDE_BY_SIDE), rows),
     ]
 
 

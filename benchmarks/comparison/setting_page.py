@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.comparison.claims import PAC_LEVELS, claims, kept
-from benchmarks.comparison.plan import LEVELS
+from benchmarks.comparison.plan import LEVELS, NETWORK_GAMMAS
 from benchmarks.comparison.run import CERTIFIED_EVERY
 from benchmarks.comparison.statistics import (
     CENSORED_AT,
@@ -41,8 +41,8 @@ def page_name(settings: Mapping[str, Any]) -> str:
 def title(settings: Mapping[str, Any]) -> str:
     """Title of a setting."""
     problem, gamma, number = (settings[name] for name in GROUP)
-    samples = "" if number == 50 else f", {number} samples"
-    return f"{problem}, gamma {gamma:g}{samples}"
+    weight = f", gamma {gamma:g}" if problem in NETWORK_GAMMAS else ""
+    return f"{problem}{weight}" + ("" if number == 50 else f", {number} samples")
 
 
 def setting_pages(runs: Runs) -> dict[str, str]:

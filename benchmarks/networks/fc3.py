@@ -288,7 +288,8 @@ def render_fc3(traces: Sequence[Trace]) -> str:
     else:
         common = {}
     lines += table(
-        "setting | certified | regret below delta | evaluations | true regret "
+        ", ".join(name for name in first if name not in common)
+        + " | certified | regret below delta | evaluations | true regret "
         "| weights kept, % | top-1, % | seconds",
         (_setting_row(group, common) for group in groups),
     )
@@ -310,7 +311,7 @@ def _setting_row(traces: Sequence[Trace], common: dict[str, Any]) -> list[object
 
     own = {name: value for name, value in settings.items() if name not in common}
     return [
-        described(own),
+        ", ".join(map(str, own.values())),
         f"{len(certified)}/{len(results)}",
         clopper_pearson(good, len(certified)) if certified else "-",
         spread("evaluations"),

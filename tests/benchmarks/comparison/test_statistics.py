@@ -143,7 +143,7 @@ def test_one_lucky_seed_does_not_win():
     traces = [made_up("pac", seed, [0.9, 0.2]) for seed in (0, 1)]
     traces.append(made_up("random", 0, [0.9, 0.1]))
     overview = comparison_pages(traces)["comparison.md"]
-    assert "| **0.2000** |" in overview
+    assert "| **pac** | **0.2000** | 0.2000 |" in overview
     assert "| 0.1000\\* |" in overview
     assert "Best median J in 1 settings: `pac` 1." in overview
 
