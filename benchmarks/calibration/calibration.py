@@ -32,7 +32,7 @@ from benchmarks.harness.tables import (
     stopped_after,
     table,
 )
-from benchmarks.harness.traces import Trace, by_settings, provenance
+from benchmarks.harness.traces import Trace, by_settings, recorded
 
 NAME = "calibration"
 DESCRIPTION = "GP draws: success of certificates at the stop, and evaluations to it"
@@ -90,13 +90,8 @@ def run(seed: int, settings: dict[str, Any]) -> Trace:
         if settings["sampling"] == "leader_challenger":
             challenger = more_informative(acquisition, challenger)
         problem.evaluate(challenger)
-    return Trace(
-        benchmark=NAME,
-        settings=settings,
-        seed=seed,
-        result={"stops": stops, "evaluations": problem.num_evaluations},
-        trials=[],
-        provenance=provenance(torch.get_num_threads()),
+    return recorded(
+        NAME, settings, seed, {"stops": stops, "evaluations": problem.num_evaluations}
     )
 
 

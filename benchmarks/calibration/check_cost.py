@@ -11,7 +11,7 @@ import torch
 from ax_pac import certify, fit_model
 from benchmarks.calibration.functions import draw_from_prior
 from benchmarks.harness.plans import minutes_of, planned
-from benchmarks.harness.traces import Trace, provenance
+from benchmarks.harness.traces import Trace, recorded
 
 NAME = "check_cost"
 DESCRIPTION = "seconds of one check at each level; run it on an idle machine"
@@ -76,11 +76,4 @@ def run(seed: int, settings: dict[str, Any]) -> Trace:
             break
         if certificate.holds:
             level = {"pairwise": "joint", "joint": "marginal"}[level]
-    return Trace(
-        benchmark=NAME,
-        settings=settings,
-        seed=seed,
-        result={"checks": checks},
-        trials=[],
-        provenance=provenance(torch.get_num_threads()),
-    )
+    return recorded(NAME, settings, seed, {"checks": checks})

@@ -12,14 +12,13 @@ from functools import partial
 from typing import Any
 
 import numpy as np
-import torch
 from ax.api.client import Client
 from ax.generation_strategy.generation_strategy import GenerationStrategy
 
 from ax_pac import pac_generation_strategy
 from benchmarks.harness.plans import minutes_of, planned
 from benchmarks.harness.tables import opening, table
-from benchmarks.harness.traces import Trace, by_settings, provenance
+from benchmarks.harness.traces import Trace, by_settings, recorded
 from benchmarks.networks.cifar import cifar10, resnet
 from compression_adapters import compression_problem
 from compression_adapters.loop import new_client, quiet_ax, trial_seed
@@ -66,17 +65,15 @@ def run(seed: int, settings: dict[str, Any]) -> Trace:
         )
         for kind in searches
     }
-    return Trace(
-        benchmark=NAME,
-        settings=settings,
-        seed=seed,
-        result={
+    return recorded(
+        NAME,
+        settings,
+        seed,
+        {
             **medians,
             "share": 1.0 - medians["never_asks"] / medians["asks"],
             "evaluate": float(np.median([t["evaluate"] for t in modelled])),
         },
-        trials=[],
-        provenance=provenance(torch.get_num_threads()),
     )
 
 

@@ -30,7 +30,7 @@ from benchmarks.calibration.functions import (
 )
 from benchmarks.calibration.stopped import failure_when_stopped
 from benchmarks.harness.plans import minutes_of, planned
-from benchmarks.harness.traces import Trace, provenance
+from benchmarks.harness.traces import Trace, recorded
 
 NAME = "fitted"
 DESCRIPTION = "fitted hyperparameters: success of marginal certificates at the stop"
@@ -92,17 +92,15 @@ def run(seed: int, settings: dict[str, Any]) -> Trace:
             search.step(certificate)
     if "marginal" in stops:
         stops["marginal"] |= search.failure(hyperparameters)
-    return Trace(
-        benchmark=NAME,
-        settings=settings,
-        seed=seed,
-        result={
+    return recorded(
+        NAME,
+        settings,
+        seed,
+        {
             "stops": stops,
             "evaluations": search.num_evaluations,
             "refusals": refusals,
         },
-        trials=[],
-        provenance=provenance(torch.get_num_threads()),
     )
 
 

@@ -21,7 +21,7 @@ from ax_pac.joint import joint_failure
 from benchmarks.calibration.functions import draw_from_prior
 from benchmarks.calibration.known import known_model, unit_kernel
 from benchmarks.harness.plans import minutes_of, planned
-from benchmarks.harness.traces import Trace, provenance
+from benchmarks.harness.traces import Trace, recorded
 
 NAME = "inner_maximum"
 DESCRIPTION = "certificates that a much larger search for the challenger would refuse"
@@ -77,14 +77,7 @@ def run(seed: int, settings: dict[str, Any]) -> Trace:
         x = more_informative(acquisition, search.challenger)
         X = torch.cat([X, x])
         Y = torch.cat([Y, function.evaluate(x) + _noise(1, rng)])
-    return Trace(
-        benchmark=NAME,
-        settings=settings,
-        seed=seed,
-        result={"states": states, "evaluations": len(X)},
-        trials=[],
-        provenance=provenance(torch.get_num_threads()),
-    )
+    return recorded(NAME, settings, seed, {"states": states, "evaluations": len(X)})
 
 
 def _noise(n: int, rng: torch.Generator) -> Tensor:

@@ -26,7 +26,7 @@ from ax_pac.joint import joint_failure
 from ax_pac.noise import smoothed_sems
 from benchmarks.calibration.known import joint_holds, known_model, unit_kernel
 from benchmarks.harness.plans import matching
-from benchmarks.harness.traces import Trace, provenance
+from benchmarks.harness.traces import Trace, recorded
 
 NAME = "noise_calibration"
 DESCRIPTION = "GP draws: success of joint certificates under estimated noise"
@@ -79,14 +79,7 @@ def run(seed: int, settings: dict[str, Any]) -> Trace:
             stop = problem.verdict(acquisition)
         top = int(scores.argmax())
         problem.evaluate(more_informative(acquisition, problem.domain[top : top + 1]))
-    return Trace(
-        benchmark=NAME,
-        settings=settings,
-        seed=seed,
-        result={"stop": stop},
-        trials=[],
-        provenance=provenance(torch.get_num_threads()),
-    )
+    return recorded(NAME, settings, seed, {"stop": stop})
 
 
 def _holds(acquisition: PACAcquisition, domain: Tensor, scores: Tensor, n: int) -> bool:

@@ -22,7 +22,7 @@ from torch.quasirandom import SobolEngine
 
 from ax_pac.noise import smoothed_sems
 from benchmarks.harness.plans import minutes_of, planned
-from benchmarks.harness.traces import Trace, provenance
+from benchmarks.harness.traces import Trace, recorded
 from benchmarks.networks.cifar import cifar10, outputs_of, resnet
 from compression_adapters import compression_problem, compression_ratio
 from compression_adapters.presets import PRESETS, cache_folder
@@ -76,11 +76,11 @@ def run(seed: int, settings: dict[str, Any]) -> Trace:
                 z = norm.ppf(0.5 + level / 2)
                 covered[how, level].append(np.abs(mean - truth) <= z * sem)
     true_sem = values.std(1) / settings["m"] ** 0.5
-    return Trace(
-        benchmark=NAME,
-        settings=settings,
-        seed=seed,
-        result={
+    return recorded(
+        NAME,
+        settings,
+        seed,
+        {
             "networks": len(truth),
             "replications": REPLICATIONS,
             "truth": [round(float(t), 6) for t in truth],
@@ -94,8 +94,6 @@ def run(seed: int, settings: dict[str, Any]) -> Trace:
                 for how, sem in sizes.items()
             },
         },
-        trials=[],
-        provenance=provenance(torch.get_num_threads()),
     )
 
 

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from ax_pac import open_client
 from benchmarks.harness.plans import minutes_of, planned
-from benchmarks.harness.traces import Trace, provenance
+from benchmarks.harness.traces import Trace, recorded
 from compression_adapters import compression_problem
 from compression_adapters.loop import trial_seed
 from compression_adapters.problem import CompressionProblem
@@ -44,14 +44,7 @@ def run(seed: int, settings: dict[str, Any]) -> Trace:
     """Kill one search until it ends, and compare it with an undisturbed one."""
     with tempfile.TemporaryDirectory() as folder:
         result, kills = killed_search(Path(folder), seed, settings)
-    return Trace(
-        benchmark=NAME,
-        settings=settings,
-        seed=seed,
-        result=result,
-        trials=kills,
-        provenance=provenance(torch.get_num_threads()),
-    )
+    return recorded(NAME, settings, seed, result, kills)
 
 
 def killed_search(

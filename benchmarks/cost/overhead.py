@@ -35,7 +35,7 @@ from ax_pac import (
 )
 from benchmarks.calibration.functions import sample_of_prior
 from benchmarks.harness.plans import minutes_of, planned
-from benchmarks.harness.traces import Trace, provenance
+from benchmarks.harness.traces import Trace, recorded
 
 NAME = "overhead"
 DESCRIPTION = "each entry point of Ax; CPU seconds per trial beside Ax's default"
@@ -180,14 +180,7 @@ def run(seed: int, settings: dict[str, Any]) -> Trace:
             result = _cost(problem, settings, seed)
         else:
             result = _search(problem, settings, seed)
-    return Trace(
-        benchmark=NAME,
-        settings=settings,
-        seed=seed,
-        result=result,
-        trials=[],
-        provenance=provenance(torch.get_num_threads()),
-    )
+    return recorded(NAME, settings, seed, result)
 
 
 def _cost(problem: _Problem, settings: dict[str, Any], seed: int) -> dict[str, Any]:

@@ -10,13 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from ax.api.client import Client
 from ax.api.configs import RangeParameterConfig, StorageConfig
 
 from ax_pac import StoredClient, pac_generation_strategy
 from benchmarks.harness.plans import minutes_of, planned
-from benchmarks.harness.traces import Trace, provenance
+from benchmarks.harness.traces import Trace, recorded
 
 NAME = "storage_cost"
 DESCRIPTION = "seconds per trial of a Client loop with and without storage, in pairs"
@@ -72,16 +71,15 @@ def run(seed: int, settings: dict[str, Any]) -> Trace:
         for row in trials
         for name in ("stored", "ax")
     )
-    return Trace(
-        benchmark=NAME,
-        settings=settings,
-        seed=seed,
-        result={"same_proposals": same},
-        trials=[
+    return recorded(
+        NAME,
+        settings,
+        seed,
+        {"same_proposals": same},
+        [
             {name: {k: cell[k] for k in ("wall", "cpu")} for name, cell in row.items()}
             for row in trials
         ],
-        provenance=provenance(torch.get_num_threads()),
     )
 
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from benchmarks.harness.plans import minutes_of, planned
 from benchmarks.harness.tables import opening, table
-from benchmarks.harness.traces import Trace, provenance
+from benchmarks.harness.traces import Trace, recorded
 from compression_adapters import (
     compression_problem,
     factorize_network,
@@ -82,17 +82,15 @@ def run(seed: int, settings: dict[str, Any]) -> Trace:
     forward()
     rounds = [(_seconds(trial), _seconds(forward)) for _ in range(_ROUNDS)]
     naive_rounds = _NAIVE_ROUNDS if (name, size) in LEAST_OF_TRIAL else 0
-    return Trace(
-        benchmark=NAME,
-        settings=settings,
-        seed=seed,
-        result={
+    return recorded(
+        NAME,
+        settings,
+        seed,
+        {
             "trial": [pair[0] for pair in rounds],
             "forward": [pair[1] for pair in rounds],
             "naive": [_seconds(naive) for _ in range(naive_rounds)],
         },
-        trials=[],
-        provenance=provenance(torch.get_num_threads()),
     )
 
 

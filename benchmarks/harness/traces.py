@@ -16,6 +16,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import torch
+
 ROOT = Path(__file__).parents[2]
 TRACES = ROOT / "benchmarks" / "traces"
 PAGES = ROOT / "docs" / "benchmarks"
@@ -147,6 +149,18 @@ def provenance(num_threads: int) -> dict[str, Any]:
         "cores": os.cpu_count(),
         "threads": num_threads,
     }
+
+
+def recorded(
+    benchmark: str,
+    settings: dict[str, Any],
+    seed: int,
+    result: dict[str, Any],
+    trials: Sequence[dict[str, Any]] = (),
+) -> Trace:
+    """The trace of a run that ends now, with the provenance of this process."""
+    origin = provenance(torch.get_num_threads())
+    return Trace(benchmark, settings, seed, result, list(trials), origin)
 
 
 @cache

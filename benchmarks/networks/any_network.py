@@ -16,7 +16,7 @@ from torchvision.models import mobilenet_v3_small
 
 from benchmarks.harness.plans import minutes_of, planned
 from benchmarks.harness.tables import opening, table
-from benchmarks.harness.traces import Trace, provenance
+from benchmarks.harness.traces import Trace, recorded
 from benchmarks.networks.cifar import cifar10
 from compression_adapters import compress, load_compressed
 from compression_adapters.presets import accuracy, mnist
@@ -90,11 +90,11 @@ def run(seed: int, settings: dict[str, Any]) -> Trace:
     seconds = time.perf_counter() - start
     before, after = (accuracy(n, *test, topk=(1,))[0] for n in (network, found.network))
     weights = found.layers[["weights", "weights_before"]].sum()
-    return Trace(
-        benchmark=NAME,
-        settings=settings,
-        seed=seed,
-        result={
+    return recorded(
+        NAME,
+        settings,
+        seed,
+        {
             "layers": len(found.layers),
             "kinds": sorted(set(found.layers["kind"])),
             "coordinates": len(found.parameterization),
@@ -107,8 +107,6 @@ def run(seed: int, settings: dict[str, Any]) -> Trace:
             "top1": after,
             **differences(found.network, found.save, build, test[0][:8]),
         },
-        trials=[],
-        provenance=provenance(torch.get_num_threads()),
     )
 
 

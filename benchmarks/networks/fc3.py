@@ -15,7 +15,7 @@ from torch import Tensor
 
 from benchmarks.harness.intervals import clopper_pearson
 from benchmarks.harness.tables import described, folded, opening, table
-from benchmarks.harness.traces import TRACES, Trace, by_settings, provenance
+from benchmarks.harness.traces import TRACES, Trace, by_settings, recorded
 from compression_adapters import (
     CompressionProblem,
     Rank,
@@ -92,11 +92,11 @@ def run(seed: int, settings: dict[str, Any]) -> Trace:
     top1, top5 = accuracy(result.network, *preset.test_data())
     original, _ = accuracy(network, *preset.test_data())
     certificate = result.certificate
-    return Trace(
-        benchmark=NAME,
-        settings=settings,
-        seed=seed,
-        result={
+    return recorded(
+        NAME,
+        settings,
+        seed,
+        {
             "stop_reason": result.stop_reason,
             "evaluations": len(result.trials),
             "objective": objective,
@@ -112,11 +112,10 @@ def run(seed: int, settings: dict[str, Any]) -> Trace:
             "timings": result.timings,
             "optimum": best,
         },
-        trials=[
+        [
             {k: v for k, v in row.items() if v == v and not k.startswith("u_")}
             for row in result.trials.to_dict("records")
         ],
-        provenance=provenance(torch.get_num_threads()),
     )
 
 

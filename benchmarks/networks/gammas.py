@@ -8,11 +8,10 @@ from functools import partial
 from typing import Any
 
 import numpy as np
-import torch
 
 from benchmarks.harness.plans import minutes_of, planned
 from benchmarks.harness.tables import opening, revisions, table
-from benchmarks.harness.traces import Trace, by_settings, provenance
+from benchmarks.harness.traces import Trace, by_settings, recorded
 from benchmarks.networks.fc3 import full_objective
 from compression_adapters import compress, compression_ratio
 from compression_adapters.presets import PRESETS, accuracy
@@ -49,18 +48,16 @@ def run(seed: int, settings: dict[str, Any]) -> Trace:
     alone = [
         compress(network, images, gamma=gamma, seed=seed, **common) for gamma in GAMMAS
     ]
-    return Trace(
-        benchmark=NAME,
-        settings=settings,
-        seed=seed,
-        result={
+    return recorded(
+        NAME,
+        settings,
+        seed,
+        {
             "shared": _measured(shared),
             "alone": _measured(alone),
             "shared_seconds": shared_seconds,
             "alone_seconds": time.perf_counter() - start,
         },
-        trials=[],
-        provenance=provenance(torch.get_num_threads()),
     )
 
 

@@ -7,11 +7,10 @@ import time
 from functools import cache, partial
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from benchmarks.harness.plans import matching, minutes_of
-from benchmarks.harness.traces import Trace, provenance
+from benchmarks.harness.traces import Trace, recorded
 from benchmarks.networks.cifar import cifar10, outputs_of, resnet
 from benchmarks.networks.rank_rules import (
     GREEDY_IMAGES,
@@ -108,14 +107,7 @@ def run(seed: int, settings: dict[str, Any]) -> Trace:
         if settings["method"] in STARTS
         else _followed(seed, settings)
     )
-    return Trace(
-        benchmark=NAME,
-        settings=settings,
-        seed=seed,
-        result=result,
-        trials=[],
-        provenance=provenance(torch.get_num_threads()),
-    )
+    return recorded(NAME, settings, seed, result)
 
 
 def _searched(seed: int, settings: dict[str, Any]) -> dict[str, Any]:

@@ -7,11 +7,9 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
-import torch
-
 from benchmarks.harness.plans import minutes_of, planned
 from benchmarks.harness.tables import opening, revisions, spread, table
-from benchmarks.harness.traces import Trace, by_settings, provenance
+from benchmarks.harness.traces import Trace, by_settings, recorded
 from benchmarks.networks.cifar import cifar10, resnet
 from benchmarks.networks.resnets import DELTA, measured
 from compression_adapters import compress
@@ -61,11 +59,11 @@ def run(seed: int, settings: dict[str, Any]) -> Trace:
         **settings,
     )
     seconds = time.perf_counter() - start
-    return Trace(
-        benchmark=NAME,
-        settings=settings,
-        seed=seed,
-        result={
+    return recorded(
+        NAME,
+        settings,
+        seed,
+        {
             "holds": found.certificate.holds,
             "evaluations": len(found.trials),
             "num_samples": found.problem.num_samples,
@@ -74,8 +72,6 @@ def run(seed: int, settings: dict[str, Any]) -> Trace:
             "timings": found.timings,
             **measured(found.problem, found.ranks, "resnet18"),
         },
-        trials=[],
-        provenance=provenance(torch.get_num_threads()),
     )
 
 

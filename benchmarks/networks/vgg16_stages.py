@@ -17,7 +17,7 @@ from torchvision.models import vgg16
 
 from benchmarks.harness.plans import minutes_of, planned
 from benchmarks.harness.tables import opening, table
-from benchmarks.harness.traces import Trace, provenance
+from benchmarks.harness.traces import Trace, recorded
 from benchmarks.networks.cifar import cifar10_pixels, shared_file
 from compression_adapters import choose_pruning, fine_tune
 from compression_adapters.presets import accuracy, cache_folder
@@ -180,19 +180,17 @@ def run(seed: int, settings: dict[str, Any]) -> Trace:
         if rows[-1]["network"] == "untrained":
             rows[-1]["network"] = f"{name}, before training"
         rows.append(_row(name, network, original, test))
-    return Trace(
-        benchmark=NAME,
-        settings=settings,
-        seed=seed,
-        result={
+    return recorded(
+        NAME,
+        settings,
+        seed,
+        {
             "rows": rows,
             "stages": table.drop(columns="resumed").to_dict("records"),
             "seconds": time.perf_counter() - start,
             "head_seconds": head_seconds,
             "gpu": torch.cuda.get_device_name() if device == "cuda" else None,
         },
-        trials=[],
-        provenance=provenance(torch.get_num_threads()),
     )
 
 

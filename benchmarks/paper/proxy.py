@@ -11,7 +11,7 @@ from scipy.stats import spearmanr
 from torch import Tensor
 
 from benchmarks.harness.plans import minutes_of
-from benchmarks.harness.traces import Trace, provenance
+from benchmarks.harness.traces import Trace, recorded
 from benchmarks.networks.evaluation import NetworkEvaluation, outputs_on
 from benchmarks.paper.runs import network_of, planned_source
 from compression_adapters import IntermediateSquaredL2
@@ -88,13 +88,8 @@ def run(seed: int, settings: dict[str, Any]) -> Trace:
         )
         for i, layer in enumerate(layers)
     }
-    return Trace(
-        benchmark=NAME,
-        settings=settings,
-        seed=seed,
-        result={"points": points, "rank_correlations": correlations},
-        trials=[],
-        provenance=provenance(torch.get_num_threads()),
+    return recorded(
+        NAME, settings, seed, {"points": points, "rank_correlations": correlations}
     )
 
 

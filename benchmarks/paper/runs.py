@@ -5,14 +5,12 @@ from __future__ import annotations
 from functools import cache
 from typing import Any
 
-import torch
-
 from benchmarks.comparison.problems import Problem, network_problem
 from benchmarks.comparison.run import Budget, search_with
 from benchmarks.harness.optimiser import Task
 from benchmarks.harness.plans import Plan, planned
 from benchmarks.harness.streams import streams
-from benchmarks.harness.traces import Trace, provenance
+from benchmarks.harness.traces import Trace, recorded
 from benchmarks.methods.registry import build_method
 from benchmarks.networks.evaluation import NetworkEvaluation
 
@@ -67,11 +65,11 @@ def searched(
     clocks["propose"] += result["last_ask"][0]
     found = result["own"]
     layers = {layer.name: layer for layer in problem.compression.layers}
-    return Trace(
-        benchmark=benchmark,
-        settings=settings,
-        seed=seed,
-        result={
+    return recorded(
+        benchmark,
+        settings,
+        seed,
+        {
             **found,
             "weights": found["ratio"] * sum(x.num_weights for x in layers.values()),
             "all_weights": sum(layer.num_weights for layer in layers.values()),
@@ -85,8 +83,6 @@ def searched(
             "clocks": clocks,
             "seconds": sum(clocks.values()),
         },
-        trials=[],
-        provenance=provenance(torch.get_num_threads()),
     )
 
 

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from benchmarks.harness.plans import minutes_of, planned
-from benchmarks.harness.traces import Trace, provenance
+from benchmarks.harness.traces import Trace, recorded
 from benchmarks.methods.fabolas import faithful as fabolas_faithful
 from benchmarks.methods.fabolas import models as fabolas_models
 from benchmarks.methods.fabolas.base import FabolasData
@@ -63,19 +63,17 @@ def run(seed: int, settings: dict[str, Any]) -> Trace:
     lean = LeanSearch(d, seed)
     lean_fit = _seconds(lambda: lean.fit(data))
     lean_propose = _seconds(lambda: lean.propose(best))
-    return Trace(
-        benchmark=NAME,
-        settings=settings,
-        seed=seed,
-        result={
+    return recorded(
+        NAME,
+        settings,
+        seed,
+        {
             "models": walkers,
             "stages": stages,
             "floors": _floors(walkers, d, n),
             "first_fit": first,
             "lean": {"fit": lean_fit, "propose": lean_propose},
         },
-        trials=[],
-        provenance=provenance(torch.get_num_threads()),
     )
 
 
