@@ -10,12 +10,13 @@ TEST_ENV := OMP_NUM_THREADS=1
 # Without the advertisement of another tool.
 DOCS_ENV := $(TEST_ENV) NO_MKDOCS_2_WARNING=1
 
-.PHONY: help demo test slow lint format types architecture check docs docs-serve \
-        tutorials clean
+.PHONY: help demo test test-benchmarks slow lint format types architecture check \
+        docs docs-serve tutorials clean
 
 help:
 	@echo "make demo          compress FC3 on MNIST, from training to report (runs/fc3)"
 	@echo "make test          the default tests, about eight minutes on two cores"
+	@echo "make test-benchmarks  the tests of the benchmarks, about two minutes"
 	@echo "make slow          the statistics that take longer"
 	@echo "make check         what CI runs: test, lint, types, architecture"
 	@echo "make docs          the documentation site, into site/; fails at a broken link"
@@ -38,6 +39,9 @@ demo: $(VENV)/.installed
 test: $(VENV)/.installed
 	$(TEST_ENV) $(BIN)/python -m pytest -n 2
 
+test-benchmarks: $(VENV)/.installed
+	$(TEST_ENV) $(BIN)/python -m pytest -n 2 -m "benchmarks and not slow"
+
 slow: $(VENV)/.installed
 	$(TEST_ENV) $(BIN)/python -m pytest -m slow
 
@@ -55,7 +59,7 @@ types: $(VENV)/.installed
 architecture: $(VENV)/.installed
 	$(TEST_ENV) $(BIN)/python -m pytest tests/test_architecture.py
 
-check: lint types architecture test
+check: lint types architecture test test-benchmarks
 
 docs: $(VENV)/.installed-docs
 	$(DOCS_ENV) $(BIN)/mkdocs build --strict

@@ -1,1 +1,1 @@
-"""Measurements behind the figures in the documents; nobody imports this package."""
+"""Measurements behind the figures in the documents; no other package imports this."""

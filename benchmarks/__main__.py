@@ -10,45 +10,35 @@ from typing import Any
 import click
 from tqdm import tqdm
 
-from benchmarks import (
-    any_network,
+from benchmarks.calibration import (
     calibration,
     check_cost,
     check_share,
-    comparison,
-    fabolas_profile,
-    fc3,
     fitted,
-    gammas,
     inner_maximum,
-    kill,
-    many_workers,
-    networks,
     noise_calibration,
-    overhead,
-    paper_fc3,
-    paper_gamma,
-    paper_proxy,
-    paper_table2,
-    sample_size,
     sem_coverage,
-    storage_cost,
-    trial_speed,
-    vgg16_stages,
 )
-from benchmarks.imagenet import DATA_VARIABLE, WEIGHTS_VARIABLE
+from benchmarks.comparison import plan as comparison
+from benchmarks.cost import kill, many_workers, overhead, storage_cost, trial_speed
+from benchmarks.harness.traces import Trace, append_trace, missing
+from benchmarks.harness.workers import completed_runs
+from benchmarks.methods.fabolas import profile as fabolas_profile
+from benchmarks.networks import any_network, fc3, gammas, sample_size, vgg16_stages
+from benchmarks.networks import resnets as networks
+from benchmarks.networks.imagenet import DATA_VARIABLE, WEIGHTS_VARIABLE
+from benchmarks.paper import proxy as paper_proxy
+from benchmarks.paper.tables import TABLE_2, TABLES_3_AND_4, TABLES_6_AND_7
 from benchmarks.report import write_reports
-from benchmarks.traces import Trace, append_trace, missing
-from benchmarks.workers import completed_runs
 
 # Those that the page of the comparison and the page of the paper come from.
 AGAINST_OTHERS = (
     comparison,
     fabolas_profile,
-    paper_table2,
-    paper_fc3,
+    TABLE_2,
+    TABLES_3_AND_4,
     paper_proxy,
-    paper_gamma,
+    TABLES_6_AND_7,
 )
 BENCHMARKS = {
     module.NAME: module
@@ -78,7 +68,7 @@ BENCHMARKS = {
 
 @click.group()
 def main() -> None:
-    """Run the measurements behind the documents; resumable, one JSON line a run."""
+    """Run the measurements behind the documents; resumable, one record per run."""
     warnings.filterwarnings("ignore", category=FutureWarning)
     warnings.filterwarnings("ignore", category=DeprecationWarning)
 

@@ -193,6 +193,8 @@ from .stages import (
     compress_in_stages as compress_in_stages,
 )
 
+__version__: str
+
 __all__ = [
     "DECOMPOSITIONS",
     "ENCODINGS",

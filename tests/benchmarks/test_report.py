@@ -1,10 +1,13 @@
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 
-from benchmarks.intervals import clopper_pearson
-from benchmarks.report import write_reports
-from benchmarks.traces import FOLDER, Trace, append_trace, read_traces
+import pytest
+
+from benchmarks.harness.intervals import clopper_pearson
+from benchmarks.harness.traces import PAGES, Trace, append_trace, read_traces
+from benchmarks.report import rendered, write_reports
 
 
 def test_interval_of_a_share_is_exact():
@@ -18,19 +21,32 @@ def test_tables_follow_the_traces(tmp_path):
     traces = read_traces("fc3")
     assert traces, "the committed traces are missing"
     append_trace(traces[0], tmp_path)
-    write_reports(tmp_path)
+    write_reports(tmp_path, tmp_path)
     page = (tmp_path / "fc3.md").read_text()
     assert f"| {traces[0].result['evaluations']} |" in page
     changed: Trace = replace(
         traces[0], seed=77, result={**traces[0].result, "evaluations": 4321}
     )
     append_trace(changed, tmp_path)
-    write_reports(tmp_path)
+    write_reports(tmp_path, tmp_path)
     assert "| 77 | 4321 |" in (tmp_path / "fc3.md").read_text()
 
 
-def test_committed_page_is_the_one_the_traces_give(tmp_path):
-    for trace in read_traces("fc3"):
-        append_trace(trace, tmp_path)
-    write_reports(tmp_path)
-    assert (tmp_path / "fc3.md").read_text() == (FOLDER / "fc3.md").read_text()
+@pytest.fixture(scope="module")
+def files() -> dict[str, str]:
+    """Every page and figure, from the committed traces."""
+    return rendered()
+
+
+def test_committed_pages_are_those_that_the_traces_give(files):
+    """All of them, word for word, and no page or figure is left from another time."""
+    for path, text in files.items():
+        assert (PAGES / path).read_text(encoding="utf-8") == text, path
+    there = {p.relative_to(PAGES).as_posix() for p in PAGES.rglob("*.*")}
+    assert there == set(files)
+
+
+def test_links_between_pages_lead_somewhere(files):
+    for path, text in files.items():
+        for link in re.findall(r"\]\(([^)#]+)\)", text):
+            assert ((PAGES / path).parent / link).is_file(), (path, link)

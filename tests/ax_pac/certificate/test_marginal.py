@@ -27,8 +27,8 @@ from ax_pac.certificate.marginal_draws import (
     draw_failures,
 )
 from ax_pac.surrogate.mcmc import HyperparameterChains, HyperparameterSample
-from benchmarks.functions import sample_of_prior
-from benchmarks.known import known_model, unit_kernel
+from benchmarks.calibration.functions import sample_of_prior
+from benchmarks.calibration.known import known_model, unit_kernel
 
 SETTINGS = {"epsilon": 0.05, "alpha": 0.05, "seed": 0}
 

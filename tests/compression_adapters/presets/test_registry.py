@@ -82,6 +82,40 @@ def test_a_damaged_package_is_refused(monkeypatch, tmp_path):
         mnist(train=False)
 
 
+def test_without_a_copy_the_files_are_downloaded_and_checked(
+    data_cache, monkeypatch, tmp_path
+):
+    mnist(train=False)
+    raw = {n: (data_cache / "MNIST" / "raw" / n).read_bytes() for n in MNIST_MD5}
+    monkeypatch.setenv("AX_PAC_CACHE", str(tmp_path))
+    monkeypatch.setattr(mnist_module, "PACKAGE_DATA", tmp_path / "none")
+    folder = tmp_path / "MNIST" / "raw"
+
+    def downloaded(self):
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, content in raw.items():
+            (folder / name).write_bytes(content)
+
+    monkeypatch.setattr("torchvision.datasets.MNIST.download", downloaded)
+    assert len(mnist(train=False)[0]) == 10_000
+    (folder / "t10k-labels-idx1-ubyte").write_bytes(b"damaged")
+    raw["t10k-labels-idx1-ubyte"] = b"something else"
+    with pytest.raises(ValueError, match=r"was downloaded.*checksum 27ae.*try again"):
+        mnist(train=False)
+
+
+def test_a_download_that_fails_names_the_other_ways(monkeypatch, tmp_path):
+    monkeypatch.setenv("AX_PAC_CACHE", str(tmp_path))
+    monkeypatch.setattr(mnist_module, "PACKAGE_DATA", tmp_path / "none")
+
+    def refused(self):
+        raise RuntimeError("no route to host.")
+
+    monkeypatch.setattr("torchvision.datasets.MNIST.download", refused)
+    with pytest.raises(RuntimeError, match=r"no route to host.*from a clone.*t10k-"):
+        mnist(train=False)
+
+
 def test_cache_folder_can_be_moved(monkeypatch, tmp_path):
     monkeypatch.setenv("AX_PAC_CACHE", str(tmp_path))
     assert cache_folder() == tmp_path

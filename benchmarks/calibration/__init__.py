@@ -1,0 +1,1 @@
+"""Whether certificates keep what they promise, on functions whose optimum is known."""

@@ -1,0 +1,1 @@
+"""All methods on the same evaluations, with the statistics and pages of the results."""

@@ -1,0 +1,1 @@
+"""What a search costs beside its evaluations: time, storage, and workers."""

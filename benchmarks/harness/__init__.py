@@ -1,0 +1,2 @@
+"""What every benchmark needs: plans, processes, random streams, traces, charts, and
+the interface of an optimiser."""

@@ -1,0 +1,1 @@
+"""Optimisers behind one ask/tell interface."""

@@ -1,0 +1,1 @@
+"""Two implementations of Fabolas, and what one of its proposals costs."""

@@ -1,0 +1,1 @@
+"""Searches on real networks, and the evaluations that other benchmarks share."""
