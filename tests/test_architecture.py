@@ -6,6 +6,7 @@ The same picture, with what each folder is for, is in `docs/contributing/structu
 from __future__ import annotations
 
 import ast
+import re
 import sys
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
@@ -155,6 +156,15 @@ def test_every_folder_says_in_one_sentence_what_it_is_for():
         text = ast.get_docstring(ast.parse(MODULES[row].read_text()))
         assert text, f"{row} has no docstring"
     assert not [m for m in MODULES if m.endswith(".utils")]
+
+
+def test_the_page_of_the_structure_lists_every_row_in_its_order():
+    page = (ROOT / "docs" / "contributing" / "structure.md").read_text()
+    for package in ("ax_pac", "compression_adapters"):
+        parts = [row.split(".")[1] for row in ROWS if row.startswith(package + ".")]
+        table = page[page.index(f"| `{package}/` |") :].split("\n\n")[0]
+        listed = re.findall(r"^\| `(\w+)(?:/|\.py)` \|", table, flags=re.MULTILINE)
+        assert listed == parts
 
 
 def test_the_rules_would_catch_a_breach():
