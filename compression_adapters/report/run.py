@@ -44,7 +44,7 @@ table { border-collapse: collapse; margin: 1rem 0; }
 th, td { padding: .25rem .8rem; text-align: right; border-bottom: 1px solid #ddd; }
 th:first-child, td:first-child { text-align: left; }
 figure { margin: 2rem 0; } figcaption { color: #555; }
-.trials { overflow-x: auto; font-size: .8rem; }
+.wide { overflow-x: auto; } .trials { font-size: .8rem; }
 """
 
 
@@ -169,14 +169,14 @@ def _page(
             reason,
         ),
         _results_table(summary),
-        layers.to_html(index=False, border=0, float_format="{:.4f}".format),
+        wide(layers.to_html(index=False, border=0, float_format="{:.4f}".format)),
     ]
     for number, (caption, figure) in enumerate(figures):
         # The page contains the library once, so that it opens without a connection.
         parts.append(figure_html(figure, caption, with_library=number == 0))
     number_format = "{:.4g}".format
     table = trials.to_html(index=False, border=0, na_rep="", float_format=number_format)
-    parts.append(f"<h2>Trials</h2><div class='trials'>{table}</div>")
+    parts.append(f"<h2>Trials</h2><div class='trials'>{wide(table)}</div>")
     versions = ", ".join(f"{k} {v}" for k, v in summary["versions"].items())
     parts.append(f"<p>Seed {summary['seed']}; {html.escape(versions)}.</p>")
     return html_page(f"Compression of {summary['network']}", parts)
@@ -201,6 +201,11 @@ def html_page(title: str, parts: Sequence[str]) -> str:
     return "\n".join([*head, *parts, "</body></html>"])
 
 
+def wide(table: str) -> str:
+    """Let a table that is wider than the page be scrolled by itself."""
+    return f"<div class='wide'>{table}</div>"
+
+
 def figure_html(figure: go.Figure, caption: str, *, with_library: bool) -> str:
     """Render a plot with its caption.
 
@@ -218,7 +223,9 @@ def figure_html(figure: go.Figure, caption: str, *, with_library: bool) -> str:
         margin={"t": 60},
         legend={"orientation": "h", "y": -0.2},
     )
-    picture = figure.to_html(full_html=False, include_plotlyjs=with_library)
+    picture = figure.to_html(
+        full_html=False, include_plotlyjs=with_library, config={"responsive": True}
+    )
     caption = html.escape(caption)
     return f"<figure>{picture}<figcaption>{caption}</figcaption></figure>"
 
@@ -254,12 +261,11 @@ def _results_table(summary: dict[str, Any]) -> str:
         for name, key in (("top-1 accuracy", "accuracy"), ("top-5 accuracy", "top5")):
             before, after = summary[f"{key}_original"], summary[f"{key}_compressed"]
             rows.append((name, f"{before:.2%}", f"{after:.2%}"))
-    for name, key in (
-        ("weights, layers in play", "compression_ratio"),
-        ("weights, whole network", "whole_network_ratio"),
-    ):
-        rows.append((name, "100 %", f"{summary[key]:.2%}"))
     costs = summary.get("costs", {"table": [], "warnings": []})
+    ratios = [("weights, layers in play", "compression_ratio")]
+    if not costs["table"]:  # which counts the weights of the whole network
+        ratios.append(("weights, whole network", "whole_network_ratio"))
+    rows += [(name, "100 %", f"{summary[key]:.2%}") for name, key in ratios]
     for cost in costs["table"]:
         before, after = f"{cost['before']:,.4g}", f"{cost['after']:,.4g}"
         rows.append((cost["quantity"], before, f"{after} ({cost['ratio']:.1%})"))

@@ -15,6 +15,7 @@ from compression_adapters.report.run import (
     figure_html,
     html_page,
     verdict_html,
+    wide,
 )
 from compression_adapters.report.versioned_json import read_versioned, write_versioned
 
@@ -110,7 +111,7 @@ def write_stage_report(out: Path) -> Path:
         "float_format": number_format,
     }
     title = f"Compression of {summary['network']} in {len(summary['stages'])} stages"
-    parts = [stage_table(summary).to_html(**plain)]
+    parts = [wide(stage_table(summary).to_html(**plain))]
     if summary["note"]:
         parts.append(f"<p>{html.escape(summary['note'])}</p>")
     if "top1" in summary["networks"][0]:
@@ -128,7 +129,7 @@ def write_stage_report(out: Path) -> Path:
         parts.append(figure_html(figure, caption, with_library=True))
     parts += [
         "<h2>Original and result</h2>",
-        pd.DataFrame(summary["costs"]).to_html(**plain),
+        wide(pd.DataFrame(summary["costs"]).to_html(**plain)),
     ]
     for folder, stage in zip(summary["folders"], summary["stages"], strict=True):
         parts.append(f"<h2>{html.escape(stage['stage'])}</h2>")
@@ -143,7 +144,7 @@ def write_stage_report(out: Path) -> Path:
             f"of the weights of these layers. Search: {stage['seconds']:.1f} s.</p>"
         )
         layers = pd.read_csv(out / STAGES_FOLDER / folder / "layers.csv")
-        parts.append(layers.to_html(**plain))
+        parts.append(wide(layers.to_html(**plain)))
     parts.append(f"<p>Seed {summary['seed']}.</p>")
     path = out / REPORT_FILE
     path.write_text(html_page(title, parts), encoding="utf-8")
