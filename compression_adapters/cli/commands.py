@@ -151,11 +151,13 @@ def _print_summary(summary: dict[str, Any], folder: Path) -> None:
 
 def _costs(summary: dict[str, Any]) -> str:
     """Print measured costs, and a warning if there is one."""
+    from compression_adapters.report.run import readable
+
     lines = []
     for row in summary.get("costs", {}).get("table", []):
         lines.append(
-            f"measured  {row['quantity']}: {row['before']:,.4g} before, "
-            f"{row['after']:,.4g} after ({row['ratio']:.1%})\n"
+            f"measured  {row['quantity']}: {readable(row['before'])} before, "
+            f"{readable(row['after'])} after ({row['ratio']:.1%})\n"
         )
     for warning in summary.get("costs", {}).get("warnings", []):
         lines.append(f"  {warning}\n")

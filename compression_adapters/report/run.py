@@ -195,10 +195,21 @@ def html_page(title: str, parts: Sequence[str]) -> str:
     title = html.escape(title)
     head = [
         "<!doctype html><html lang='en'><head><meta charset='utf-8'>",
+        "<meta name='viewport' content='width=device-width, initial-scale=1'>",
         f"<title>{title}</title><style>{_STYLE}</style></head><body>",
         f"<h1>{title}</h1>",
     ]
     return "\n".join([*head, *parts, "</body></html>"])
+
+
+def readable(number: float) -> str:
+    """Write a number for people: thousands in full, smaller ones with four digits.
+
+    Example:
+        >>> readable(1794000.0), readable(0.0358512)
+        ('1,794,000', '0.03585')
+    """
+    return f"{number:,.0f}" if abs(number) >= 1000 else f"{number:.4g}"
 
 
 def wide(table: str) -> str:
@@ -267,7 +278,7 @@ def _results_table(summary: dict[str, Any]) -> str:
         ratios.append(("weights, whole network", "whole_network_ratio"))
     rows += [(name, "100 %", f"{summary[key]:.2%}") for name, key in ratios]
     for cost in costs["table"]:
-        before, after = f"{cost['before']:,.4g}", f"{cost['after']:,.4g}"
+        before, after = readable(cost["before"]), readable(cost["after"])
         rows.append((cost["quantity"], before, f"{after} ({cost['ratio']:.1%})"))
     cells = "".join(
         f"<tr><td>{name}</td><td>{before}</td><td>{after}</td></tr>"
@@ -283,10 +294,9 @@ def _results_table(summary: dict[str, Any]) -> str:
         )
     remarks += _choices(summary)
     notes = "".join(f"<p>{html.escape(remark)}</p>" for remark in remarks)
-    return (
-        "<table><tr><th></th><th>original</th><th>compressed</th></tr>"
-        f"{cells}</table>{notes}<p>Time: {seconds}.</p>"
-    )
+    head = "<tr><th></th><th>original</th><th>compressed</th></tr>"
+    table = wide(f"<table>{head}{cells}</table>")
+    return f"{table}{notes}<p>Time: {seconds}.</p>"
 
 
 def _choices(summary: dict[str, Any]) -> list[str]:
