@@ -88,9 +88,6 @@ from .network.checkpoint import (
     load_compressed as load_compressed,
 )
 from .network.checkpoint import (
-    load_weights as load_weights,
-)
-from .network.checkpoint import (
     save_compressed as save_compressed,
 )
 from .network.costs import (
@@ -141,6 +138,7 @@ from .network.truncation import (
 from .network.truncation import (
     truncated as truncated,
 )
+from .network.weights import load_weights as load_weights
 from .options import (
     CompressionOptions as CompressionOptions,
 )

@@ -112,7 +112,6 @@ class Request:
         if resume:
             if values.get("db") is not None:
                 raise click.UsageError("expected one of --db and --resume; got both")
-            out.mkdir(parents=True, exist_ok=True)
             values["db"] = str(out / "search.db")
         if values.get("workers") is not None and values.get("db") is not None:
             raise click.UsageError(
@@ -123,7 +122,21 @@ class Request:
             options = CompressionOptions.of(**keywords)
         except ValueError as error:
             raise click.ClickException(str(error)) from error
+        _require_writable(out)
         return cls(out=out, source=SourceRequest(**values), options=options)
+
+
+def _require_writable(out: Path) -> None:
+    """Make the folder of a run, before a search whose result it could not take."""
+    probe = out / ".ax-pac"
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise click.UsageError(
+            f"--out {out} cannot be written: {error.strerror}. Choose another folder."
+        ) from error
 
 
 def _known_network(
@@ -238,6 +251,15 @@ def take_source(request: SourceRequest) -> Source:
 
     from compression_adapters.cli.sources import open_source
 
+    has_gpu = torch.cuda.is_available()
+    try:
+        device = torch.device(request.device or ("cuda" if has_gpu else "cpu"))
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(
+            f"--device {request.device} cannot be used here; expected cpu"
+            f"{', or cuda' if has_gpu else ' (there is no GPU)'}."
+        ) from error
     source = open_source(
         request.network,
         weights=request.weights,
@@ -247,8 +269,7 @@ def take_source(request: SourceRequest) -> Source:
         image_size=request.image_size,
         progress=_show_epoch,
     )
-    has_gpu = torch.cuda.is_available()
-    source.network.to(request.device or ("cuda" if has_gpu else "cpu"))
+    source.network.to(device)
     click.echo(f"{source.name}: {source.description}")
     return source
 

@@ -12,7 +12,7 @@ from torch.utils.data import Dataset
 
 from compression_adapters.evaluation.losses import LABELLED_LOSSES
 from compression_adapters.layers.selection import Choose, choose_linear, choose_low_rank
-from compression_adapters.network.checkpoint import load_weights
+from compression_adapters.network.weights import load_weights
 from compression_adapters.presets.registry import PRESETS, Preset
 from compression_adapters.presets.torchvision import (
     choose_3x3,
@@ -136,7 +136,7 @@ def _builder(name: str, num_classes: int) -> Callable[[], nn.Module]:
     factory = _imported(name)
 
     def build() -> nn.Module:
-        network = factory()
+        network = _called(factory, name)
         if not isinstance(network, nn.Module):
             raise ValueError(
                 f"{name} must return a torch.nn.Module; got {type(network).__name__}."
@@ -195,7 +195,7 @@ def _choice(layers: str | None, preset: Preset | None) -> Choose:
 def _own_data(data: str, image_size: int) -> dict[str, Any]:
     """Return pool and test data from a folder or a function."""
     if not Path(data).exists() and ":" in data:
-        pool = _imported(data)()
+        pool = _called(_imported(data), data)
         if not isinstance(pool, Tensor | Dataset):
             raise ValueError(
                 f"{data} must return a tensor or a torch.utils.data.Dataset; got "
@@ -220,6 +220,17 @@ def _own_data(data: str, image_size: int) -> dict[str, Any]:
         "test": images,
         "note": "accuracy is measured on the images that the search drew from",
     }
+
+
+def _called(function: Callable[[], Any], path: str) -> Any:
+    """Call a function of the user's, and say whose error it is if it fails."""
+    try:
+        return function()
+    except Exception as error:
+        raise ValueError(
+            f"{path} failed with {type(error).__name__}: {error}. It is called without "
+            "arguments; try it in Python to see where."
+        ) from error
 
 
 def _imported(path: str) -> Callable[[], Any]:

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import safetensors
 import safetensors.torch
@@ -140,49 +140,6 @@ def load_compressed(
     weights = _file(folder, WEIGHTS_FILE)
     loaded.load_state_dict(_tensors(loaded, weights))
     return loaded
-
-
-def load_weights(network: nn.Module, path: str | Path) -> None:
-    """Read a user's own weights into a network, in place, executing nothing.
-
-    Args:
-        network: Gets the weights.
-        path: A `.safetensors` file, or a `.pt` or `.pth` file that holds a state dict,
-            alone or under the key `state_dict`; read with `weights_only=True`.
-
-    Raises:
-        ValueError: when the file is missing, of another kind, holds anything but
-            weights, or does not fit the network.
-
-    Example:
-        >>> load_weights(nn.Linear(2, 2), "weights.bin")
-        Traceback (most recent call last):
-        ...
-        ValueError: weights.bin: there is no such file.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise ValueError(f"{path}: there is no such file.")
-    state: Any
-    try:
-        if path.suffix == ".safetensors":
-            state = safetensors.torch.load_file(str(path))
-        elif path.suffix in (".pt", ".pth"):
-            state = torch.load(path, map_location="cpu", weights_only=True)
-        else:
-            raise ValueError("expected .safetensors, .pt or .pth")
-        if isinstance(state, dict) and isinstance(state.get("state_dict"), dict):
-            state = state["state_dict"]
-        if not isinstance(state, dict):
-            raise ValueError(f"expected a state dict, found {type(state).__name__}")
-        network.load_state_dict(state)
-    except Exception as error:
-        # torch and safetensors raise many types; all mean that these weights do not
-        # fit.
-        raise ValueError(
-            f"{path}: cannot be read as the weights of {type(network).__name__}: "
-            f"{error}"
-        ) from error
 
 
 def _require_weights(compressed: nn.Module, layer: LayerSpec, rank: Rank) -> None:

@@ -1,5 +1,6 @@
 """Networks, weights and images through torchvision."""
 
+import difflib
 from pathlib import Path
 from typing import Any
 
@@ -71,8 +72,10 @@ def torchvision_network(name: str, num_classes: int = 1000) -> nn.Module:
 
     known = models.list_models(module=models)
     if name not in known:
+        near = difflib.get_close_matches(name, known, n=3) or ["resnet18", "vgg16"]
         raise ValueError(
-            f"torchvision has no network {name!r}; it has {', '.join(known)}."
+            f"torchvision has no network {name!r}; it has {len(known)}, such as "
+            f"{', '.join(near)}. torchvision.models.list_models() lists them."
         )
     network: nn.Module = models.get_model(name, weights=None, num_classes=num_classes)
     return network.eval()
@@ -157,10 +160,25 @@ def image_folder(
         ]
     )
     try:
-        images: Dataset[Any] = datasets.ImageFolder(str(folder), prepare)
+        images: Dataset[Any] = datasets.ImageFolder(
+            str(folder), prepare, loader=_read_image
+        )
     except FileNotFoundError as error:
         raise ValueError(
             f"{folder} must hold one folder of images per class, as "
             f"ILSVRC2012's train and val do: {error}"
         ) from error
     return images
+
+
+def _read_image(path: str) -> Any:
+    """Read an image as RGB."""
+    from torchvision.datasets.folder import default_loader
+
+    try:
+        return default_loader(path)
+    except (OSError, SyntaxError) as error:  # the latter for damaged PNG files
+        raise ValueError(
+            f"{path} cannot be read as an image: it is damaged or of another format. "
+            "Repair it, or take it out of the folder."
+        ) from error

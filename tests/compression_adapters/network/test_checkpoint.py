@@ -7,7 +7,6 @@ import subprocess
 import sys
 
 import pytest
-import safetensors.torch
 import torch
 from torch import nn
 
@@ -16,7 +15,6 @@ from compression_adapters.decompositions import DECOMPOSITIONS, TruncatedSVD
 from compression_adapters.layers.selection import choose_low_rank, choose_pruning
 from compression_adapters.network.checkpoint import (
     load_compressed,
-    load_weights,
     save_compressed,
 )
 from compression_adapters.network.recipe import (
@@ -293,45 +291,6 @@ def test_a_recipe_goes_through_json_unchanged():
     )
     recipe = CompressionRecipe(layers)
     assert CompressionRecipe.from_json(recipe.to_json()) == recipe
-
-
-@pytest.mark.parametrize("suffix", [".safetensors", ".pt", ".pth"])
-@pytest.mark.parametrize("wrapped", [False, True])
-def test_ones_own_weights_are_read(suffix, wrapped, network, tmp_path):
-    path = tmp_path / f"weights{suffix}"
-    if suffix == ".safetensors":
-        safetensors.torch.save_file(network.state_dict(), str(path))
-    else:
-        state = network.state_dict()
-        torch.save({"state_dict": state} if wrapped else state, path)
-    fresh = make_network(seed=1).eval()
-    load_weights(fresh, path)
-    inputs = torch.randn(3, 30)
-    assert torch.equal(fresh(inputs), network(inputs))
-
-
-def test_a_pickled_network_is_refused_without_being_run(network, tmp_path):
-    path = tmp_path / "network.pt"
-    torch.save(network, path)
-    with pytest.raises(ValueError, match=r"cannot be read as the weights.*eights.only"):
-        load_weights(network, path)
-
-
-def test_weights_that_cannot_be_read_are_refused_by_file(network, tmp_path):
-    with pytest.raises(ValueError, match="no such file"):
-        load_weights(network, tmp_path / "none.pt")
-    other = tmp_path / "weights.bin"
-    other.write_bytes(b"")
-    with pytest.raises(ValueError, match=r"expected .safetensors, .pt or .pth"):
-        load_weights(network, other)
-    tensor = tmp_path / "tensor.pt"
-    torch.save(torch.ones(3), tensor)
-    with pytest.raises(ValueError, match="expected a state dict, found Tensor"):
-        load_weights(network, tensor)
-    wrong = tmp_path / "wrong.pt"
-    torch.save(nn.Linear(2, 2).state_dict(), wrong)
-    with pytest.raises(ValueError, match=r"(?s)weights of Sequential.*Missing key"):
-        load_weights(network, wrong)
 
 
 class Convolutional(nn.Module):
