@@ -5,13 +5,11 @@ from __future__ import annotations
 import functools
 import math
 import warnings
-import weakref
 from typing import Any
 
 import numpy as np
 import torch
 from ax.generators.torch.botorch_modular.acquisition import Acquisition
-from botorch.models.model import Model
 from torch import Tensor
 
 from ax_pac.acquisition.analytic import PACAcquisition
@@ -20,19 +18,14 @@ from ax_pac.acquisition.optimize import (
     more_informative,
     relative_lengthscales,
 )
+from ax_pac.adapter.fitted import state_of
 from ax_pac.adapter.transforms import with_unevaluated
+from ax_pac.ax_internals import objective_model, objective_transform
 from ax_pac.cells import Cells
 from ax_pac.certificate.levels import certify
 from ax_pac.certificate.record import PACCertificate
 from ax_pac.experiment.settings import CertificateSettings
 from ax_pac.surrogate.fit import fewest_distinct_points
-
-# Ax builds a new Acquisition for every call; the certificate belongs to the fitted
-# model, which Ax keeps for as long as the data stay the same.
-_CERTIFICATES: weakref.WeakKeyDictionary[
-    Model, dict[CertificateSettings, PACCertificate]
-] = weakref.WeakKeyDictionary()
-
 
 # Points this close, in length scales of at most the box, are the same thing to the
 # model (correlation 0.998) and one of them is enough while it is under evaluation.
@@ -78,21 +71,22 @@ class CertifyingAcquisition(Acquisition):
     def certificate(self) -> PACCertificate:
         """The certificate for the data of this model, pending points left aside."""
         settings = self.settings
-        per_model = _CERTIFICATES.setdefault(self._model, {})
-        if settings not in per_model:
-            per_model[settings] = certify(
-                self._model,
+        model = objective_model(self)
+        computed = state_of(model).certificates
+        if settings not in computed:
+            computed[settings] = certify(
+                model,
                 self._observed,
                 self._bounds,
                 delta=settings.delta,
                 epsilon=settings.epsilon,
                 level=settings.level,
                 relative=settings.relative,
-                posterior_transform=self._posterior_transform,
+                posterior_transform=objective_transform(self, PACAcquisition),
                 seed=self._seed(0),
                 cells=self._cells,
             )
-        return per_model[settings]
+        return computed[settings]
 
     def optimize(
         self,
@@ -222,7 +216,7 @@ class CertifyingAcquisition(Acquisition):
             none = torch.zeros(len(points), dtype=torch.bool)
             return torch.stack([none, *same]).any(0)
         width = self._bounds[1] - self._bounds[0]
-        scale = width * relative_lengthscales(self._model, len(width))
+        scale = width * relative_lengthscales(objective_model(self), len(width))
         near = torch.cdist(points / scale, others / scale) < _SAME_DISTANCE
         return near.any(-1)
 
@@ -234,18 +228,6 @@ class CertifyingAcquisition(Acquisition):
             options = {**options, "delta": self.certificate.delta}
             self.botorch_acqf_classes_with_options = [(acqf_class, options)]
         super()._instantiate_acquisition()
-
-    @property
-    def _posterior_transform(self) -> Any:
-        """Ax's objective weights as a posterior transform; -1 minimises."""
-        _, transform = self.get_botorch_objective_and_transform(
-            botorch_acqf_class=PACAcquisition,
-            model=self._model,
-            objective_weights=self._objective_weights,
-            outcome_constraints=self._outcome_constraints,
-            X_observed=self.X_observed,
-        )
-        return transform
 
     @property
     def _observed(self) -> Tensor:

@@ -10,7 +10,8 @@ import plotly.graph_objects as go
 from ax.core.experiment import Experiment
 from scipy.special import ndtri
 
-from ax_pac.experiment.records import certificate_records, experiment_of
+from ax_pac.ax_internals import experiment_of
+from ax_pac.experiment.records import certificate_records
 
 _TIMES = ("fit", "certify", "propose", "evaluate")
 

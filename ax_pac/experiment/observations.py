@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import warnings
-from typing import Any, NamedTuple
+from typing import Any
 
 import pandas as pd
 from ax.core.arm import Arm
@@ -12,6 +13,8 @@ from ax.core.data import Data
 from ax.core.experiment import Experiment
 from ax.core.search_space import SearchSpace
 from ax.core.trial_status import TrialStatus
+
+from ax_pac.experiment.session import session_of
 
 # Ax 1.3.1 fits its models to the data of trials in these states.
 _STATUSES_WITH_DATA = (
@@ -37,15 +40,15 @@ def observed_data(experiment: Experiment) -> pd.DataFrame:
             and for a missing, infinite or negative standard error, naming the trial.
             Ax would ignore the first two and quietly guess the noise for the last.
     """
-    global _latest
-    source = Source.of(experiment)
-    if _latest is None or not source.is_same(_latest[0]):
-        _latest = source, _observations(experiment, source)
-    return _latest[1].copy()
+    source, session = Source.of(experiment), session_of(experiment)
+    if session.observations is None or session.observations[0] != source:
+        session.observations = source, _observations(experiment, source)
+    return session.observations[1].copy()
 
 
-class Source(NamedTuple):
-    """What observations are read from.
+@dataclasses.dataclass(frozen=True, eq=False)
+class Source:
+    """What observations are read from; equal where they are the same.
 
     Args:
         data: All data. Ax replaces it when some are attached, it never edits it.
@@ -69,14 +72,15 @@ class Source(NamedTuple):
             objective_metric(experiment),
         )
 
-    def is_same(self, other: Source) -> bool:
-        """Whether observations read from the two are the same."""
-        same_objects = self.data is other.data and self.space is other.space
-        return same_objects and self[2:] == other[2:]
+    def __eq__(self, other: object) -> bool:
+        return (
+            isinstance(other, Source)
+            and self.data is other.data
+            and self.space is other.space
+            and (self.statuses, self.metric) == (other.statuses, other.metric)
+        )
 
-
-# What was read last: Ax asks several times a trial.
-_latest: tuple[Source, pd.DataFrame] | None = None
+    __hash__ = None  # type: ignore[assignment]
 
 
 def _observations(experiment: Experiment, source: Source) -> pd.DataFrame:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import math
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -30,10 +31,6 @@ _LONGEST_WAIT: Final = 1.0
 
 
 _LONGEST_REASON: Final = 400
-
-
-_LOADED: dict[str, Evaluate] = {}
-"""On a worker: what it evaluates, unpacked once and not once a trial."""
 
 
 class RayRunner(IRunner):
@@ -290,12 +287,14 @@ def _evaluate_on_worker(
     told: tuple[Any, ...],
 ) -> Outcome:
     """Evaluate one trial, in a worker process."""
-    key = packed[0].hex()
-    if key not in _LOADED:
-        torch.set_num_threads(1)
-        _LOADED.clear()
-        _LOADED[key] = import_ray().get(packed[0])
-    return _LOADED[key](parameters, trial_index, *told)
+    return _unpacked(packed[0])(parameters, trial_index, *told)
+
+
+@functools.lru_cache(maxsize=1)
+def _unpacked(packed: Any) -> Evaluate:
+    """Read what a worker process evaluates: once, not once per trial."""
+    torch.set_num_threads(1)
+    return import_ray().get(packed)
 
 
 def _checked(outcome: Any, metrics: tuple[str, ...]) -> Outcome:

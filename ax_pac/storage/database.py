@@ -41,6 +41,8 @@ from ax.storage.sqa_store.sqa_classes import (
 from ax.storage.sqa_store.sqa_enum import IntEnum, StringEnum
 from sqlalchemy.orm import scoped_session, sessionmaker
 
+from ax_pac.ax_internals import new_runs
+
 # Ax leaves open whether statements with these types may be cached, so that SQLAlchemy
 # warns and does not cache them. Nor should it: all enumerations would share one entry.
 for _type in (
@@ -212,9 +214,7 @@ def save_changes(
         trials: Indices of trials that changed.
     """
     encoder, decoder = bundle.encoder, bundle.decoder
-    new_runs: list[GeneratorRun] = []
-    if strategy is not None:
-        new_runs = [run for run in strategy._generator_runs if run.db_id is None]
+    unsaved = [] if strategy is None else new_runs(strategy)
     if whole:
         _save_experiment(experiment, encoder=encoder, decoder=decoder)
     else:
@@ -224,18 +224,18 @@ def save_changes(
     if strategy is not None and strategy.db_id is None:
         _save_generation_strategy(strategy, encoder=encoder, decoder=decoder)
     elif strategy is not None:
-        _update_strategy(strategy, new_runs, encoder, decoder)
+        _update_strategy(strategy, unsaved, encoder, decoder)
 
 
 def _update_strategy(
     strategy: GenerationStrategy,
-    new_runs: Sequence[GeneratorRun],
+    unsaved: Sequence[GeneratorRun],
     encoder: Encoder,
     decoder: Decoder,
 ) -> None:
     """Write where a strategy stands; runs that its trials brought are only linked."""
-    linked = [run.db_id for run in new_runs if run.db_id is not None]
-    others = [run for run in new_runs if run.db_id is None]
+    linked = [run.db_id for run in unsaved if run.db_id is not None]
+    others = [run for run in unsaved if run.db_id is None]
     _update_generation_strategy(strategy, others, encoder=encoder, decoder=decoder)
     if linked:
         with db.session_scope() as session:

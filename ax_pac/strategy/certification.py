@@ -10,10 +10,11 @@ from ax.core.arm import Arm
 from ax.core.experiment import Experiment
 
 from ax_pac.adapter.generator import generator_kwargs
+from ax_pac.ax_internals import experiment_of
 from ax_pac.cells import CellEdges, frozen_edges
 from ax_pac.certificate.record import DEFAULT_LEVEL, PACCertificate
 from ax_pac.experiment.observations import observed_data
-from ax_pac.experiment.records import certificate_records, experiment_of, find_record
+from ax_pac.experiment.records import certificate_records, find_record
 from ax_pac.experiment.settings import DEFAULT_NOISE, CertificateSettings
 from ax_pac.strategy.node_certificate import (
     certify_adapter,

@@ -10,6 +10,7 @@ from ax.core.experiment import Experiment
 from ax.generation_strategy.generation_strategy import GenerationStrategy
 from ax.global_stopping.strategies.base import BaseGlobalStoppingStrategy
 
+from ax_pac.ax_internals import set_transition_criteria
 from ax_pac.cells import CellEdges, frozen_edges
 from ax_pac.certificate.record import DEFAULT_LEVEL
 from ax_pac.experiment.settings import DEFAULT_NOISE, CertificateSettings
@@ -78,7 +79,7 @@ def certified_generation_strategy(
         strategy = choose_generation_strategy(
             GenerationStrategyDispatchStruct(initialization_random_seed=seed)
         )
-    nodes = strategy.clone_reset()._nodes
+    nodes = list(strategy.clone_reset().nodes_by_name.values())
     last = nodes[-1]
     if last.transition_criteria:
         raise ValueError(
@@ -86,9 +87,8 @@ def certified_generation_strategy(
             f"criteria, {list(last.transition_criteria)}; expected a node that goes on "
             "for ever, for the certificate to end. Remove them."
         )
-    last._transition_criteria = [
-        ExperimentCertified(last.name, settings.to_dict(), min_trials)
-    ]
+    criterion = ExperimentCertified(last.name, settings.to_dict(), min_trials)
+    set_transition_criteria(last, [criterion])
     return GenerationStrategy(name=f"{strategy.name}+certificate", nodes=nodes)
 
 

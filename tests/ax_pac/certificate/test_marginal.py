@@ -293,9 +293,7 @@ def test_a_bad_incumbent_is_certified_no_more_often_than_alpha(monkeypatch, epsi
             failure = torch.from_numpy(failed).double()
             return FunctionDraws(failure, 1, torch.zeros(1).double())
 
-        monkeypatch.setattr(
-            "ax_pac.certificate.marginal_draws.draw_failures", bernoulli
-        )
+        monkeypatch.setattr("ax_pac.certificate.marginal.draw_failures", bernoulli)
         chains = (IndependentChains() for _ in range(num_runs))
         results = [
             _draw_until_decided(c, problem, epsilon, alpha, seeded()) for c in chains
