@@ -6,6 +6,7 @@ import contextlib
 import logging
 import warnings
 from collections.abc import Iterator
+from typing import Any
 
 _SQL_LOGGER = "ax.storage.sqa_store.with_db_settings_base"
 
@@ -24,13 +25,18 @@ def quiet_imports() -> Iterator[None]:
     """
     logger = logging.getLogger(_SQL_LOGGER)
     logger.addFilter(_is_not_greeting)
+    # Not `catch_warnings`, which would drop the filters that the modules set themselves.
+    filters: list[Any] = warnings.filters  # type: ignore[assignment]
+    before = list(filters)
+    for category in (FutureWarning, DeprecationWarning):
+        warnings.filterwarnings("ignore", r"`torch\.jit", category)
+    own = [entry for entry in filters if entry not in before]
     try:
-        with warnings.catch_warnings():
-            for category in (FutureWarning, DeprecationWarning):
-                warnings.filterwarnings("ignore", r"`torch\.jit", category)
-            yield
+        yield
     finally:
         logger.removeFilter(_is_not_greeting)
+        for entry in own:
+            filters.remove(entry)
 
 
 def _is_not_greeting(record: logging.LogRecord) -> bool:

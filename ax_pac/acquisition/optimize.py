@@ -305,7 +305,7 @@ def predicted_noise(acquisition: PACAcquisition, points: Tensor) -> Tensor:
         Shape `N`. Unit: squared objective units. Zeros where the model does not know
         its noise.
     """
-    model = acquisition.observed_model
+    model = acquisition.model
     noise = getattr(getattr(model, "likelihood", None), "noise", None)
     inputs = getattr(model, "train_inputs", None)
     if noise is None or inputs is None or inputs[0].ndim != 2:

@@ -61,11 +61,8 @@ class CertifyingAcquisition(Acquisition):
 
     @functools.cached_property
     def settings(self) -> CertificateSettings:
-        """What is asked of the certificate."""
-        names = CertificateSettings.__dataclass_fields__
-        return CertificateSettings(
-            **{name: self.options[name] for name in names if name in self.options}
-        )
+        """The options of the certificate."""
+        return CertificateSettings.from_dict(self.options)
 
     @property
     def certificate(self) -> PACCertificate:
@@ -244,7 +241,7 @@ class CertifyingAcquisition(Acquisition):
         """The box, `2 x d`."""
         return torch.tensor(self.search_space_digest.bounds, dtype=torch.float64).T
 
-    @property
+    @functools.cached_property
     def _cells(self) -> Cells | None:
         """Which points are the same thing; None where no two are."""
         edges = dict(self.settings.cells)
@@ -259,5 +256,6 @@ class CertifyingAcquisition(Acquisition):
         A reloaded search has the same data, hence proposes the same point.
         """
         num_observations = self.surrogate.Xs[0].shape[0]
-        entropy = (self.settings.seed, num_observations, num_pending)
+        seed: Any = self.settings.seed
+        entropy = (seed, num_observations, num_pending)
         return int(np.random.SeedSequence(entropy).generate_state(1)[0])

@@ -86,13 +86,13 @@ def generator_kwargs(settings: CertificateSettings) -> dict[str, Any]:
         ],
         "transform_configs": {
             SmoothedNoise.__name__: {"num_samples": settings.num_samples},
-            **_cells_config(settings),
+            **cells_config(settings),
         },
         "fit_tracking_metrics": False,
     }
 
 
-def _cells_config(settings: CertificateSettings) -> dict[str, Any]:
+def cells_config(settings: CertificateSettings) -> dict[str, Any]:
     """Return the configuration of `CanonicalPoints`, if it is used."""
     if not settings.cells:
         return {}

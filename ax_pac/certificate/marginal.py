@@ -7,6 +7,7 @@ import dataclasses
 import functools
 import math
 from collections.abc import Iterator
+from typing import NamedTuple
 
 import torch
 from botorch.models import SingleTaskGP
@@ -21,6 +22,7 @@ from ax_pac.acquisition.difference import is_plain_gp
 from ax_pac.cells import Cells
 from ax_pac.certificate.bounds import betting_upper, is_hopeless, log_wealth
 from ax_pac.certificate.marginal_draws import DifferenceProblem, draw_failures
+from ax_pac.certificate.record import HyperparameterStatus
 from ax_pac.surrogate.fit import OUTPUTSCALE_BOUNDS, too_few_observations
 from ax_pac.surrogate.mcmc import (
     JITTER,
@@ -71,7 +73,8 @@ class MarginalFailure:
         challenger: Index of the candidate whose pairwise probability of beating the
             incumbent, averaged over the hyperparameters, is the highest; None where
             nothing was drawn.
-        hyperparameter_status: "ok", or a sentence that says why no claim is made.
+        hyperparameter_status: `ok`, or why no claim is made, see `PACCertificate`.
+        hyperparameter_text: The same in one sentence; empty for `ok`.
     """
 
     estimate: float
@@ -80,7 +83,18 @@ class MarginalFailure:
     upper_bound: float
     active_set_size: int
     challenger: int | None
-    hyperparameter_status: str
+    hyperparameter_status: HyperparameterStatus
+    hyperparameter_text: str = ""
+
+
+class _Diagnosis(NamedTuple):
+    """Whether the hyperparameters are determined well enough, and why not."""
+
+    status: HyperparameterStatus
+    text: str = ""
+
+
+_OK = _Diagnosis("ok")
 
 
 def marginal_failure(
@@ -152,9 +166,9 @@ def marginal_failure(
     problem = DifferenceProblem(
         model, incumbent, candidates, check_delta(delta), weight, bounds, cells
     )
-    status = _refusal(model, problem, math.inf if cells is None else cells.number)
-    if status is not None:
-        return MarginalFailure(1.0, 0, 0.0, 1.0, 0, None, status)
+    refusal = _refusal(model, problem, math.inf if cells is None else cells.number)
+    if refusal != _OK:
+        return MarginalFailure(1.0, 0, 0.0, 1.0, 0, None, *refusal)
     generator = torch.Generator().manual_seed(seed)
     kernel = model.covar_module
     with _one_thread():
@@ -209,7 +223,7 @@ def _draw_until_decided(
         active_set_size = max(active_set_size, draws.active_set_size)
         pairwise += draws.pairwise * len(sample.outputscale)
         if len(values) < first + _BATCH:  # given up half-way
-            effective, status = worth * len(values), _diagnosis(sample, 0.0)
+            effective, diagnosis = worth * len(values), _diagnosis(sample, 0.0)
             break
         # What the probabilities are worth, which scatter under each setting as well;
         # the settings have to be enough on their own.
@@ -218,8 +232,8 @@ def _draw_until_decided(
             effective = sample.effective_sample_size
         worth = effective / len(values)
         is_bounded = log_wealth(values, epsilon, worth) >= -math.log(alpha)
-        status = _diagnosis(sample, fewest if is_bounded else 0.0)
-        if is_bounded and status == "ok":
+        diagnosis = _diagnosis(sample, fewest if is_bounded else 0.0)
+        if is_bounded and diagnosis == _OK:
             break
         if is_hopeless(values, epsilon, alpha, worth, most):
             break
@@ -230,7 +244,8 @@ def _draw_until_decided(
         upper_bound=betting_upper(values, alpha, worth),
         active_set_size=active_set_size,
         challenger=int(pairwise.argmax()),
-        hyperparameter_status=status,
+        hyperparameter_status=diagnosis.status,
+        hyperparameter_text=diagnosis.text,
     )
 
 
@@ -252,43 +267,47 @@ def _is_hopeless_with(
     return is_hopeless(drawn, epsilon, alpha, worth, most, _ERRORS_TO_GIVE_UP)
 
 
-def _diagnosis(sample: HyperparameterSample, fewest: float) -> str:
-    """Say whether the chains can be believed, and are worth enough draws."""
+def _diagnosis(sample: HyperparameterSample, fewest: float) -> _Diagnosis:
+    """Return whether the chains have mixed and give `fewest` independent draws."""
     if sample.r_hat > MAX_R_HAT:
-        return (
-            "the hyperparameter chains still disagree by where they started "
-            f"(R-hat {sample.r_hat:.2f}, at most {MAX_R_HAT}); more observations help"
+        return _Diagnosis(
+            "chains_disagree",
+            "the hyperparameter chains still depend on where they started (R-hat "
+            f"{sample.r_hat:.2f}, at most {MAX_R_HAT}); more observations help",
         )
     if sample.effective_sample_size < fewest:
-        return (
-            "the hyperparameter draws are worth only "
-            f"{sample.effective_sample_size:.0f} independent ones, and at least "
-            f"{math.ceil(fewest)} are needed to support epsilon at alpha"
+        return _Diagnosis(
+            "too_few_draws",
+            "the hyperparameter draws have an effective sample size of "
+            f"{sample.effective_sample_size:.0f}, and at least {math.ceil(fewest)} is "
+            "needed for epsilon at alpha",
         )
-    return "ok"
+    return _OK
 
 
 def _refusal(
     model: SingleTaskGP, problem: DifferenceProblem, num_cells: float
-) -> str | None:
-    """Say why these data support no claim, None if they may."""
+) -> _Diagnosis:
+    """Return why these data support no claim, `_OK` if they may."""
     too_few = too_few_observations(problem.Z, num_cells)
     if too_few is not None:
-        return too_few
+        return _Diagnosis("too_few_observations", too_few)
     outputscale = float(model.covar_module.outputscale.detach())
-    # The upper bound is no reason: a smooth function with a trend, Branin for one, is
-    # fitted best by a large output scale with long length scales.
+    # At its upper bound it is not refused: a smooth function with a trend, such as
+    # Branin, is fitted best by a large output scale with long length scales.
     if outputscale <= 1.01 * OUTPUTSCALE_BOUNDS[0]:
-        return (
+        return _Diagnosis(
+            "output_scale_at_bound",
             f"the fitted output scale {outputscale:.3g} is at its lower bound: the fit "
-            "explains the outcomes by noise alone; evaluate with more samples"
+            "explains the outcomes by noise alone; evaluate with more samples",
         )
     if is_noise_alone(problem.Y, problem.noise):
-        return (
+        return _Diagnosis(
+            "noise_alone",
             "noise alone explains the scatter of the outcomes (chi-squared test at "
-            "5 %); evaluate with more samples"
+            "5 %); evaluate with more samples",
         )
-    return None
+    return _OK
 
 
 def is_noise_alone(Y: Tensor, Yvar: Tensor) -> bool:

@@ -10,7 +10,7 @@ import torch
 from botorch.models import SingleTaskGP
 from torch import Tensor
 
-from ax_pac.acquisition.analytic import VARIANCE_FLOOR
+from ax_pac.acquisition.difference import VARIANCE_FLOOR
 from ax_pac.cells import Cells
 from ax_pac.surrogate.mcmc import (
     JITTER,

@@ -11,13 +11,8 @@ from ax.generation_strategy.transition_criterion import TransitionCriterion
 from ax_pac.certificate.record import PACCertificate
 from ax_pac.experiment.observations import observed_data
 from ax_pac.experiment.settings import CertificateSettings
-from ax_pac.strategy.certification import (
-    _certificate,
-)
-from ax_pac.strategy.node_certificate import (
-    certify_at,
-    remember_search,
-)
+from ax_pac.strategy.certification import certificate_of
+from ax_pac.strategy.node_certificate import certify_at, remember_search
 
 PAC_NODE = "PAC"
 
@@ -106,12 +101,12 @@ class ExperimentCertified(TransitionCriterion):
         continue_trial_generation: bool | None = False,
     ) -> None:
         super().__init__(transition_to, continue_trial_generation)
-        self.settings = CertificateSettings(**settings).to_dict()
+        self.settings = CertificateSettings.from_dict(settings).to_dict()
         self.min_trials = min_trials
 
     def is_met(self, experiment: Experiment, curr_node: GenerationNode) -> bool:
         """Return whether the search is finished, computing each certificate once."""
         if not has_initial_trials(experiment, self.min_trials):
             return False
-        settings = CertificateSettings(**self.settings)
-        return _certificate(experiment, settings).holds
+        settings = CertificateSettings.from_dict(self.settings)
+        return certificate_of(experiment, settings).holds

@@ -28,9 +28,9 @@ def remember_search(experiment: Experiment, node: GenerationNode) -> None:
 
 
 def node_settings(node: GenerationNode) -> CertificateSettings:
-    """Return what a PAC node asks of its certificates."""
+    """Return the options of a PAC node's certificates."""
     options = node.generator_spec.generator_kwargs["acquisition_options"]
-    return CertificateSettings(**options)
+    return CertificateSettings.from_dict(options)
 
 
 def certify_at(

@@ -63,10 +63,10 @@ def fewest_distinct_points(dim: int, num_cells: float = math.inf) -> int:
 
 
 def too_few_observations(X: Tensor, num_cells: float = math.inf) -> str | None:
-    """Say why observations cannot tell the hyperparameters, None if they may.
+    """Return why observations do not determine the hyperparameters, None if they may.
 
-    A fit to fewer can be certain and wrong: nothing in it says that a function which
-    looks flat at nine points is not.
+    A fit to fewer can be confident and wrong: a function that varies can look flat at
+    nine points.
 
     Args:
         X: Where they were made, repetitions included. Shape `n x d`.
@@ -80,8 +80,8 @@ def too_few_observations(X: Tensor, num_cells: float = math.inf) -> str | None:
         return None
     return (
         f"{num_observations} observations at {num_distinct} distinct points are too "
-        f"few to know the hyperparameters of {dim} coordinates: at least {fewest} at "
-        f"{fewest_distinct} are needed"
+        f"few to determine the hyperparameters of {dim} coordinates: at least "
+        f"{fewest} at {fewest_distinct} are needed"
     )
 
 

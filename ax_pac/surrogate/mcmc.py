@@ -75,34 +75,28 @@ class HyperparameterSample:
     r_hat: float
 
 
-def sample_hyperparameters(
-    X: Tensor,
-    Y: Tensor,
-    Yvar: Tensor,
-    *,
-    num_samples: int,
-    generator: torch.Generator,
-    initial: tuple[Tensor, float] | None = None,
-) -> HyperparameterSample:
-    """Draw from the posterior of length scales and output scale.
+class HyperparameterChains:
+    """Parallel Markov chains on the hyperparameters, which can be continued.
 
-    The model is a Matern-5/2 kernel with one length scale a coordinate, known noise,
+    The model is a Matern-5/2 kernel with one length scale per coordinate, known noise,
     and a constant mean with a standard normal prior, which is integrated out:
 
         Y ~ N(0, outputscale * k(X, X) + 1 + diag(Yvar)).
+
+    Each sweep moves every chain along an ellipse through a draw from a Student
+    distribution fitted to the other half of the chains, which crosses a concentrated
+    posterior in a few sweeps. Every third sweep starts with an ellipse through a draw
+    from the prior, which takes longer but needs no fit. All chains are factorised in
+    batches.
 
     Args:
         X: Visited points, normalised to the unit box. Shape `n x d`.
         Y: Standardised outcomes. Shape `n`.
         Yvar: Variances of their noise, standardised likewise. Shape `n`.
-        num_samples: Number of draws; rounded up to a multiple of the chains.
         generator: Source of every random number.
         initial: Length scales (shape `d`) and output scale around which half of the
-            starting points are scattered, for example the maximum-likelihood estimate.
+            starting points are scattered, such as the maximum-likelihood estimate.
             Default: all starting points come from the prior.
-
-    Returns:
-        The draws with their diagnostics.
 
     Raises:
         ValueError: When a shape is wrong or a value not finite.
@@ -115,28 +109,13 @@ def sample_hyperparameters(
         >>> import torch
         >>> X = torch.linspace(0, 1, 8, dtype=torch.float64).unsqueeze(-1)
         >>> Y = (6 * X).sin().squeeze(-1)
-        >>> sample = sample_hyperparameters(
-        ...     X, Y, torch.full_like(Y, 1e-2), num_samples=128,
+        >>> chains = HyperparameterChains(
+        ...     X, Y, torch.full_like(Y, 1e-2),
         ...     generator=torch.Generator().manual_seed(0),
         ... )
-        >>> sample.lengthscale.shape
+        >>> chains.extend(128)
+        >>> chains.sample().lengthscale.shape
         torch.Size([128, 1])
-    """
-    chains = HyperparameterChains(X, Y, Yvar, generator=generator, initial=initial)
-    chains.extend(num_samples)
-    return chains.sample()
-
-
-class HyperparameterChains:
-    """Parallel Markov chains on the hyperparameters, which can be run on.
-
-    Each sweep moves every chain along an ellipse through a draw from a Student
-    distribution fitted to the other half of the chains, which crosses a concentrated
-    posterior in a few sweeps; every third sweep first along one through a draw from the
-    prior, which is dearer but needs no fit. All chains are factorised in batches.
-
-    Args:
-        X, Y, Yvar, generator, initial: As in `sample_hyperparameters`.
     """
 
     def __init__(

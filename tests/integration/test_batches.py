@@ -34,7 +34,8 @@ from ax_pac import (
     latest_certificate,
     pac_generation_strategy,
 )
-from ax_pac.acquisition.difference import believe_pending
+from ax_pac.acquisition.difference import condition_on_pending
+from ax_pac.ax_internals import last_acquisition, objective_transform, strategy_of
 from tests.helpers.ax_loops import SEM, experiment_of, new_client, run, squared_distance
 
 
@@ -124,13 +125,13 @@ def test_a_line_search_that_ends_early_in_such_a_space_says_nothing(monkeypatch)
 
 def largest_score(client: Any, evaluated: torch.Tensor) -> float:
     """What the strongest challenger would score after evaluations as expected."""
-    adapter = client._generation_strategy.adapter
+    adapter = strategy_of(client).adapter
     (X,) = adapter.generator.surrogate.Xs
     acquisition = PACAcquisition(
-        believe_pending(adapter.botorch_model, evaluated),
+        condition_on_pending(adapter.botorch_model, evaluated),
         X,
         0.02,
-        adapter.generator._acquisition._posterior_transform,
+        objective_transform(last_acquisition(adapter), PACAcquisition),
     )
     box = torch.tensor([[0.0, 0.0], [1.0, 1.0]]).double()
     return find_challenger(acquisition, X, box, seed=0).score

@@ -15,8 +15,8 @@ from ax_pac import (
     certificate_records,
     latest_certificate,
     pac_generation_strategy,
-    register_with_ax,
 )
+from ax_pac.storage.registry import register_with_ax
 from tests.helpers.ax_loops import experiment_of, new_client, run
 
 ROOT = Path(__file__).parents[3]
