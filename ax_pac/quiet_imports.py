@@ -25,7 +25,7 @@ def quiet_imports() -> Iterator[None]:
     """
     logger = logging.getLogger(_SQL_LOGGER)
     logger.addFilter(_is_not_greeting)
-    # Not `catch_warnings`, which would drop the filters that the modules set themselves.
+    # Not `catch_warnings`, which would drop the filters that the modules themselves set.
     filters: list[Any] = warnings.filters  # type: ignore[assignment]
     before = list(filters)
     for category in (FutureWarning, DeprecationWarning):
@@ -35,8 +35,7 @@ def quiet_imports() -> Iterator[None]:
         yield
     finally:
         logger.removeFilter(_is_not_greeting)
-        for entry in own:
-            filters.remove(entry)
+        filters[:] = [entry for entry in filters if entry not in own]
 
 
 def _is_not_greeting(record: logging.LogRecord) -> bool:

@@ -44,7 +44,7 @@ def test_internals_warn_and_name_what_to_use():
 IMPORT = """
 import logging, warnings
 import ax_pac
-assert not [f for f in warnings.filters if "torch" in getattr(f[1], "pattern", "")]
+assert not [f for f in warnings.filters if "`torch" in getattr(f[1], "pattern", "")]
 logger = logging.getLogger("ax.storage.sqa_store.with_db_settings_base")
 ax_pac.open_client
 logger.info("still heard")
