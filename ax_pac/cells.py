@@ -1,4 +1,4 @@
-"""Cells of the search space: points that are the same thing under other coordinates."""
+"""Cells of the search space: sets of points with the same objective."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ FrozenEdges = tuple[tuple[str, tuple[float, ...]], ...]
 class Cells:
     """A grid of cells over the box; all points of a cell have the same objective.
 
-    Coordinates that are rounded before they are used make plateaus: two points of one
-    cell are the same thing, so a challenger in the incumbent's cell is none. Bin i of a
+    Coordinates that are rounded before use make plateaus: two points of one cell are
+    the same, and no point of the incumbent's cell is a challenger. Bin i of a
     coordinate is `[edges[i], edges[i + 1])`, the last one closed; the canonical point
     of a cell is its centre.
 
@@ -87,7 +87,7 @@ class Cells:
 
     @property
     def number(self) -> float:
-        """How many cells there are; infinite with a coordinate without bins."""
+        """Number of cells; infinite with a coordinate without bins."""
         return math.prod(len(edges) - 1 if edges else math.inf for edges in self.edges)
 
     def canonical(self, points: Tensor) -> Tensor:

@@ -25,7 +25,8 @@ def quiet_imports() -> Iterator[None]:
     """
     logger = logging.getLogger(_SQL_LOGGER)
     logger.addFilter(_is_not_greeting)
-    # Not `catch_warnings`, which would drop the filters that the modules themselves set.
+    # Not `catch_warnings`, which would drop the filters that the modules themselves
+    # set.
     filters: list[Any] = warnings.filters  # type: ignore[assignment]
     before = list(filters)
     for category in (FutureWarning, DeprecationWarning):

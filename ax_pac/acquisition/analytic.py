@@ -23,7 +23,7 @@ def select_incumbent(
 ) -> Tensor:
     """Select the visited point of highest posterior mean.
 
-    Not the best observation: under noise that is the luckiest point, not the best one.
+    Not the best observation, which under noise is a point of favourable noise.
 
     Args:
         model: A fitted single-outcome model.

@@ -18,9 +18,7 @@ from ax_pac.acquisition.analytic import PACAcquisition, construct_pac_inputs
 # takes over has a relative error below 10395 / 60^10 = 2e-14 there.
 _SERIES_BELOW = -60.0
 
-
 _DIRECT_ABOVE = -1.0
-
 
 _LOG_SQRT_2PI = 0.5 * math.log(2.0 * math.pi)
 
@@ -146,11 +144,11 @@ class PACExpectedImprovement(LogPACExpectedImprovement):
 
     with s the standard deviation of D, covariance included: the difference that
     `PACAcquisition` standardises, u is its score. Ordinary expected improvement takes
-    the incumbent's value as known; here a point that moves with the incumbent is
-    expected to improve less, and nothing is expected of the incumbent itself.
+    the incumbent's value as known; here a point correlated with the incumbent is
+    expected to improve less, and the incumbent itself not at all.
 
-    It underflows to zero, value and gradient, where no point promises anything, as at
-    the end of every search: maximise `LogPACExpectedImprovement` instead.
+    Value and gradient underflow to zero where no improvement is likely, as at the end
+    of every search: maximise `LogPACExpectedImprovement` instead.
 
     Args:
         model: As in `LogPACExpectedImprovement`.

@@ -46,7 +46,7 @@ class BoundedMaternKernel(ScaleMaternKernel):
 def surrogate_spec() -> SurrogateSpec:
     """Return the surrogate of the source, with its posterior in raw objective units.
 
-    Matern-5/2 with one length scale a parameter, bounded maximum likelihood, noise
+    Matern-5/2 with one length scale per parameter, bounded maximum likelihood, noise
     fixed at the squared standard errors. Outcomes are standardised inside the model,
     which un-standardises its posterior; Ax's own outcome transforms stay off, because
     they would turn delta into a multiple of the standard deviation of the data.

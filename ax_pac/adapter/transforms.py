@@ -31,10 +31,10 @@ from ax_pac.surrogate.noise import DEFAULT_NUM_SAMPLES, smoothed_sems
 class CanonicalPoints(Transform):
     """Move points to the centres of their cells, on the way in and on the way out.
 
-    On the way in, so that the model sees repetitions of one thing as repetitions,
-    whoever proposed them. On the way out, so that the same thing is always the same
-    arm. First in the list of transforms: edges are in the parameters' own units. Its
-    configuration has one entry, `cells`, see `pac_generation_strategy`.
+    On the way in, so that points of one cell are repetitions to the model, whichever
+    rule proposed them. On the way out, so that equal points are the same arm. First in
+    the list of transforms: edges are in the parameters' own units. Its configuration
+    has one entry, `cells`, see `pac_generation_strategy`.
 
     Args:
         search_space: The search space.
@@ -124,7 +124,7 @@ class CanonicalPoints(Transform):
 def _check_parameter(
     search_space: SearchSpace, name: str, edges: tuple[float, ...]
 ) -> None:
-    """Refuse cells that mean nothing for their parameter."""
+    """Refuse cells that do not fit their parameter."""
     parameter = search_space.parameters.get(name)
     if (
         not isinstance(parameter, RangeParameter)
@@ -190,7 +190,7 @@ class SmoothedNoise(Transform):
         )
 
     def _modelled(self, metrics: Iterable[str]) -> list[str]:
-        """Those of some metrics that a model is fitted to; all if that is not known."""
+        """The metrics that a model is fitted to; all if that is not known."""
         metrics = sorted(metrics)
         outcomes = [] if self.adapter is None else self.adapter.outcomes
         return [metric for metric in metrics if metric in outcomes] or metrics
@@ -199,10 +199,10 @@ class SmoothedNoise(Transform):
 class UnevaluatedPoints(Transform):
     """Note, before each proposal, which points were tried and have no observation.
 
-    Ax takes points under evaluation for pending, but not those that failed, and
-    proposes them again at once. It transforms nothing: a transform is where Ax brings
-    experiment and fitted model together whenever it generates, after a reload too. The
-    points are handed to `CertifyingAcquisition` by way of the model.
+    Ax treats points under evaluation as pending, but not those that failed, and would
+    propose them again at once. Nothing is transformed: a transform is called with both
+    experiment and fitted model before each proposal, after a reload too. The points are
+    kept with the model, see `state_of`, for `CertifyingAcquisition`.
 
     Checked on Ax 1.3.1.
     """
@@ -237,7 +237,7 @@ def with_unevaluated(model: Model, X_pending: Tensor | None) -> Tensor | None:
 
     Args:
         model: The fitted surrogate.
-        X_pending: What Ax takes for pending, `p x d`, or None.
+        X_pending: Points that Ax treats as pending, `p x d`, or None.
 
     Returns:
         Shape `q x d`, each point once, or None for no points.

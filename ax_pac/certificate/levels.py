@@ -1,4 +1,4 @@
-"""A certificate that a search is finished, with the probability that it is not."""
+"""The check whether a search is finished, level by level."""
 
 from __future__ import annotations
 
@@ -27,18 +27,15 @@ from ax_pac.certificate.record import (
 )
 from ax_pac.surrogate.fit import fewest_observations, too_few_observations
 
-# A mean closer to zero than this many posterior standard deviations has no sign, so a
-# share of it is no tolerance.
+# The sign of a mean closer to zero than this many posterior standard deviations is not
+# known, so a share of it is no tolerance.
 _SIGNIFICANT_DEVIATIONS = 2.0
-
 
 # Share of epsilon that pays for the error of simulation, over all checks of a search.
 _ALPHA_SHARE = 0.1
 
-
 # The search that looks for what the first one missed is this many times as large.
 _SECOND_EFFORT = 4
-
 
 # Candidates that all draws at level `marginal` share, before each adds its own: a
 # constant, more per coordinate, and the most.
@@ -79,8 +76,8 @@ def certify(
     make no claim on fewer than `fewest_observations(d)` observations.
 
     It works on any BoTorch model, whichever acquisition function chose the points. A
-    maximum that is missed makes a certificate false, so before one is issued a second,
-    independent search four times as large looks for a stronger challenger.
+    missed maximum leads to a false certificate, so a second, independent search, four
+    times as large, looks for a stronger challenger before a certificate is issued.
 
     Args:
         model: A fitted single-outcome model in float64, its posterior in objective
@@ -335,7 +332,7 @@ def _reported(
 ) -> float:
     """The bound; where the estimate itself is above epsilon, the estimate.
 
-    A check that is refused ends after a few draws, whose bound says next to nothing.
+    A check that fails ends after a few draws, whose bound is uninformative.
     """
     if result.estimate > epsilon:
         return result.estimate
@@ -372,7 +369,7 @@ def _mixed(points: Tensor, scores: Tensor, rng: torch.Generator) -> Tensor:
 
 
 def spending(epsilon: float, num_observations: int) -> tuple[float, float]:
-    """What simulation may cost over all checks of a search, and over this one."""
+    """Error allowed to simulation, over all checks of a search and for this one."""
     alpha = _ALPHA_SHARE * epsilon
     return alpha, alpha / (num_observations * (num_observations + 1))
 
@@ -383,7 +380,7 @@ def _union(
     """Merge two searches."""
     best = max(first, second, key=lambda search: search.score)
     if cells is not None and cells.number == len(second.points):
-        return best  # both looked at every cell there is
+        return best  # both scored every cell
     return ChallengerSearch(
         best.challenger,
         best.score,
@@ -447,7 +444,7 @@ def absolute_delta(
 def _pooled_variance(model: Model) -> float:
     """Variance of the mean of all observations, zero where the noise is not known.
 
-    The model takes its constant mean as known; this is how well it can be known.
+    The model takes its constant mean as known; this is the variance of its estimate.
     """
     noise = getattr(getattr(model, "likelihood", None), "noise", None)
     if noise is None:

@@ -36,36 +36,31 @@ from ax_pac.surrogate.mcmc import (
 # had any probability of failing.
 _MOST_DRAWS = 9.0
 
-
-# What fails with this share of epsilon is not looked into further: a bound on its
-# probability is added.
+# Candidates that fail with at most this share of epsilon are left out, and a bound on
+# their probability is added.
 NEGLIGIBLE_SHARE = 0.04
 
-
 MAX_R_HAT = 1.2
-
 
 # Draws between two looks at the bound.
 _BATCH = 64
 
-
-# Half-way between them a check gives up only on so many draws, by so many standard
-# errors: there are many such looks, and a refusal by bad luck costs an evaluation.
+# Between two looks a check gives up only after this many draws, and by this many
+# standard errors: a refusal by chance costs an evaluation.
 _FEWEST_TO_GIVE_UP = 16
-
 
 _ERRORS_TO_GIVE_UP = 2.5
 
 
 @dataclasses.dataclass(frozen=True)
 class MarginalFailure:
-    """How probable it is that some candidate beats the incumbent by more than delta.
+    """The probability that some candidate beats the incumbent by more than delta.
 
     Args:
         estimate: The probability, averaged over the draws.
         num_draws: Function draws, each under a hyperparameter draw of its own.
-        effective_sample_size: Independent draws that these are worth, as the
-            hyperparameter draws are autocorrelated.
+        effective_sample_size: Number of independent draws that would be as accurate;
+            the hyperparameter draws are autocorrelated.
         upper_bound: Upper confidence bound of the probability, see `betting_upper`,
             with what left-out candidates can contribute. Certified when it is at most
             epsilon and the status is "ok".
@@ -114,32 +109,32 @@ def marginal_failure(
 
         P(max_x w f(x) - w f(incumbent) > delta | data)
 
-    over the box, averaged over the posterior of the hyperparameters. The candidates are
-    where to begin; each draw adds points around those that its hyperparameters fear. It
-    takes hyperparameters from their posterior and estimates the probability under them
-    from one function, which is revealed point by point, the likeliest to beat the
-    incumbent first, until all that is left cannot with a probability that matters: see
-    `draw_failures`. Its cost is linear in the number of candidates.
+    over the box, averaged over the posterior of the hyperparameters. Each draw takes
+    hyperparameters from their posterior, adds candidates around those that are likely
+    to fail under them, and estimates the probability from one function. The function is
+    revealed point by point, the likeliest to beat the incumbent first, until the
+    probability of a failure at the others is negligible: see `draw_failures`. The cost
+    is linear in the number of candidates.
 
     Drawing ends as soon as the bound is at most epsilon, or when that has become
-    unlikely, which can only lose a certificate. The bound holds at every look: whenever
-    drawing ends, the probability of certifying a failure probability above epsilon is
-    at most alpha.
+    unlikely, which can only withhold a certificate. The bound is valid at every look:
+    whenever drawing ends, the probability of certifying a failure probability above
+    epsilon is at most alpha.
 
     Args:
         model: A fitted plain `SingleTaskGP` in float64 with a Matern-5/2 kernel, a
             constant mean and known noise, as `fit_model` returns.
         incumbent: The point to be certified. Shape `1 x d`. Unit: the model's input
             units.
-        candidates: The points that may beat it. Shape `N x d`.
+        candidates: Points that may beat it, to begin with. Shape `N x d`.
         delta: Tolerance, positive. Unit: objective units.
         epsilon: Allowed failure probability, in (0, 1).
-        alpha: Allowed probability that sampling error alone certifies, in (0, 1).
+        alpha: Allowed probability of a certificate by sampling error alone, in (0, 1).
         weight: 1 to maximise, -1 to minimise.
         seed: Seed of every random number.
         bounds: The box, `2 x d`. Default: the range of the candidates.
-        cells: Cells of points that are the same thing, if there are such; the maximum
-            is over their centres.
+        cells: Cells of points that are the same; the maximum is over their centres.
+            None for a box without cells.
 
     Returns:
         Counts, bound and status.
@@ -187,7 +182,7 @@ def marginal_failure(
 
 @contextlib.contextmanager
 def _one_thread() -> Iterator[None]:
-    """Work on one core: thousands of small matrices cost more to share than to do."""
+    """Use one core: threads slow down operations on thousands of small matrices."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -203,45 +198,45 @@ def _draw_until_decided(
     alpha: float,
     generator: torch.Generator,
 ) -> MarginalFailure:
-    """Draw until certified, hopeless, or out of draws."""
+    """Draw until certified, unlikely to be, or out of draws."""
     tolerance = NEGLIGIBLE_SHARE * epsilon
     fewest = math.log(alpha) / math.log1p(-epsilon)
     most = math.ceil(_MOST_DRAWS * fewest)
     values = torch.zeros(0, dtype=torch.float64)
     pairwise = torch.zeros(len(problem.candidates), dtype=torch.float64)
     active_set_size = 0
-    worth = 1.0
+    ess_ratio = 1.0
     while len(values) < most:
         first = len(values)
         chains.extend(first + _BATCH)
         sample = chains.sample(first=first)
         gives_up = functools.partial(
-            _is_hopeless_with, values, epsilon, alpha, worth, most
+            _is_hopeless_with, values, epsilon, alpha, ess_ratio, most
         )
         draws = draw_failures(problem, sample, tolerance, generator, is_enough=gives_up)
         values = torch.cat([values, draws.failure])
         active_set_size = max(active_set_size, draws.active_set_size)
         pairwise += draws.pairwise * len(sample.outputscale)
         if len(values) < first + _BATCH:  # given up half-way
-            effective, diagnosis = worth * len(values), _diagnosis(sample, 0.0)
+            effective, diagnosis = ess_ratio * len(values), _diagnosis(sample, 0.0)
             break
-        # What the probabilities are worth, which scatter under each setting as well;
-        # the settings have to be enough on their own.
+        # Of the probabilities, which vary under each setting as well; the settings have
+        # to be enough on their own, see `_diagnosis`.
         effective = effective_sample_size(values.reshape(-1, NUM_CHAINS).mT)
         if effective == 0.0:  # all of them equal, typically zero
             effective = sample.effective_sample_size
-        worth = effective / len(values)
-        is_bounded = log_wealth(values, epsilon, worth) >= -math.log(alpha)
+        ess_ratio = effective / len(values)
+        is_bounded = log_wealth(values, epsilon, ess_ratio) >= -math.log(alpha)
         diagnosis = _diagnosis(sample, fewest if is_bounded else 0.0)
         if is_bounded and diagnosis == _OK:
             break
-        if is_hopeless(values, epsilon, alpha, worth, most):
+        if is_hopeless(values, epsilon, alpha, ess_ratio, most):
             break
     return MarginalFailure(
         estimate=float(values.mean()),
         num_draws=len(values),
         effective_sample_size=effective,
-        upper_bound=betting_upper(values, alpha, worth),
+        upper_bound=betting_upper(values, alpha, ess_ratio),
         active_set_size=active_set_size,
         challenger=int(pairwise.argmax()),
         hyperparameter_status=diagnosis.status,
@@ -253,18 +248,18 @@ def _is_hopeless_with(
     values: Tensor,
     epsilon: float,
     alpha: float,
-    worth: float,
+    ess_ratio: float,
     most: int,
     failure: Tensor,
 ) -> bool:
-    """Whether values and these failures together are hopeless.
+    """Whether values and these failures together are unlikely to certify.
 
-    Giving up is free, however early: it can only withhold a certificate.
+    Giving up is safe, however early: it can only withhold a certificate.
     """
     drawn = torch.cat([values, failure])
     if len(drawn) < _FEWEST_TO_GIVE_UP:
         return False
-    return is_hopeless(drawn, epsilon, alpha, worth, most, _ERRORS_TO_GIVE_UP)
+    return is_hopeless(drawn, epsilon, alpha, ess_ratio, most, _ERRORS_TO_GIVE_UP)
 
 
 def _diagnosis(sample: HyperparameterSample, fewest: float) -> _Diagnosis:
@@ -311,7 +306,7 @@ def _refusal(
 
 
 def is_noise_alone(Y: Tensor, Yvar: Tensor) -> bool:
-    """Whether the outcomes are what a constant function would give, by chi-squared."""
+    """Whether a constant function explains the outcomes, by a chi-squared test."""
     precision = 1.0 / (Yvar + JITTER)
     mean = (precision * Y).sum() / precision.sum()
     statistic = float((precision * (Y - mean).square()).sum())

@@ -166,7 +166,7 @@ def refuse_unknown(
 
 
 def check_settings(*, delta: float, epsilon: float, level: str) -> None:
-    """Refuse a delta, epsilon or level out of range, naming what came."""
+    """Refuse a delta, epsilon or level out of range, naming the value."""
     check_delta(delta)
     if not (isinstance(epsilon, (int, float)) and 0.0 < epsilon < 1.0):
         raise ValueError(
@@ -182,7 +182,7 @@ def reason_of(certificate: PACCertificate) -> str:
     if certificate.hyperparameter_status not in (None, "ok"):
         return f"no claim can be made yet: {certificate.hyperparameter_text}"
     if not certificate.certifiable:
-        return "the score of the challenger is not finite; the model cannot be trusted"
+        return "the score of the challenger is not finite; check the fit of the model"
     verdict = "at most" if certificate.holds else "above"
     probability = (
         f"{certificate.failure_probability:.3g}, {verdict} epsilon = {epsilon}"
@@ -193,10 +193,10 @@ def reason_of(certificate: PACCertificate) -> str:
             f"probability {probability} (pairwise: each challenger on its own, which "
             "is necessary, not sufficient)"
         )
-    says = "bounded by" if certificate.holds else "estimated at"
+    by = "bounded by" if certificate.holds else "estimated at"
     claim = (
         f"the probability that any point beats the incumbent by more than {delta} is "
-        f"{says} {probability}"
+        f"{by} {probability}"
     )
     if certificate.reached == "joint":
         return (

@@ -1,4 +1,4 @@
-"""The observations of an experiment that a certificate speaks of, checked."""
+"""The observations that a certificate is about, checked."""
 
 from __future__ import annotations
 
@@ -32,13 +32,13 @@ def observed_data(experiment: Experiment) -> pd.DataFrame:
 
     Returns:
         Columns `trial_index, arm_name, mean, sem`, sorted. A NaN mean is no
-        observation, nor is a point outside the search space, of which a warning tells
+        observation, nor is a point outside the search space, which a warning reports
         (Ax drops both).
 
     Raises:
         ValueError: For several objectives or outcome constraints, for an infinite mean,
             and for a missing, infinite or negative standard error, naming the trial.
-            Ax would ignore the first two and quietly guess the noise for the last.
+            Ax would ignore the first two and infer the noise for the last.
     """
     source, session = Source.of(experiment), session_of(experiment)
     if session.observations is None or session.observations[0] != source:
@@ -113,8 +113,8 @@ def _outside(experiment: Experiment, names: set[str]) -> set[str]:
             if any(arm.name in outside for arm in trial.arms)
         )
         warnings.warn(
-            f"trials {trials} lie outside the search space and count for nothing: "
-            "neither model nor certificate uses them. Attach points within the bounds, "
+            f"trials {trials} lie outside the search space and are not used by "
+            "model or certificate. Attach points within the bounds, "
             "or set up an experiment with wider ones.",
             stacklevel=2,
         )
@@ -124,7 +124,7 @@ def _outside(experiment: Experiment, names: set[str]) -> set[str]:
 def unevaluated_arms(
     experiment: Experiment, data: pd.DataFrame | None = None
 ) -> list[Arm]:
-    """Return the arms that were tried and are not to be proposed again for now.
+    """Return the arms that ended without an observation, not to be proposed for now.
 
     An arm without any observation one of whose trials has ended, be it failed,
     abandoned, or completed without data; and an arm that has one, if its trial was the
@@ -170,7 +170,7 @@ def objective_metric(experiment: Experiment) -> str:
         )
     if config.is_moo_problem:
         raise ValueError(
-            "several objectives are not supported: a PAC certificate speaks of one. "
+            "several objectives are not supported: a PAC certificate is about one. "
             "Scalarise them into one metric."
         )
     if config.outcome_constraints:
@@ -189,7 +189,7 @@ def objective_metric(experiment: Experiment) -> str:
 
 
 def _check_observation(metric: str, trial_index: int, mean: Any, sem: Any) -> None:
-    """Refuse one observation that the surrogate could only misread."""
+    """Refuse one observation that the surrogate would misinterpret."""
     where = f"trial {trial_index}, metric {metric!r}"
     remedy = (
         f"Attach it again with client.attach_data({trial_index}, "
@@ -201,8 +201,8 @@ def _check_observation(metric: str, trial_index: int, mean: Any, sem: Any) -> No
         )
     if sem is None or math.isnan(sem):
         raise ValueError(
-            f"{where}: the standard error of the mean is missing. Without it the noise "
-            f"would be guessed and the certificate void. {remedy}"
+            f"{where}: the standard error of the mean is missing. Without it Ax would "
+            f"infer the noise, and the certificate would not hold. {remedy}"
         )
     if math.isinf(sem) or sem < 0:
         raise ValueError(

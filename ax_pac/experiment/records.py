@@ -1,4 +1,4 @@
-"""Certificates kept with an experiment, keyed by the data they were computed on."""
+"""Certificates stored with an experiment, by the data they were computed on."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def find_record(
 def _with_unevaluated(
     record: dict[str, Any], experiment: Experiment, data: pd.DataFrame
 ) -> dict[str, Any]:
-    """Say in a record, in place, which points could not be evaluated."""
+    """Update the points of a record that could not be evaluated, in place."""
     observed = set(data["arm_name"])
     arms = unevaluated_arms(experiment, data)
     names = [arm.name for arm in arms if arm.name not in observed]

@@ -25,8 +25,8 @@ class Session:
     Args:
         observations: What observations were last read from, and the observations: Ax
             asks for them several times per trial.
-        node: The PAC node that searches the experiment. Whoever asks the same question
-            about the experiment shares its fit.
+        node: The PAC node that searches the experiment. Certificates with the same
+            settings share its fit.
         saver: The client that writes the experiment to a database.
     """
 

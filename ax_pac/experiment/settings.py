@@ -49,8 +49,9 @@ class CertificateSettings:
         noise: What the model takes for the noise of an observation: `smoothed` is its
             standard error smoothed over trials (`smoothed_sems`), `raw` its standard
             error as reported. The experiment keeps what was reported either way.
-        num_samples: Number of samples behind each standard error, at least 2. It says
-            how uncertain the standard errors are, and so how far smoothing may go.
+        num_samples: Number of samples behind each standard error, at least 2. It
+            determines how uncertain the standard errors are, and so how much they are
+            smoothed.
         cells: For coordinates that are rounded before use: by parameter, the edges of
             the bins whose points are the same, in the parameter's units and strictly
             increasing from its lower to its upper bound, or `Cells` with names.

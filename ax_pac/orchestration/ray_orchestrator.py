@@ -29,8 +29,8 @@ class RayOrchestrator(Orchestrator):
     """Ax's Orchestrator, which cancels what runs once the search is finished.
 
     Ax waits for trials that run when the strategy, or a global stopping strategy, ends
-    the search. A certificate speaks of completed trials only, so that nothing is gained
-    by waiting: they are cancelled and abandoned, with the reason. Checked on Ax 1.3.1.
+    the search. A certificate is about completed trials only, so waiting has no use: the
+    running trials are cancelled and abandoned, with the reason. Checked on Ax 1.3.1.
 
     Args:
         experiment: Its runner is a `RayRunner`.

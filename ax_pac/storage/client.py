@@ -1,4 +1,4 @@
-"""An Ax client that lives in a database and survives the death of its process."""
+"""An Ax client whose experiment is kept in a database."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def open_client(db: str | Path, name: str) -> StoredClient:
 
     Args:
         db: A path or a URL, see `database_url`.
-        name: Of the experiment. One database holds as many as it is asked to.
+        name: Name of the experiment. One database holds any number of them.
 
     Returns:
         A client. If the database has the experiment, it is as it was at its last
@@ -78,9 +78,8 @@ class StoredClient(Client):
 
     As `Client(storage_config=StorageConfig(url=...))`, with four differences. What one
     call changes is written together, so that a process killed at any moment leaves the
-    state before the call or the one after it. Only what changed is written. Numbers are
-    kept to the last bit, where Ax keeps ten decimals. Certificates are saved as they
-    are computed.
+    state before the call or after it. Only what changed is written. Numbers are stored
+    exactly, where Ax stores ten decimals. Certificates are saved as they are computed.
 
     Not for several processes, nor for several threads, at a time.
 
@@ -141,8 +140,8 @@ class StoredClient(Client):
     def unfinished_trials(self) -> dict[int, dict[str, Any]]:
         """Return the trials that were running when their process ended.
 
-        Evaluate them and complete them under their own index: a killed loop then goes
-        on as if nothing had happened.
+        Evaluate them and complete them under their own index: a killed loop then
+        continues as if it had not been interrupted.
 
         Returns:
             Trial index to parameterization, in order.
@@ -179,7 +178,7 @@ class StoredClient(Client):
         resume(self, experiment, strategy)
         save_records_by(experiment, self)
 
-    # Ax calls these after each change; they note it and leave the writing to `_save`.
+    # Ax calls these after each change; `_save` writes what they note.
 
     def _save_experiment_to_db_if_possible(self, experiment: Experiment) -> bool:
         save_records_by(experiment, self)
@@ -226,7 +225,7 @@ class StoredClient(Client):
                 self._save()
 
     def _save(self) -> None:
-        """Write what changed since the last time; on an error nothing is forgotten."""
+        """Write what changed since the last time; after an error it is tried again."""
         changed = self._whole or self._strategy_changed or self._records_changed
         experiment = maybe_experiment_of(self)
         if not (changed or self._trials) or experiment is None:

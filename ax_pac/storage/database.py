@@ -52,7 +52,7 @@ for _type in (
     _type.cache_ok = False
 
 
-# What a trial's row has from its first save on.
+# Columns of a trial that are set when it is first saved.
 _KEYS = ("id", "experiment_id")
 
 
@@ -111,8 +111,8 @@ def _plain(value: Any) -> Any:
 class Database:
     """Tables of Ax in one database, and transactions in it.
 
-    Ax keeps one database a process, the first that was named; here every call says
-    which one it means.
+    Ax keeps one database per process, the first that was used; here each call is
+    explicit about its database.
 
     Args:
         url: An SQLAlchemy URL. Missing tables are made.
@@ -128,7 +128,7 @@ class Database:
         except sqlalchemy.exc.ArgumentError as error:
             raise ValueError(
                 "expected a database as a URL, such as sqlite:///search.db or "
-                f"postgresql+psycopg://user@host/name; SQLAlchemy says: {error}"
+                f"postgresql+psycopg://user@host/name; SQLAlchemy's error: {error}"
             ) from error
         except ModuleNotFoundError as error:
             raise ValueError(
@@ -148,7 +148,7 @@ class Database:
 
     @contextlib.contextmanager
     def sessions(self) -> Iterator[None]:
-        """Let Ax's functions speak to this database."""
+        """Make Ax's functions use this database."""
         with _sessions_on(self.engine):
             yield
 
@@ -249,8 +249,8 @@ def _save_trials(
 ) -> None:
     """Write trials and their observations, as Ax's `save_or_update_trials` does.
 
-    That one reads all observations back and prints them for an error message that is
-    not raised, which takes longer than everything else.
+    Ax's function also formats all observations for an error message that it does not
+    raise, which takes longer than everything else.
     """
 
     def of_experiment(row: Any) -> Any:

@@ -34,7 +34,6 @@ from ax_pac.strategy.stopping import PACStoppingStrategy
 # about an unknown name tells the reader what to import.
 _PREFIX = "ax_pac."
 
-
 _CLASSES: tuple[tuple[type[Any], type[Any]], ...] = (
     (AcquisitionFunction, PACAcquisition),
     (AcquisitionFunction, PACExpectedImprovement),
@@ -42,7 +41,6 @@ _CLASSES: tuple[tuple[type[Any], type[Any]], ...] = (
     (Acquisition, CertifyingAcquisition),
     (Kernel, BoundedMaternKernel),
 )
-
 
 _CRITERIA = (InitialTrialsCompleted, CertificateHolds, ExperimentCertified)
 

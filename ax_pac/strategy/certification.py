@@ -38,8 +38,8 @@ def certify_experiment(
     """Certify an Ax experiment, whatever chose its points.
 
     Fits the surrogate of `pac_generation_strategy` to the completed data and keeps the
-    certificate with the experiment. Asked the same question about the same data again,
-    it returns the kept one.
+    certificate with the experiment. Called again with the same options and data, it
+    returns the stored one.
 
     Args:
         experiment: An experiment with one objective and observations with standard
@@ -110,7 +110,7 @@ def latest_certificate(client: Any) -> PACCertificate | None:
 
 
 def incumbent_arm(client: Any) -> Arm | None:
-    """Return the arm that the latest certificate speaks of, or None before the first.
+    """Return the incumbent of the latest certificate, or None before the first.
 
     Not `client.get_best_parameterization()`, which may fall back on the best
     observation.

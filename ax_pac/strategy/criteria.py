@@ -1,4 +1,4 @@
-"""Transition criteria: initial trials completed, certificate holds."""
+"""Transition criteria: the initial trials are complete, the certificate holds."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ class InitialTrialsCompleted(TransitionCriterion):
     """Met when enough trials have data for the first model.
 
     Unlike Ax's `MinTrials` it counts observations, not trials, its default depends on
-    the dimension of the experiment it meets, and it checks the observations as they
-    come, so that a missing standard error is reported at once.
+    the dimension of the experiment, and it checks the observations as they arrive, so
+    that a missing standard error is reported at once.
 
     Args:
-        transition_to: Name of the node that takes over, or of the node itself, for the
-            certificate to be asked there first.
+        transition_to: Name of the node that takes over, or of the node itself, where
+            its certificate is checked first.
         num_initial_trials: Number of observations; None for `max(6, d + 2)`.
         continue_trial_generation: As in Ax.
     """
@@ -47,7 +47,7 @@ class InitialTrialsCompleted(TransitionCriterion):
 
 
 def has_initial_trials(experiment: Experiment, number: int | None) -> bool:
-    """Return whether there are so many observations; None for `max(6, d + 2)`."""
+    """Return whether there are `number` observations; None for `max(6, d + 2)`."""
     if number is None:
         number = max(6, len(experiment.search_space.tunable_parameters) + 2)
     return len(observed_data(experiment)) >= number
@@ -56,9 +56,9 @@ def has_initial_trials(experiment: Experiment, number: int | None) -> bool:
 class CertificateHolds(TransitionCriterion):
     """Met when the certificate holds for the data at hand; points back to its node.
 
-    Ax takes a node whose criteria point back to itself for the end of the strategy, on
-    every route (`Client`, `run_trials`, `AxClient`, `Orchestrator`), and stores it.
-    Pending trials are left aside, so the rule also works while trials run.
+    Ax ends a strategy at a node whose criteria point back to it, in every loop
+    (`Client`, `run_trials`, `AxClient`, `Orchestrator`), and stores the criterion.
+    Pending trials are ignored, so the rule also works while trials run.
 
     Args:
         transition_to: Name of the node that has the criterion.
@@ -84,7 +84,7 @@ class ExperimentCertified(TransitionCriterion):
     """Met when `certify_experiment` certifies; points back to its node.
 
     The same rule as `CertificateHolds` for a node with any generator: the certificate
-    has a model of its own. Pending trials are left aside.
+    has a model of its own. Pending trials are ignored.
 
     Args:
         transition_to: Name of the node itself.

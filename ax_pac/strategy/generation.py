@@ -18,8 +18,7 @@ from ax_pac.strategy.criteria import PAC_NODE, CertificateHolds, InitialTrialsCo
 
 SOBOL_NODE = "Sobol"
 
-
-# Up to so many cells the initial design may repeat one.
+# With at most this many cells the initial design may repeat one.
 _FEW_CELLS = 100
 
 
@@ -29,7 +28,8 @@ def _sobol_kwargs(settings: CertificateSettings) -> dict[str, Any]:
     if settings.cells:
         kwargs["transforms"] = [CanonicalPoints, *Cont_X_trans]
         kwargs["transform_configs"] = cells_config(settings)
-        # Ax gives up when it finds no new point, and there may be fewer than trials.
+        # Ax gives up when it finds no new point, and there may be fewer cells than
+        # trials.
         number = math.prod(len(edges) - 1 for _, edges in settings.cells)
         kwargs["deduplicate"] = number > _FEW_CELLS
     return kwargs
@@ -50,8 +50,8 @@ def pac_generation_strategy(
 ) -> GenerationStrategy:
     """Build a strategy: Sobol points, then the PAC criterion until a certificate holds.
 
-    The strategy ends itself: once the certificate holds for the completed data, asking
-    for another trial raises Ax's `OptimizationComplete` (a `Client` loop), and
+    The strategy ends by itself: once the certificate holds for the completed data,
+    asking for another trial raises Ax's `OptimizationComplete` (a `Client` loop), and
     `client.run_trials` or an `Orchestrator` return. Every certificate on the way is
     kept with the experiment, see `certificate_history`.
 
@@ -98,22 +98,22 @@ def pac_generation_strategy(
     )
     if num_initial_trials is not None and num_initial_trials < 2:
         raise ValueError(
-            "num_initial_trials must be at least 2, a model of fewer points says "
-            f"nothing; got {num_initial_trials}"
+            "num_initial_trials must be at least 2, fewer points are not enough for a "
+            f"model; got {num_initial_trials}"
         )
     sobol = GenerationNode(
         name=SOBOL_NODE,
         generator_specs=[
             GeneratorSpec(Generators.SOBOL, generator_kwargs=_sobol_kwargs(settings))
         ],
-        # Ax proposes from a node before it asks whether that node is at its end: the
-        # first certificate is asked for here, or it would cost an evaluation.
+        # Ax proposes from a node before it checks whether that node has ended: without
+        # this criterion the first certificate would cost an evaluation.
         transition_criteria=[
             InitialTrialsCompleted(SOBOL_NODE, num_initial_trials),
             CertificateHolds(SOBOL_NODE),
             InitialTrialsCompleted(PAC_NODE, num_initial_trials),
         ],
-        # In place of a repetition Ax would put a point that is nobody's centre.
+        # Ax would replace a repetition by a point that is not the centre of a cell.
         should_deduplicate=not settings.cells,
     )
     pac = GenerationNode(

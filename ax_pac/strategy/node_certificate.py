@@ -60,11 +60,11 @@ def certify_at(
 def searching_node(
     experiment: Experiment, settings: CertificateSettings
 ) -> GenerationNode | None:
-    """Return the PAC node that searches an experiment with the same question, if any.
+    """Return the PAC node that searches an experiment with the same options, if any.
 
     Args:
         experiment: An Ax experiment.
-        settings: The question; seed and sampling are no part of it.
+        settings: The options; seed and sampling are not compared.
     """
     reference = session_of(experiment).node
     node = None if reference is None else reference()
@@ -99,14 +99,14 @@ def certify_adapter(
         experiment: The experiment that the adapter was fitted to.
         data: What `observed_data` returned for it.
         adapter: An adapter made with `generator_kwargs(settings)`.
-        settings: What is asked of the certificate.
-        fit_seconds: What the fit took, for the record.
+        settings: The options of the certificate.
+        fit_seconds: Wall seconds of the fit, for the record.
 
     Returns:
         The record.
     """
     start = time.perf_counter()
-    # No pending observations on purpose: a certificate speaks of completed data.
+    # Without pending observations: a certificate is about completed data.
     adapter.gen(n=1)
     certificate = last_acquisition(adapter).certificate
     seconds = {"fit": fit_seconds, "propose": time.perf_counter() - start}

@@ -35,7 +35,7 @@ def certified_generation_strategy(
 
     For every loop of Ax, `Client` included, which has no global stopping: once the
     certificate holds, asking for another trial raises `OptimizationComplete`. A model
-    for the certificate is fitted beside the strategy's own, once for each set of data.
+    for the certificate is fitted besides the strategy's own, once per set of data.
 
     Args:
         strategy: A strategy whose last node has no transition criteria, so that it
@@ -78,8 +78,8 @@ def certified_generation_strategy(
     if last.transition_criteria:
         raise ValueError(
             f"the last node {last.name!r} of strategy {strategy.name!r} has transition "
-            f"criteria, {list(last.transition_criteria)}; expected a node that goes on "
-            "for ever, for the certificate to end. Remove them."
+            f"criteria, {list(last.transition_criteria)}; expected none, because the "
+            "certificate ends the strategy. Remove them."
         )
     criterion = ExperimentCertified(last.name, settings.to_dict(), min_trials)
     set_transition_criteria(last, [criterion])
@@ -90,8 +90,8 @@ class PACStoppingStrategy(BaseGlobalStoppingStrategy):
     """Stop an `AxClient` or an `Orchestrator` when the certificate holds.
 
     `pac_generation_strategy` and `certified_generation_strategy` end by themselves;
-    this is for loops with another strategy. Beside a PAC strategy that asks the same
-    question it shares fit, certificate and record. It holds settings only; the
+    this is for loops with another strategy. Next to a PAC strategy with the same
+    settings it shares fit, certificate and record. It holds settings only; the
     certificate comes from `certify_experiment`. Ax does not store it: give it again
     when a search is loaded.
 
@@ -102,7 +102,7 @@ class PACStoppingStrategy(BaseGlobalStoppingStrategy):
         relative: Whether delta is a share of the incumbent's posterior mean.
         min_trials: Observations before the first certificate; None for `max(6, d + 2)`.
         inactive_when_pending_trials: Ax's own default is True, under which a loop that
-            always has a trial running never stops. A certificate speaks of completed
+            always has a trial running never stops. A certificate is about completed
             data only, so it is False here.
         seed: Seed of the search; None draws one.
         noise: `smoothed` or `raw` standard errors.

@@ -15,49 +15,37 @@ from torch import Tensor
 # of the prior lie within a factor of 2.1 of the median on either side.
 LENGTHSCALE_MEDIAN = 0.25
 
-
 LENGTHSCALE_LOG_SD = 0.75
-
 
 OUTPUTSCALE_MEDIAN = 1.0
 
-
 OUTPUTSCALE_LOG_SD = 0.75
-
 
 # Prior variance of the constant mean, which is integrated out.
 MEAN_VARIANCE = 1.0
-
 
 # Added to the noise, in units of the standardised outcome's variance: without it a
 # nearly noiseless kernel matrix with a long length scale has no Cholesky factor.
 JITTER = 1e-8
 
-
 NUM_CHAINS = 64
-
 
 _NUM_STARTS = 512
 
-
 _PRIOR_PERIOD = 3
-
 
 _CHUNK_SIZE = 120_000  # doubles factorised at a time: what fits into a core's cache
 
-
 _DEGREES_OF_FREEDOM = 5.0
 
-
 _MAX_SHRINKS = 100
-
 
 _NUM_GROUPS = 8
 
 
 @dataclasses.dataclass(frozen=True)
 class HyperparameterSample:
-    """Draws from the posterior of the hyperparameters, and how good they are.
+    """Draws from the posterior of the hyperparameters, with diagnostics.
 
     Args:
         lengthscale: Shape `S x d`. Unit: the box.
@@ -152,7 +140,7 @@ class HyperparameterChains:
         return len(self._history) // self.thin * NUM_CHAINS
 
     def extend(self, num_samples: int) -> None:
-        """Run on until at least `num_samples` draws are kept in all."""
+        """Continue until at least `num_samples` draws are kept in all."""
         while self.num_samples < num_samples:
             for _ in range(self.thin):
                 self._sweep()
@@ -357,19 +345,19 @@ class _Student:
 
 
 def effective_sample_size(chains: Tensor) -> float:
-    """Estimate how many independent draws the states of all chains are worth.
+    """Estimate the effective sample size of the states of all chains.
 
         m * Var(state) / Var(mean of a chain),
 
-    with m chains: the chains are independent, so the scatter of their means says how
-    accurate the overall mean is, whatever the autocorrelation. With many short chains
-    this is less noisy than a sum of autocorrelations, and it cannot end too early.
+    with m chains. The chains are independent, so the variance of their means gives the
+    accuracy of the overall mean, whatever the autocorrelation. With many short chains
+    this is less noisy than a sum of autocorrelations, which has to be truncated.
 
     Args:
         chains: One scalar quantity. Shape `chains x states`.
 
     Returns:
-        The effective number of states, at most all; standard error 18 % of 64 chains.
+        The effective number of states, at most all; standard error 18 % with 64 chains.
 
     Source: Gelman et al., Bayesian Data Analysis, 3rd ed., section 11.5. Deviation: the
     variance of a chain's mean is measured between chains, not from autocorrelations.
@@ -383,18 +371,18 @@ def effective_sample_size(chains: Tensor) -> float:
 
 
 def group_r_hat(chains: Tensor, start: Tensor) -> float:
-    """Potential scale reduction between groups of chains that started alike.
+    """Return the potential scale reduction between groups of similar starting points.
 
     Chains are sorted by their starting value and pooled into eight groups. Many short
     chains differ from each other however well they have mixed; the groups differ only
-    as far as the starting value is still remembered.
+    as far as the chains still depend on the starting value.
 
     Args:
         chains: One scalar quantity. Shape `chains x sweeps`.
         start: Its value at the start of each chain. Shape `chains`.
 
     Returns:
-        `sqrt(1 + between / within)`, 1 when nothing of the start is left.
+        `sqrt(1 + between / within)`, 1 when the starting point is forgotten.
 
     Source: Margossian et al. 2024 (nested R-hat). Deviation: the groups are formed
     from over-dispersed starts afterwards instead of starting in the same place.

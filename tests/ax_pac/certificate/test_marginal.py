@@ -352,7 +352,7 @@ def test_what_is_clearly_above_epsilon_is_given_up_half_way_with_the_same_challe
     assert torch.equal(some.pairwise, every.pairwise)
 
 
-def test_giving_up_half_way_refuses_and_is_worth_what_was_drawn():
+def test_giving_up_half_way_refuses_and_reports_what_was_drawn():
     model, incumbent, candidates = fitted(n=40, d=4)
     failure = marginal_failure(model, incumbent, candidates, delta=0.01, **SETTINGS)
     assert failure.upper_bound > 0.05
@@ -370,7 +370,7 @@ def test_a_few_draws_are_no_reason_to_give_up():
     assert gives_up(1, before=64)
 
 
-def test_the_challenger_is_the_candidate_feared_most_over_all_hyperparameters():
+def test_the_challenger_is_the_candidate_most_likely_to_fail_over_all_hyperparameters():
     model, incumbent, candidates = fitted()
     result = marginal_failure(model, incumbent, candidates, delta=0.2, **SETTINGS)
     problem = DifferenceProblem(model, incumbent, candidates, 0.2, 1.0)
