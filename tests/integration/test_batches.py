@@ -140,7 +140,7 @@ def largest_score(client: Any, evaluated: torch.Tensor) -> float:
 def test_a_batch_says_more_than_repetitions_and_than_random_points():
     """The score to come down after the batch, the measure of how close one is."""
     better_than_repeated = better_than_random = 0
-    for seed in range(4):
+    for seed in range(2):
         client = new_client(delta=0.02, seed=seed, level="pairwise")
         run(client, max_trials=9, sem=0.05, evaluate=noisy(seed, 0.05))
         batch = batch_of(client, 4)
@@ -149,8 +149,8 @@ def test_a_batch_says_more_than_repetitions_and_than_random_points():
         score = largest_score(client, batch)
         better_than_repeated += score < largest_score(client, batch[:1].expand(4, 2))
         better_than_random += score < largest_score(client, random)
-    assert better_than_repeated == 4
-    assert better_than_random == 4
+    assert better_than_repeated == 2
+    assert better_than_random == 2
 
 
 def evaluations(batch: int, seed: int, *, d: int, delta: float, sem: float) -> int:
@@ -176,7 +176,7 @@ FACTOR = 1.5
 @pytest.mark.parametrize(
     ("d", "delta", "sem", "seeds"),
     [
-        (2, 0.05, 0.02, 2),
+        (2, 0.05, 0.02, 1),
         pytest.param(2, 0.05, 0.02, 10, marks=pytest.mark.slow),
         pytest.param(2, 0.05, 0.05, 10, marks=pytest.mark.slow),
         pytest.param(3, 0.1, 0.05, 10, marks=pytest.mark.slow),
