@@ -51,6 +51,7 @@ ROWS: dict[str, set[str]] = {
     | {
         "ax_pac.ax_internals",
         "ax_pac.acquisition",
+        "ax_pac.certificate",
         "ax_pac.experiment",
         "ax_pac.adapter",
         "ax_pac.strategy",

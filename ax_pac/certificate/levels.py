@@ -227,8 +227,8 @@ class _Finding(NamedTuple):
 def _pairwise(check: _Check) -> _Finding:
     """Evaluate the strongest challenger on its own.
 
-    The stronger levels need a fit that can be trusted, so in front of them this one
-    also asks whether there are enough observations for one.
+    In front of a stronger level it also checks that there are enough observations to
+    fit the hyperparameters.
     """
     score = check.search.score
     fields: dict[str, Any] = {

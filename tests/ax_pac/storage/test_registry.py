@@ -113,6 +113,9 @@ def test_a_stopping_strategy_survives_json():
     loaded = object_from_json(json.loads(json.dumps(object_to_json(strategy))))
     assert isinstance(loaded, PACStoppingStrategy)
     assert repr(loaded) == repr(strategy)
+    newer = {**object_to_json(strategy), "tomorrow": 1}
+    with pytest.raises(ValueError, match=r"know: tomorrow.* update ax-pac"):
+        object_from_json(newer)
 
 
 def test_registering_twice_changes_nothing():
