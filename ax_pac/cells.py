@@ -1,4 +1,4 @@
-"""Cells of the search space: points that are the same thing under other coordinates."""
+"""Cells of the search space: sets of points with the same objective."""
 
 from __future__ import annotations
 
@@ -16,48 +16,27 @@ CellEdges = Mapping[str, Sequence[float]]
 """Parameter name to the edges of its bins, in the parameter's own units."""
 
 FrozenEdges = tuple[tuple[str, tuple[float, ...]], ...]
-
-
-def frozen_edges(cells: CellEdges | FrozenEdges | None) -> FrozenEdges:
-    """Return edges by parameter as a hashable value, checked.
-
-    Args:
-        cells: Edges by parameter; None or empty for no cells.
-
-    Raises:
-        ValueError: When a parameter has fewer than two edges, or edges that are not
-            finite and strictly increasing.
-
-    Example:
-        >>> frozen_edges({"x": [0, 0.5, 1]})
-        (('x', (0.0, 0.5, 1.0)),)
-    """
-    items = cells.items() if isinstance(cells, Mapping) else cells or ()
-    frozen = tuple((str(name), tuple(map(float, edges))) for name, edges in items)
-    for name, edges in frozen:
-        if (
-            len(edges) < 2
-            or not all(map(math.isfinite, edges))
-            or any(low >= high for low, high in pairwise(edges))
-        ):
-            raise ValueError(
-                f"the edges of the cells of {name!r} must be two or more finite, "
-                f"strictly increasing numbers; got {len(edges)}: {edges[:4]}..."
-            )
-    return frozen
+"""The same as a hashable value, without the parameters that have no bins."""
 
 
 @dataclass(frozen=True)
 class Cells:
     """A grid of cells over the box; all points of a cell have the same objective.
 
-    Coordinates that are rounded before they are used make plateaus: two points of one
-    cell are the same thing, so a challenger in the incumbent's cell is none. Bin i of a
+    Coordinates that are rounded before use make plateaus: two points of one cell are
+    the same, and no point of the incumbent's cell is a challenger. Bin i of a
     coordinate is `[edges[i], edges[i + 1])`, the last one closed; the canonical point
     of a cell is its centre.
 
     Args:
-        edges: Edges of the bins of each coordinate; empty for one without bins.
+        edges: Edges of the bins of each coordinate, in the order of the model's inputs
+            and in their units; empty for a coordinate without bins.
+        names: Name of each coordinate, where the cells are those of an experiment's
+            parameters; see `Cells.of`.
+
+    Raises:
+        ValueError: When a coordinate has one edge, or edges that are not finite and
+            strictly increasing, or when the names do not match the edges.
 
     Example:
         >>> cells = Cells(((0.0, 0.5, 1.0), ()))
@@ -67,10 +46,48 @@ class Cells:
     """
 
     edges: tuple[tuple[float, ...], ...]
+    names: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.names and len(self.names) != len(self.edges):
+            raise ValueError(
+                f"expected a name for each of {len(self.edges)} coordinates, got "
+                f"{self.names}"
+            )
+        for i, edges in enumerate(self.edges):
+            if edges and (
+                len(edges) < 2
+                or not all(map(math.isfinite, edges))
+                or any(low >= high for low, high in pairwise(edges))
+            ):
+                name = repr(self.names[i]) if self.names else f"coordinate {i}"
+                raise ValueError(
+                    f"the edges of the cells of {name} must be two or more finite, "
+                    f"strictly increasing numbers; got {len(edges)}: {edges[:4]}..."
+                )
+
+    @classmethod
+    def of(cls, cells: Cells | CellEdges | None) -> Cells | None:
+        """Return cells from edges by coordinate name, in their order; None for none.
+
+        Args:
+            cells: Edges by name, or cells, which are returned as they are.
+
+        Raises:
+            ValueError: As the constructor.
+
+        Example:
+            >>> Cells.of({"x": [0, 0.5, 1], "y": []})
+            Cells(edges=((0.0, 0.5, 1.0), ()), names=('x', 'y'))
+        """
+        if cells is None or isinstance(cells, Cells):
+            return cells
+        edges = tuple(tuple(map(float, bins)) for bins in cells.values())
+        return cls(edges, tuple(map(str, cells))) if edges else None
 
     @property
     def number(self) -> float:
-        """How many cells there are; infinite with a coordinate without bins."""
+        """Number of cells; infinite with a coordinate without bins."""
         return math.prod(len(edges) - 1 if edges else math.inf for edges in self.edges)
 
     def canonical(self, points: Tensor) -> Tensor:
@@ -153,3 +170,31 @@ class _Bins:
     def of(self, column: Tensor) -> Tensor:
         """Return the indices of the bins that coordinates lie in."""
         return torch.searchsorted(self._inner, column.contiguous(), right=True)
+
+
+def frozen_edges(cells: Cells | CellEdges | FrozenEdges | None) -> FrozenEdges:
+    """Return edges by parameter as a hashable value, checked.
+
+    Args:
+        cells: Cells with names, or edges by parameter; None or empty for no cells.
+
+    Raises:
+        ValueError: As `Cells`, and for cells without names.
+
+    Example:
+        >>> frozen_edges({"x": [0, 0.5, 1]})
+        (('x', (0.0, 0.5, 1.0)),)
+    """
+    found = Cells.of(cells if isinstance(cells, Cells) else dict(cells or {}))
+    if found is None:
+        return ()
+    if not found.names:
+        raise ValueError(
+            "the cells of an experiment need the names of its parameters: build them "
+            "with Cells.of({parameter: edges, ...})"
+        )
+    return tuple(
+        (name, edges)
+        for name, edges in zip(found.names, found.edges, strict=True)
+        if edges
+    )

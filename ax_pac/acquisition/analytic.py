@@ -1,4 +1,4 @@
-"""The PAC criterion: which point is most likely to beat the incumbent by delta?"""
+"""The PAC criterion: the score of a point against the incumbent."""
 
 from __future__ import annotations
 
@@ -13,61 +13,7 @@ from botorch.models.model import Model
 from botorch.utils.transforms import t_batch_mode_transform
 from torch import Tensor
 
-from ax_pac.acquisition.difference import (
-    DenseDifference,
-    DifferencePosterior,
-    JointDifference,
-    believe_pending,
-    is_plain_gp,
-    scalar_weight,
-)
-
-# Share of the summed prior (or posterior) variances below which the variance of a
-# difference is taken to be rounding error. It has to scale with the outcome: at the
-# incumbent the variance is zero and its square root has no gradient. A floor makes the
-# score of a losing point larger, so it can only make a certificate harder to obtain.
-VARIANCE_FLOOR = 1e-12
-
-
-def standardized_gap(mean: Tensor, covariance: Tensor, delta: float) -> Tensor:
-    """Standardise the gap between a candidate and the incumbent, less delta.
-
-        u(x) = (mu_x - mu_inc - delta) / sqrt(var_x + var_inc - 2 cov_{x,inc})
-
-    with index 0 the candidate and index 1 the incumbent. `Phi(u)` is the posterior
-    probability that the candidate beats the incumbent by more than delta; the score is
-    optimised rather than the probability because `Phi` is flat in its tails.
-
-    Args:
-        mean: Joint posterior mean. Shape `... x 2`. Unit: objective units.
-        covariance: Joint posterior covariance. Shape `... x 2 x 2`.
-        delta: Tolerance. Unit: objective units.
-
-    Returns:
-        The score. Shape `...`. Unit: dimensionless (standard deviations).
-
-    Source: Ma et al. 2019, Eq. (11). Deviation: the variance of the difference is
-    clamped below at 1e-12 of the summed variances, so that score and gradient stay
-    finite where candidate and incumbent coincide.
-
-    Example:
-        >>> import torch
-        >>> mean = torch.tensor([1.0, 0.5], dtype=torch.float64)
-        >>> covariance = torch.tensor([[1.0, 0.5], [0.5, 1.0]], dtype=torch.float64)
-        >>> round(standardized_gap(mean, covariance, delta=0.1).item(), 6)
-        0.4
-    """
-    variances = covariance.diagonal(dim1=-2, dim2=-1).sum(-1)
-    variance = variances - covariance[..., 0, 1] - covariance[..., 1, 0]
-    gap = mean[..., 0] - mean[..., 1]
-    return (gap - delta) / _floored_deviation(variance, variances)
-
-
-def _floored_deviation(variance: Tensor, scale: Tensor) -> Tensor:
-    """Return the standard deviation of a difference, floored relative to `scale`."""
-    tiny = torch.finfo(variance.dtype).tiny
-    floor = (VARIANCE_FLOOR * scale.detach()).clamp_min(tiny)
-    return torch.maximum(variance, floor).sqrt()
+from ax_pac.acquisition.difference import JointDifference, difference_to
 
 
 def select_incumbent(
@@ -77,7 +23,7 @@ def select_incumbent(
 ) -> Tensor:
     """Select the visited point of highest posterior mean.
 
-    Not the best observation: under noise that is the luckiest point, not the best one.
+    Not the best observation, which under noise is a point of favourable noise.
 
     Args:
         model: A fitted single-outcome model.
@@ -176,8 +122,9 @@ class PACAcquisition(AnalyticAcquisitionFunction):
         ValueError: When delta is not positive and finite, when there are no visited
             points, or when model or points are not float64.
 
-    Source: Ma et al. 2019, Eq. (11). Deviation: the variance is clamped below, see
-    `standardized_gap`; pending points are not in the source.
+    Source: Ma et al. 2019, Eq. (11). Deviation: the variance of the difference is
+    clamped below at 1e-12 of the summed variances, so that score and gradient stay
+    finite where candidate and incumbent coincide; pending points are not in the source.
 
     Example:
         >>> import torch
@@ -205,7 +152,6 @@ class PACAcquisition(AnalyticAcquisitionFunction):
         self.register_buffer(
             "incumbent", select_incumbent(model, X_baseline, posterior_transform)
         )
-        self.observed_model = model
         self.set_X_pending(X_pending)
 
     def set_X_pending(self, X_pending: Tensor | None = None) -> None:
@@ -217,16 +163,9 @@ class PACAcquisition(AnalyticAcquisitionFunction):
         if X_pending is not None and X_pending.shape[0] == 0:
             X_pending = None
         self.X_pending = None if X_pending is None else X_pending.detach().clone()
-        self._difference: DifferencePosterior | None = None
-        weight = scalar_weight(self.posterior_transform)
-        if weight is not None and is_plain_gp(self.observed_model):
-            self._difference = DifferencePosterior(
-                self.observed_model, self.incumbent, self.X_pending, weight
-            )
-        elif self.X_pending is not None:
-            self.model = believe_pending(self.observed_model, self.X_pending)
-        else:
-            self.model = self.observed_model
+        self._difference = difference_to(
+            self.incumbent, self.model, self.X_pending, self.posterior_transform
+        )
 
     @t_batch_mode_transform(expected_q=1)
     def forward(self, X: Tensor) -> Tensor:
@@ -249,26 +188,14 @@ class PACAcquisition(AnalyticAcquisitionFunction):
 
         Returns:
             Mean and standard deviation of the transformed objective's difference, the
-            latter floored as in `standardized_gap`. Shape `batch_shape` each. Unit:
+            latter clamped below. Shape `batch_shape` each. Unit:
             objective units.
         """
-        if self._difference is not None:
-            gap, variance, scale = self._difference(X.squeeze(-2))
-            return gap, _floored_deviation(variance, scale)
-        incumbent = self.incumbent.expand(*X.shape[:-2], 1, X.shape[-1])
-        posterior = self.model.posterior(
-            torch.cat([X, incumbent], dim=-2),
-            posterior_transform=self.posterior_transform,
-        )
-        mean = posterior.mean.squeeze(-1)
-        covariance = posterior.distribution.covariance_matrix
-        scale = covariance.diagonal(dim1=-2, dim2=-1).sum(-1)
-        variance = scale - covariance[..., 0, 1] - covariance[..., 1, 0]
-        return mean[..., 0] - mean[..., 1], _floored_deviation(variance, scale)
+        return self._difference(X.squeeze(-2))
 
     @torch.no_grad()
     def pair_covariance(self, x: Tensor) -> Tensor:
-        """Return the covariance of `[f(x), f(incumbent)]`, pending points believed.
+        """Return the covariance of `[f(x), f(incumbent)]`, given the pending points.
 
         Args:
             x: One point. Shape `1 x d`. Unit: the model's input units.
@@ -276,13 +203,7 @@ class PACAcquisition(AnalyticAcquisitionFunction):
         Returns:
             Shape `2 x 2`. Unit: squared objective units.
         """
-        if self._difference is not None:
-            return self._difference.pair_covariance(x)
-        posterior = self.model.posterior(
-            torch.cat([x, self.incumbent]),
-            posterior_transform=self.posterior_transform,
-        )
-        return posterior.distribution.covariance_matrix
+        return self._difference.pair_covariance(x)
 
     @torch.no_grad()
     def difference(self, points: Tensor) -> JointDifference:
@@ -295,18 +216,7 @@ class PACAcquisition(AnalyticAcquisitionFunction):
             Mean, variance and, on demand, covariances of the transformed objective, in
             objective units and their square.
         """
-        if self._difference is not None:
-            return self._difference.at(points)
-        posterior = self.model.posterior(
-            torch.cat([points, self.incumbent]),
-            posterior_transform=self.posterior_transform,
-        )
-        mean = posterior.mean.squeeze(-1)
-        covariance = posterior.distribution.covariance_matrix
-        contrast = covariance[:-1] - covariance[-1:]
-        return DenseDifference(
-            mean[:-1] - mean[-1], contrast[:, :-1] - contrast[:, -1:]
-        )
+        return self._difference.at(points)
 
 
 @acqf_input_constructor(PACAcquisition)
@@ -320,7 +230,7 @@ def construct_pac_inputs(
     objective_thresholds: Tensor | None = None,
     ref_point: Tensor | None = None,
 ) -> dict[str, Any]:
-    """Build the arguments of `PACAcquisition` from what a platform hands over.
+    """Build the arguments of this package's acquisition functions for a platform.
 
     Args:
         model: A fitted single-outcome model.
@@ -333,7 +243,7 @@ def construct_pac_inputs(
         ref_point: Reference point of several objectives; refused.
 
     Returns:
-        Keyword arguments of `PACAcquisition`.
+        Keyword arguments of each of the three acquisition functions.
 
     Raises:
         ValueError: For outcome constraints or several objectives. An analytic
@@ -342,7 +252,7 @@ def construct_pac_inputs(
     if constraints_tuple is not None:
         raise ValueError(
             "outcome constraints are not supported by PACAcquisition: its certificate "
-            "speaks of one unconstrained objective. Fold the constraint into the "
+            "is about one unconstrained objective. Fold the constraint into the "
             "objective as a penalty."
         )
     if objective_thresholds is not None or ref_point is not None:

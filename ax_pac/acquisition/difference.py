@@ -1,4 +1,4 @@
-"""Posterior of the difference between a point and the incumbent, in closed form."""
+"""Posterior of the difference between a point and the incumbent."""
 
 from __future__ import annotations
 
@@ -16,6 +16,138 @@ from gpytorch.likelihoods import FixedNoiseGaussianLikelihood
 from linear_operator.utils.cholesky import psd_safe_cholesky
 from torch import Tensor
 
+# Share of the summed prior (or posterior) variances below which the variance of a
+# difference is taken to be rounding error. It has to scale with the outcome: at the
+# incumbent the variance is zero and its square root has no gradient. A floor makes the
+# score of a losing point larger, so it can only make a certificate harder to obtain.
+VARIANCE_FLOOR = 1e-12
+
+
+def standardized_gap(mean: Tensor, covariance: Tensor, delta: float) -> Tensor:
+    """Standardise the gap between a candidate and the incumbent, less delta.
+
+        u(x) = (mu_x - mu_inc - delta) / sqrt(var_x + var_inc - 2 cov_{x,inc})
+
+    with index 0 the candidate and index 1 the incumbent. `Phi(u)` is the posterior
+    probability that the candidate beats the incumbent by more than delta; the score is
+    optimised rather than the probability because `Phi` is flat in its tails.
+
+    Args:
+        mean: Joint posterior mean. Shape `... x 2`. Unit: objective units.
+        covariance: Joint posterior covariance. Shape `... x 2 x 2`.
+        delta: Tolerance. Unit: objective units.
+
+    Returns:
+        The score. Shape `...`. Unit: dimensionless (standard deviations).
+
+    Source: Ma et al. 2019, Eq. (11). Deviation: the variance of the difference is
+    clamped below at 1e-12 of the summed variances, so that score and gradient stay
+    finite where candidate and incumbent coincide.
+
+    Example:
+        >>> import torch
+        >>> mean = torch.tensor([1.0, 0.5], dtype=torch.float64)
+        >>> covariance = torch.tensor([[1.0, 0.5], [0.5, 1.0]], dtype=torch.float64)
+        >>> round(standardized_gap(mean, covariance, delta=0.1).item(), 6)
+        0.4
+    """
+    gap, deviation = _pair_difference(mean, covariance)
+    return (gap - delta) / deviation
+
+
+def _pair_difference(mean: Tensor, covariance: Tensor) -> tuple[Tensor, Tensor]:
+    """Gap and standard deviation of the difference of two values, `...` each."""
+    scale = covariance.diagonal(dim1=-2, dim2=-1).sum(-1)
+    variance = scale - covariance[..., 0, 1] - covariance[..., 1, 0]
+    return mean[..., 0] - mean[..., 1], _floored_deviation(variance, scale)
+
+
+def _floored_deviation(variance: Tensor, scale: Tensor) -> Tensor:
+    """Return the standard deviation of a difference, floored relative to `scale`."""
+    tiny = torch.finfo(variance.dtype).tiny
+    floor = (VARIANCE_FLOOR * scale.detach()).clamp_min(tiny)
+    return torch.maximum(variance, floor).sqrt()
+
+
+class Difference(Protocol):
+    """Posterior of `f(x) - f(incumbent)`, in the units of the transformed objective."""
+
+    def __call__(self, X: Tensor) -> tuple[Tensor, Tensor]:
+        """Gap and standard deviation at each point, `... x d` to `...` each."""
+        ...
+
+    def pair_covariance(self, x: Tensor) -> Tensor:
+        """Covariance of `[f(x), f(incumbent)]`, `1 x d` to `2 x 2`."""
+        ...
+
+    def at(self, X: Tensor) -> JointDifference:
+        """Joint posterior of the difference at points, `N x d`."""
+        ...
+
+
+def difference_to(
+    incumbent: Tensor,
+    model: Model,
+    X_pending: Tensor | None = None,
+    posterior_transform: PosteriorTransform | None = None,
+) -> Difference:
+    """Return the posterior of the difference, in closed form where there is one.
+
+    Args:
+        incumbent: Shape `1 x d`. Unit: the model's input units.
+        model: A fitted single-outcome model.
+        X_pending: Points under evaluation, on whose means the model is conditioned.
+            Shape `p x d`.
+        posterior_transform: As in BoTorch.
+    """
+    weight = scalar_weight(posterior_transform)
+    if weight is not None and is_plain_gp(model):
+        return DifferencePosterior(model, incumbent, X_pending, weight)
+    if X_pending is not None:
+        model = condition_on_pending(model, X_pending)
+    return ModelDifference(model, incumbent, posterior_transform)
+
+
+class ModelDifference:
+    """Posterior of `f(x) - f(incumbent)` under any model, by its joint posterior.
+
+    Args:
+        model: A fitted single-outcome model, conditioned on pending points.
+        incumbent: Shape `1 x d`. Unit: the model's input units.
+        posterior_transform: As in BoTorch.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        incumbent: Tensor,
+        posterior_transform: PosteriorTransform | None,
+    ) -> None:
+        self._model, self._incumbent = model, incumbent
+        self._transform = posterior_transform
+
+    def __call__(self, X: Tensor) -> tuple[Tensor, Tensor]:
+        """As in `Difference`."""
+        incumbent = self._incumbent.squeeze(0).expand_as(X)
+        return _pair_difference(*self._moments(torch.stack([X, incumbent], dim=-2)))
+
+    def pair_covariance(self, x: Tensor) -> Tensor:
+        """As in `Difference`."""
+        return self._moments(torch.cat([x, self._incumbent]))[1]
+
+    def at(self, X: Tensor) -> DenseDifference:
+        """As in `Difference`."""
+        mean, covariance = self._moments(torch.cat([X, self._incumbent]))
+        contrast = covariance[:-1] - covariance[-1:]
+        return DenseDifference(
+            mean[:-1] - mean[-1], contrast[:, :-1] - contrast[:, -1:]
+        )
+
+    def _moments(self, X: Tensor) -> tuple[Tensor, Tensor]:
+        """Joint posterior mean and covariance, `... x q` and `... x q x q`."""
+        posterior = self._model.posterior(X, posterior_transform=self._transform)
+        return posterior.mean.squeeze(-1), posterior.distribution.covariance_matrix
+
 
 class DifferencePosterior:
     """Posterior of `f(x) - f(incumbent)` under an exact GP, by one triangular solve.
@@ -27,7 +159,8 @@ class DifferencePosterior:
     Args:
         model: A model that `is_plain_gp`.
         incumbent: Shape `1 x d`. Unit: the model's input units.
-        X_pending: Points under evaluation, believed at their means. Shape `p x d`.
+        X_pending: Points under evaluation, on whose means the model is conditioned.
+            Shape `p x d`.
         w: Weight of the posterior transform; -1 minimises.
     """
 
@@ -56,21 +189,32 @@ class DifferencePosterior:
             scale = 1.0 if transform is None else float(transform.stdvs)
         self.scale = w * scale
 
-    def __call__(self, X: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Return gap, variance and prior scale at `X` (`... x d`), each `...`."""
-        Z = self.model.transform_inputs(X)
-        covar = self.model.covar_module
-        k = covar(Z, self.Z).to_dense() - self.k_incumbent
-        k_cross = covar(Z, self.incumbent).to_dense().squeeze(-1)
-        prior_scale = covar(Z, diag=True) + self.var_incumbent
+    def explain(self, Z: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the gap at `Z` (`... x n x d`), and what the data explain of it.
+
+        Returns:
+            Gap, `... x n`, in objective units; whitened covariance of the difference
+            with the data, `... x data x n`; its squares sum to the variance explained.
+        """
+        k = self.model.covar_module(Z, self.Z).to_dense() - self.k_incumbent
         explained = torch.linalg.solve_triangular(self.L, k.mT, upper=False)
-        variance = prior_scale - 2.0 * k_cross - explained.square().sum(-2)
         gap = k[..., : self.num_observed] @ self.alpha
         gap = gap + self.model.mean_module(Z) - self.mean_incumbent
-        return self.scale * gap, self.scale**2 * variance, self.scale**2 * prior_scale
+        return self.scale * gap, explained
+
+    def __call__(self, X: Tensor) -> tuple[Tensor, Tensor]:
+        """As in `Difference`."""
+        Z = self.model.transform_inputs(X)
+        covar = self.model.covar_module
+        gap, explained = self.explain(Z)
+        k_cross = covar(Z, self.incumbent).to_dense().squeeze(-1)
+        prior_scale = covar(Z, diag=True) + self.var_incumbent
+        variance = prior_scale - 2.0 * k_cross - explained.square().sum(-2)
+        square = self.scale**2
+        return gap, _floored_deviation(square * variance, square * prior_scale)
 
     def pair_covariance(self, x: Tensor) -> Tensor:
-        """Return the covariance of `[f(x), f(incumbent)]`, `2 x 2`."""
+        """As in `Difference`."""
         pair = torch.cat([self.model.transform_inputs(x), self.incumbent])
         k = self.model.covar_module(pair, self.Z).to_dense()
         explained = torch.linalg.solve_triangular(self.L, k.mT, upper=False)
@@ -78,7 +222,7 @@ class DifferencePosterior:
         return self.scale**2 * (prior - explained.mT @ explained)
 
     def at(self, X: Tensor) -> GaussianDifference:
-        """Return the joint posterior of the difference at points, `N x d`."""
+        """As in `Difference`."""
         return GaussianDifference(self, X)
 
 
@@ -118,15 +262,11 @@ class GaussianDifference:
         self._covar = difference.model.covar_module
         self._square = difference.scale**2
         self._Z = difference.model.transform_inputs(X)
-        k = self._covar(self._Z, difference.Z).to_dense() - difference.k_incumbent
-        explained = torch.linalg.solve_triangular(difference.L, k.mT, upper=False)
+        self.mean, explained = difference.explain(self._Z)
         self._explained = explained.mT.contiguous()
         to_incumbent = self._covar(self._Z, difference.incumbent).to_dense()
         # Half of the incumbent's variance with each of the two points.
         self._to_incumbent = to_incumbent.squeeze(-1) - 0.5 * difference.var_incumbent
-        gap = k[:, : difference.num_observed] @ difference.alpha
-        gap = gap + difference.model.mean_module(self._Z) - difference.mean_incumbent
-        self.mean = difference.scale * gap
         prior = self._covar(self._Z, diag=True) - 2.0 * self._to_incumbent
         self.variance = self._square * (prior - self._explained.square().sum(-1))
 
@@ -208,7 +348,7 @@ def scalar_weight(posterior_transform: PosteriorTransform | None) -> float | Non
     return None
 
 
-def believe_pending(model: Model, X_pending: Tensor) -> Model:
+def condition_on_pending(model: Model, X_pending: Tensor) -> Model:
     """Condition a model on its posterior mean at the pending points."""
     with torch.no_grad():
         Y = model.posterior(X_pending).mean

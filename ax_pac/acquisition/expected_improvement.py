@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import torch
 from botorch.acquisition.acquisition import AcquisitionFunction
@@ -19,9 +18,7 @@ from ax_pac.acquisition.analytic import PACAcquisition, construct_pac_inputs
 # takes over has a relative error below 10395 / 60^10 = 2e-14 there.
 _SERIES_BELOW = -60.0
 
-
 _DIRECT_ABOVE = -1.0
-
 
 _LOG_SQRT_2PI = 0.5 * math.log(2.0 * math.pi)
 
@@ -70,19 +67,11 @@ def log_improvement(u: Tensor) -> Tensor:
     return torch.where(is_direct, direct, log_density + tail)
 
 
-class PACExpectedImprovement(AcquisitionFunction):
-    """Score a point by how much it is expected to beat the incumbent beyond delta.
+class LogPACExpectedImprovement(AcquisitionFunction):
+    """The logarithm of `PACExpectedImprovement`, computed without underflow.
 
-        EI(x) = E[max(D(x) - delta, 0)] = s (phi(u) + u Phi(u)),
-        D(x) = f(x) - f(incumbent),   u = (mean of D - delta) / s
-
-    with s the standard deviation of D, covariance included: the difference that
-    `PACAcquisition` standardises, u is its score. Ordinary expected improvement takes
-    the incumbent's value as known; here a point that moves with the incumbent is
-    expected to improve less, and nothing is expected of the incumbent itself.
-
-    It underflows to zero, value and gradient, where no point promises anything, as at
-    the end of every search: maximise `LogPACExpectedImprovement` instead.
+    The same maximiser, with finite values and gradients where the improvement itself is
+    zero in double precision: scores of -1e3 and far below.
 
     Args:
         model: A fitted single-outcome model in float64.
@@ -91,75 +80,7 @@ class PACExpectedImprovement(AcquisitionFunction):
         delta: Tolerance, positive. Unit: objective units of the transformed posterior,
             see `PACAcquisition`.
         posterior_transform: As in BoTorch; minimisation is a weight of -1.
-        X_pending: Points under evaluation, believed at their means. Shape `p x d`.
-
-    Raises:
-        ValueError: As `PACAcquisition`.
-
-    Source: Ma et al. 2019, the remark after Eq. (11) that other improvement functions
-    can take its place. Deviation: pending points and the floor of the variance, as in
-    `PACAcquisition`.
-
-    Example:
-        >>> import torch
-        >>> from ax_pac import PACExpectedImprovement, fit_model
-        >>> X = torch.linspace(0, 1, 6, dtype=torch.float64).unsqueeze(-1)
-        >>> model = fit_model(X, (6 * X).sin(), torch.full_like(X, 1e-4))
-        >>> acquisition = PACExpectedImprovement(model, X, delta=0.1)
-        >>> acquisition(X.unsqueeze(-2)).shape
-        torch.Size([6])
-    """
-
-    _log: bool = False
-
-    def __init__(
-        self,
-        model: Model,
-        X_baseline: Tensor,
-        delta: float,
-        posterior_transform: PosteriorTransform | None = None,
-        X_pending: Tensor | None = None,
-    ) -> None:
-        super().__init__(model=model)
-        self.score = PACAcquisition(
-            model, X_baseline, delta, posterior_transform, X_pending
-        )
-        self.X_pending = self.score.X_pending
-
-    def set_X_pending(self, X_pending: Tensor | None = None) -> None:
-        """Replace the points under evaluation.
-
-        Args:
-            X_pending: Shape `p x d`, or None for no pending points.
-        """
-        self.score.set_X_pending(X_pending)
-        self.X_pending = self.score.X_pending
-
-    @t_batch_mode_transform(expected_q=1)
-    def forward(self, X: Tensor) -> Tensor:
-        """Evaluate the expected improvement.
-
-        Args:
-            X: Candidates. Shape `batch_shape x 1 x d`. Unit: the model's input units.
-
-        Returns:
-            Shape `batch_shape`. Unit: objective units.
-        """
-        return _log_expected_improvement(self.score, X).exp()
-
-
-class LogPACExpectedImprovement(AcquisitionFunction):
-    """The logarithm of `PACExpectedImprovement`, computed without underflow.
-
-    The same maximiser, with finite values and gradients where the improvement itself is
-    zero in double precision: scores of -1e3 and far below.
-
-    Args:
-        model: As in `PACExpectedImprovement`.
-        X_baseline: As in `PACExpectedImprovement`.
-        delta: As in `PACExpectedImprovement`.
-        posterior_transform: As in `PACExpectedImprovement`.
-        X_pending: As in `PACExpectedImprovement`.
+        X_pending: Points under evaluation, see `PACAcquisition`. Shape `p x d`.
 
     Raises:
         ValueError: As `PACAcquisition`.
@@ -211,51 +132,62 @@ class LogPACExpectedImprovement(AcquisitionFunction):
         Returns:
             Shape `batch_shape`. Unit: logarithm of objective units.
         """
-        return _log_expected_improvement(self.score, X)
+        gap, deviation = self.score.pointwise_difference(X)
+        return deviation.log() + log_improvement((gap - self.score.delta) / deviation)
 
 
-def _log_expected_improvement(score: PACAcquisition, X: Tensor) -> Tensor:
-    """Logarithm of the expected improvement, `batch_shape x 1 x d -> batch_shape`."""
-    gap, deviation = score.pointwise_difference(X)
-    return deviation.log() + log_improvement((gap - score.delta) / deviation)
+class PACExpectedImprovement(LogPACExpectedImprovement):
+    """Score a point by how much it is expected to beat the incumbent beyond delta.
 
+        EI(x) = E[max(D(x) - delta, 0)] = s (phi(u) + u Phi(u)),
+        D(x) = f(x) - f(incumbent),   u = (mean of D - delta) / s
 
-@acqf_input_constructor(PACExpectedImprovement, LogPACExpectedImprovement)
-def construct_expected_improvement_inputs(
-    model: Model,
-    X_baseline: Tensor,
-    delta: float,
-    posterior_transform: PosteriorTransform | None = None,
-    X_pending: Tensor | None = None,
-    constraints_tuple: tuple[Tensor, Tensor] | None = None,
-    objective_thresholds: Tensor | None = None,
-    ref_point: Tensor | None = None,
-) -> dict[str, Any]:
-    """Build the arguments of both from what a platform hands over.
+    with s the standard deviation of D, covariance included: the difference that
+    `PACAcquisition` standardises, u is its score. Ordinary expected improvement takes
+    the incumbent's value as known; here a point correlated with the incumbent is
+    expected to improve less, and the incumbent itself not at all.
+
+    Value and gradient underflow to zero where no improvement is likely, as at the end
+    of every search: maximise `LogPACExpectedImprovement` instead.
 
     Args:
-        model: As in `construct_pac_inputs`, like all others.
-        X_baseline: Visited points. Shape `n x d`.
-        delta: Tolerance. Unit: objective units.
-        posterior_transform: As in BoTorch.
-        X_pending: Points under evaluation. Shape `p x d`.
-        constraints_tuple: Outcome constraints; refused.
-        objective_thresholds: Thresholds of several objectives; refused.
-        ref_point: Reference point of several objectives; refused.
-
-    Returns:
-        Keyword arguments of `PACExpectedImprovement` and its logarithm.
+        model: As in `LogPACExpectedImprovement`.
+        X_baseline: As in `LogPACExpectedImprovement`.
+        delta: As in `LogPACExpectedImprovement`.
+        posterior_transform: As in `LogPACExpectedImprovement`.
+        X_pending: As in `LogPACExpectedImprovement`.
 
     Raises:
-        ValueError: For outcome constraints or several objectives.
+        ValueError: As `PACAcquisition`.
+
+    Source: Ma et al. 2019, the remark after Eq. (11) that other improvement functions
+    can take its place. Deviation: pending points and the floor of the variance, as in
+    `PACAcquisition`.
+
+    Example:
+        >>> import torch
+        >>> from ax_pac import PACExpectedImprovement, fit_model
+        >>> X = torch.linspace(0, 1, 6, dtype=torch.float64).unsqueeze(-1)
+        >>> model = fit_model(X, (6 * X).sin(), torch.full_like(X, 1e-4))
+        >>> acquisition = PACExpectedImprovement(model, X, delta=0.1)
+        >>> acquisition(X.unsqueeze(-2)).shape
+        torch.Size([6])
     """
-    return construct_pac_inputs(
-        model=model,
-        X_baseline=X_baseline,
-        delta=delta,
-        posterior_transform=posterior_transform,
-        X_pending=X_pending,
-        constraints_tuple=constraints_tuple,
-        objective_thresholds=objective_thresholds,
-        ref_point=ref_point,
-    )
+
+    _log: bool = False
+
+    def forward(self, X: Tensor) -> Tensor:
+        """Evaluate the expected improvement.
+
+        Args:
+            X: Candidates. Shape `batch_shape x 1 x d`. Unit: the model's input units.
+
+        Returns:
+            Shape `batch_shape`. Unit: objective units.
+        """
+        return super().forward(X).exp()
+
+
+acqf_input_constructor(LogPACExpectedImprovement, PACExpectedImprovement)(
+    construct_pac_inputs
+)

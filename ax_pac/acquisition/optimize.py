@@ -1,4 +1,4 @@
-"""The search for the challenger: where could a better point be?"""
+"""The search for the challenger, the point with the highest score."""
 
 from __future__ import annotations
 
@@ -18,27 +18,21 @@ from torch.quasirandom import SobolEngine
 from ax_pac.acquisition.analytic import PACAcquisition
 from ax_pac.cells import Cells
 
-# Size of one search for the challenger. The counts are those at which no certificate
-# was found false for want of a better search in two, four and six dimensions.
+# Size of one search for the challenger: the smallest counts at which no larger search
+# refuted a certificate in two, four and six dimensions.
 _NUM_SPACE_FILLING = 512
-
 
 _NUM_CLOUD = 512
 
-
 _NUM_FACES = 128
-
 
 _NUM_POLISHED = 8
 
-
 _MAX_ITERATIONS = 100
-
 
 # Spaces of at most this many cells are searched by enumeration; in larger ones a point
 # climbs from cell to cell for at most this many rounds.
 _MAX_ENUMERATED = 4096
-
 
 _MAX_CLIMBS = 50
 
@@ -71,14 +65,14 @@ def find_challenger(
     """Search the box for the point with the highest score.
 
     The maximum typically lies in a thin shell around the incumbent, often on a face of
-    the box; neither is met by space-filling points in more than a few dimensions. So
-    the starts are space-filling points, points on faces, a cloud at several scales
-    around incumbent and visited points, and the visited points; the best of them, not
-    all in one place, are polished by gradient.
+    the box; space-filling points miss both in more than a few dimensions. So the
+    starting points are space-filling points, points on faces, a cloud at several scales
+    around incumbent and visited points, and the visited points. The best of them, not
+    all in one place, are optimised by gradient.
 
     With `cells`, the candidates are the centres of the cells, and the incumbent's cell
-    is not one of them: it scores minus infinity. Few cells are all scored; of many,
-    the best found as above climb to neighbours while that is an improvement.
+    is not one of them: it scores minus infinity. A small number of cells are all
+    scored; in a larger grid the best found as above climb to better neighbours.
 
     Args:
         acquisition: The score, with its incumbent.
@@ -86,7 +80,7 @@ def find_challenger(
         bounds: The box, lower row first. Shape `2 x d`.
         seed: Seed of the random starting points; None draws a fresh one.
         effort: Multiple of the usual number of starting points and of polished ones.
-        cells: Which points are the same, if there are such.
+        cells: Cells of points that are the same; None for a box without cells.
 
     Returns:
         The challenger, its score, and every point that was scored.
@@ -100,8 +94,8 @@ def find_challenger(
         return acquisition(lower + width * U)
 
     def compressed(U: Tensor) -> Tensor:
-        # Monotone, so the maximiser stays; it tames the wall around the incumbent,
-        # where the score falls to minus infinity.
+        # Monotone, so the maximiser stays; it flattens the drop to minus infinity
+        # around the incumbent.
         return torch.asinh(score_in_unit_box(U))
 
     starts = _starting_points(acquisition, X_observed, bounds, seed, effort)
@@ -135,8 +129,8 @@ def _polished(score: Callable[[Tensor], Tensor], starts: Tensor) -> Tensor:
             options={"maxiter": _MAX_ITERATIONS},
         )
     for warning in caught:
-        # A line search that ends early, as at the cliff around a point that is known
-        # without noise, has climbed all the same. BoTorch lets no filter hide this.
+        # A line search that ends early, as at the drop around a point without noise,
+        # has climbed nevertheless. BoTorch's warning ignores filters.
         if not issubclass(warning.category, OptimizationWarning):
             warnings.warn_explicit(
                 warning.message, warning.category, warning.filename, warning.lineno
@@ -175,7 +169,7 @@ def scored_cells(
 def _climbed(
     acquisition: PACAcquisition, points: Tensor, cells: Cells, num_best: int
 ) -> ChallengerSearch:
-    """Let the best cells climb to neighbours: rounding may leave the maximum."""
+    """Move the best cells to better neighbours: rounding may miss the maximum."""
     found = [scored_cells(acquisition, points, cells)]
     points, scores = found[0]
     best = points[scores.topk(min(num_best, len(scores))).indices]
@@ -243,12 +237,12 @@ def relative_lengthscales(model: Model, d: int) -> Tensor:
 
 
 def _spread_out_best(points: Tensor, scores: Tensor, num_best: int) -> Tensor:
-    """Choose high-scoring starts that are not all in one place, `k x d`."""
+    """Choose high-scoring starting points, not all in one place, `k x d`."""
     order = scores.nan_to_num(nan=-math.inf).argsort(descending=True)
     ranked = points[order[: 40 * num_best]]
     chosen = ranked[:1]
-    # Every second start is the best remaining one wherever it lies; the others keep a
-    # distance, so that a second mode is polished too.
+    # Every second one is the best remaining; the others keep a distance, so that a
+    # second mode is optimised too.
     for start in range(1, num_best):
         distance = torch.cdist(ranked, chosen).amin(-1)
         keep = distance > (0.0 if start % 2 else 0.1)
@@ -265,12 +259,12 @@ def more_informative(acquisition: PACAcquisition, challenger: Tensor) -> Tensor:
 
         cov(f(u), D)^2 / (var(f(u)) + noise(u)),   u in {challenger, incumbent}.
 
-    The score never looks at the incumbent again (it is minus infinity there), so under
-    noise a search that always evaluates the challenger learns one side of the
-    difference only, and often cannot finish.
+    The score is minus infinity at the incumbent, so a search that always evaluates the
+    challenger never repeats the incumbent. Under noise such a search learns one side of
+    the difference only, and often does not finish.
 
     Args:
-        acquisition: The score, with model and incumbent; pending points count.
+        acquisition: The score, with model, incumbent and pending points.
         challenger: Shape `1 x d`.
 
     Returns:
@@ -302,10 +296,10 @@ def predicted_noise(acquisition: PACAcquisition, points: Tensor) -> Tensor:
         points: Shape `N x d`. Unit: the model's input units.
 
     Returns:
-        Shape `N`. Unit: squared objective units. Zeros where the model does not know
-        its noise.
+        Shape `N`. Unit: squared objective units. Zeros for a model without a noise
+        level.
     """
-    model = acquisition.observed_model
+    model = acquisition.model
     noise = getattr(getattr(model, "likelihood", None), "noise", None)
     inputs = getattr(model, "train_inputs", None)
     if noise is None or inputs is None or inputs[0].ndim != 2:

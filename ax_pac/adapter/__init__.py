@@ -1,1 +1,1 @@
-"""The parts of Ax's modular BoTorch generator: acquisition, transforms, generator."""
+"""The parts of Ax's BoTorch generator: acquisition, transforms, generator."""

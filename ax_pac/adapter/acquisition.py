@@ -5,13 +5,11 @@ from __future__ import annotations
 import functools
 import math
 import warnings
-import weakref
 from typing import Any
 
 import numpy as np
 import torch
 from ax.generators.torch.botorch_modular.acquisition import Acquisition
-from botorch.models.model import Model
 from torch import Tensor
 
 from ax_pac.acquisition.analytic import PACAcquisition
@@ -20,35 +18,30 @@ from ax_pac.acquisition.optimize import (
     more_informative,
     relative_lengthscales,
 )
+from ax_pac.adapter.fitted import state_of
 from ax_pac.adapter.transforms import with_unevaluated
+from ax_pac.ax_internals import objective_model, objective_transform
 from ax_pac.cells import Cells
 from ax_pac.certificate.levels import certify
 from ax_pac.certificate.record import PACCertificate
 from ax_pac.experiment.settings import CertificateSettings
 from ax_pac.surrogate.fit import fewest_distinct_points
 
-# Ax builds a new Acquisition for every call; the certificate belongs to the fitted
-# model, which Ax keeps for as long as the data stay the same.
-_CERTIFICATES: weakref.WeakKeyDictionary[
-    Model, dict[CertificateSettings, PACCertificate]
-] = weakref.WeakKeyDictionary()
-
-
-# Points this close, in length scales of at most the box, are the same thing to the
-# model (correlation 0.998) and one of them is enough while it is under evaluation.
+# Points this close, in length scales of at most the box, are the same to the model
+# (correlation 0.998); one of them is enough while it is under evaluation.
 _SAME_DISTANCE = 0.05
 
 
 class CertifyingAcquisition(Acquisition):
     """Ax's `Acquisition` with a certificate, and a search that does not miss it.
 
-    Ax maximises an acquisition function from space-filling starts. The challenger sits
-    in a thin shell around the incumbent which those miss, and Ax forbids own starts, so
-    this class brings the search of `ax_pac.find_challenger`. The challenger found for
-    the certificate is what is proposed, or the incumbent where that says more about
-    the difference of the two (`sampling="leader_challenger"`, see `more_informative`).
-    The score reported with a proposal is always the challenger's, so a repeated
-    incumbent never reads as a certificate.
+    Ax maximises an acquisition function from space-filling points. They miss the thin
+    shell around the incumbent in which the challenger lies, and Ax accepts no other
+    starting points, so this class uses `find_challenger`. It proposes the challenger
+    that was found for the certificate, or the incumbent where that is more informative
+    about their difference (`sampling="leader_challenger"`, see `more_informative`). The
+    score reported with a proposal is always the challenger's, so that of a repeated
+    incumbent does not look like a certificate.
 
     With `cells` its challengers are cells other than the incumbent's, and the transform
     `CanonicalPoints` makes the centre of a cell its only point.
@@ -68,31 +61,29 @@ class CertifyingAcquisition(Acquisition):
 
     @functools.cached_property
     def settings(self) -> CertificateSettings:
-        """What is asked of the certificate."""
-        names = CertificateSettings.__dataclass_fields__
-        return CertificateSettings(
-            **{name: self.options[name] for name in names if name in self.options}
-        )
+        """The options of the certificate."""
+        return CertificateSettings.from_dict(self.options)
 
     @property
     def certificate(self) -> PACCertificate:
-        """The certificate for the data of this model, pending points left aside."""
+        """The certificate for the data of this model, without pending points."""
         settings = self.settings
-        per_model = _CERTIFICATES.setdefault(self._model, {})
-        if settings not in per_model:
-            per_model[settings] = certify(
-                self._model,
+        model = objective_model(self)
+        computed = state_of(model).certificates
+        if settings not in computed:
+            computed[settings] = certify(
+                model,
                 self._observed,
                 self._bounds,
                 delta=settings.delta,
                 epsilon=settings.epsilon,
                 level=settings.level,
                 relative=settings.relative,
-                posterior_transform=self._posterior_transform,
+                posterior_transform=objective_transform(self, PACAcquisition),
                 seed=self._seed(0),
                 cells=self._cells,
             )
-        return per_model[settings]
+        return computed[settings]
 
     def optimize(
         self,
@@ -133,8 +124,8 @@ class CertifyingAcquisition(Acquisition):
             or candidate_set is not None
         ):
             with warnings.catch_warnings():
-                # A line search that ends early, as at the cliff around the incumbent,
-                # has climbed all the same, and BoTorch starts it again elsewhere.
+                # A line search that ends early, as at the drop around the incumbent,
+                # has climbed nevertheless, and BoTorch starts it again elsewhere.
                 warnings.filterwarnings("ignore", message="Optimization failed")
                 result: tuple[Tensor, Tensor, Tensor] = super().optimize(
                     n=n,
@@ -156,9 +147,8 @@ class CertifyingAcquisition(Acquisition):
     def _propose(self, n: int) -> tuple[Tensor, Tensor]:
         """Find `n` points one after the other, each pending for the next.
 
-        A point is not proposed while it is pending, the incumbent included. Nor is one
-        that is known already, while too few are for a certificate at all: repetitions
-        would never make it possible.
+        A point is not proposed while it is pending, the incumbent included. Nor is a
+        visited one, as long as there are too few different points for a certificate.
         """
         pending = [] if self.X_pending is None else [self.X_pending]
         points, scores = [], []
@@ -185,7 +175,7 @@ class CertifyingAcquisition(Acquisition):
         return torch.cat(points), torch.tensor(scores, dtype=torch.float64)
 
     def _needs_new_points(self, num_pending: int) -> bool:
-        """Whether too few different points are known for the level that is asked."""
+        """Whether there are too few different points for the level asked for."""
         if (
             self.settings.level == "pairwise"
             or self.settings.sampling != "leader_challenger"
@@ -198,7 +188,7 @@ class CertifyingAcquisition(Acquisition):
     def _challenger_beside(
         self, X_pending: Tensor, X_taken: Tensor
     ) -> tuple[Tensor, float]:
-        """Find the challenger, given what is under evaluation, that is not taken."""
+        """Find the best challenger that is not taken, given the pending points."""
         if len(X_pending):
             self.acqf.set_X_pending(X_pending)
         search = find_challenger(
@@ -216,36 +206,24 @@ class CertifyingAcquisition(Acquisition):
         return search.points[best : best + 1], float(scores[best])
 
     def _are_among(self, points: Tensor, others: Tensor) -> Tensor:
-        """Whether points (`N x d`) are the same thing as one of the others, `N`."""
+        """Whether points (`N x d`) are the same as one of the others, `N`."""
         if self._cells is not None:
             same = [self._cells.are_same(points, x.unsqueeze(0)) for x in others]
             none = torch.zeros(len(points), dtype=torch.bool)
             return torch.stack([none, *same]).any(0)
         width = self._bounds[1] - self._bounds[0]
-        scale = width * relative_lengthscales(self._model, len(width))
+        scale = width * relative_lengthscales(objective_model(self), len(width))
         near = torch.cdist(points / scale, others / scale) < _SAME_DISTANCE
         return near.any(-1)
 
     def _instantiate_acquisition(self) -> None:
-        """Hand over the tolerance in objective units, and what cannot be proposed."""
+        """Set the tolerance in objective units, and the points not to be proposed."""
         self.X_pending = with_unevaluated(self.surrogate.model, self.X_pending)
         acqf_class, options = self.botorch_acqf_classes_with_options[0]
         if issubclass(acqf_class, PACAcquisition):
             options = {**options, "delta": self.certificate.delta}
             self.botorch_acqf_classes_with_options = [(acqf_class, options)]
         super()._instantiate_acquisition()
-
-    @property
-    def _posterior_transform(self) -> Any:
-        """Ax's objective weights as a posterior transform; -1 minimises."""
-        _, transform = self.get_botorch_objective_and_transform(
-            botorch_acqf_class=PACAcquisition,
-            model=self._model,
-            objective_weights=self._objective_weights,
-            outcome_constraints=self._outcome_constraints,
-            X_observed=self.X_observed,
-        )
-        return transform
 
     @property
     def _observed(self) -> Tensor:
@@ -262,20 +240,21 @@ class CertifyingAcquisition(Acquisition):
         """The box, `2 x d`."""
         return torch.tensor(self.search_space_digest.bounds, dtype=torch.float64).T
 
-    @property
+    @functools.cached_property
     def _cells(self) -> Cells | None:
-        """Which points are the same thing; None where no two are."""
+        """The cells by coordinate; None without any."""
         edges = dict(self.settings.cells)
         names = self.search_space_digest.feature_names
         cells = Cells(tuple(edges.get(name, ()) for name in names))
-        # With a single cell there is no challenger, but nothing left to certify either.
+        # With a single cell there is no challenger and nothing to certify.
         return cells if edges and cells.number > 1 else None
 
     def _seed(self, num_pending: int) -> int:
-        """Derive a seed from the search's seed and the data, never from the process.
+        """Derive a seed from the seed of the search and the data.
 
         A reloaded search has the same data, hence proposes the same point.
         """
         num_observations = self.surrogate.Xs[0].shape[0]
-        entropy = (self.settings.seed, num_observations, num_pending)
+        seed: Any = self.settings.seed
+        entropy = (seed, num_observations, num_pending)
         return int(np.random.SeedSequence(entropy).generate_state(1)[0])

@@ -46,7 +46,7 @@ class BoundedMaternKernel(ScaleMaternKernel):
 def surrogate_spec() -> SurrogateSpec:
     """Return the surrogate of the source, with its posterior in raw objective units.
 
-    Matern-5/2 with one length scale a parameter, bounded maximum likelihood, noise
+    Matern-5/2 with one length scale per parameter, bounded maximum likelihood, noise
     fixed at the squared standard errors. Outcomes are standardised inside the model,
     which un-standardises its posterior; Ax's own outcome transforms stay off, because
     they would turn delta into a multiple of the standard deviation of the data.
@@ -86,13 +86,13 @@ def generator_kwargs(settings: CertificateSettings) -> dict[str, Any]:
         ],
         "transform_configs": {
             SmoothedNoise.__name__: {"num_samples": settings.num_samples},
-            **_cells_config(settings),
+            **cells_config(settings),
         },
         "fit_tracking_metrics": False,
     }
 
 
-def _cells_config(settings: CertificateSettings) -> dict[str, Any]:
+def cells_config(settings: CertificateSettings) -> dict[str, Any]:
     """Return the configuration of `CanonicalPoints`, if it is used."""
     if not settings.cells:
         return {}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import weakref
 from collections.abc import Iterable
 from typing import Any
 
@@ -18,6 +17,12 @@ from ax.core.search_space import SearchSpace
 from botorch.models.model import Model
 from torch import Tensor
 
+from ax_pac.adapter.fitted import state_of
+from ax_pac.ax_internals import (
+    experiment_of_adapter,
+    fitted_model,
+    forget_saved_argument,
+)
 from ax_pac.cells import Cells, frozen_edges
 from ax_pac.experiment.observations import unevaluated_arms
 from ax_pac.surrogate.noise import DEFAULT_NUM_SAMPLES, smoothed_sems
@@ -26,10 +31,10 @@ from ax_pac.surrogate.noise import DEFAULT_NUM_SAMPLES, smoothed_sems
 class CanonicalPoints(Transform):
     """Move points to the centres of their cells, on the way in and on the way out.
 
-    On the way in, so that the model sees repetitions of one thing as repetitions,
-    whoever proposed them. On the way out, so that the same thing is always the same
-    arm. First in the list of transforms: edges are in the parameters' own units. Its
-    configuration has one entry, `cells`, see `pac_generation_strategy`.
+    On the way in, so that points of one cell are repetitions to the model, whichever
+    rule proposed them. On the way out, so that equal points are the same arm. First in
+    the list of transforms: edges are in the parameters' own units. Its configuration
+    has one entry, `cells`, see `pac_generation_strategy`.
 
     Args:
         search_space: The search space.
@@ -79,14 +84,27 @@ class CanonicalPoints(Transform):
         self, observation_features: list[ObservationFeatures]
     ) -> list[ObservationFeatures]:
         """Move proposals, in place as Ax's own transforms do."""
-        if self.adapter is not None:
-            # Ax 1.3.1 stores the arguments of the generator with every generator run,
-            # where nothing reads them. Of 2000 edges that is 0.2 MB a trial; they are
-            # kept once, with the strategy.
-            for name in ("_generator_kwargs", "_adapter_kwargs"):
-                kwargs = getattr(self.adapter, name)
-                setattr(self.adapter, name, _without_cells(kwargs))
         return self.transform_observation_features(observation_features)
+
+    def transform_optimization_config(
+        self,
+        optimization_config: Any,
+        adapter: Any = None,
+        fixed_features: ObservationFeatures | None = None,
+    ) -> Any:
+        """Return the configuration as it is, and keep the edges out of the trial.
+
+        Called before each proposal. Ax saves the arguments of the generator with every
+        trial; 2000 edges are 0.2 MB per trial, and the strategy stores them already.
+
+        Args:
+            optimization_config: As in Ax.
+            adapter: The adapter that proposes; None does nothing.
+            fixed_features: As in Ax.
+        """
+        if adapter is not None:
+            forget_saved_argument(adapter, "cells")
+        return optimization_config
 
     def transform_experiment_data(
         self, experiment_data: ExperimentData
@@ -103,17 +121,10 @@ class CanonicalPoints(Transform):
         )
 
 
-def _without_cells(value: Any) -> Any:
-    """Copy nested dictionaries, the entry `cells` of each left empty."""
-    if not isinstance(value, dict):
-        return value
-    return {k: {} if k == "cells" else _without_cells(v) for k, v in value.items()}
-
-
 def _check_parameter(
     search_space: SearchSpace, name: str, edges: tuple[float, ...]
 ) -> None:
-    """Refuse cells that mean nothing for their parameter."""
+    """Refuse cells that do not fit their parameter."""
     parameter = search_space.parameters.get(name)
     if (
         not isinstance(parameter, RangeParameter)
@@ -179,22 +190,19 @@ class SmoothedNoise(Transform):
         )
 
     def _modelled(self, metrics: Iterable[str]) -> list[str]:
-        """Those of some metrics that a model is fitted to; all if that is not known."""
+        """The metrics that a model is fitted to; all if that is not known."""
         metrics = sorted(metrics)
         outcomes = [] if self.adapter is None else self.adapter.outcomes
         return [metric for metric in metrics if metric in outcomes] or metrics
 
 
-_POINTS: weakref.WeakKeyDictionary[Model, Tensor] = weakref.WeakKeyDictionary()
-
-
 class UnevaluatedPoints(Transform):
     """Note, before each proposal, which points were tried and have no observation.
 
-    Ax takes points under evaluation for pending, but not those that failed, and
-    proposes them again at once. It transforms nothing: a transform is where Ax brings
-    experiment and fitted model together whenever it generates, after a reload too. The
-    points are handed to `CertifyingAcquisition` by way of the model.
+    Ax treats points under evaluation as pending, but not those that failed, and would
+    propose them again at once. Nothing is transformed: a transform is called with both
+    experiment and fitted model before each proposal, after a reload too. The points are
+    kept with the model, see `state_of`, for `CertifyingAcquisition`.
 
     Checked on Ax 1.3.1.
     """
@@ -214,15 +222,13 @@ class UnevaluatedPoints(Transform):
             adapter: The fitted adapter; None does nothing.
             fixed_features: As in Ax.
         """
-        surrogate = getattr(getattr(adapter, "generator", None), "_surrogate", None)
-        model = getattr(surrogate, "_model", None)
+        model = fitted_model(adapter)
         if model is not None:
-            arms = unevaluated_arms(adapter._experiment)
+            arms = unevaluated_arms(experiment_of_adapter(adapter))
             features = [ObservationFeatures(dict(arm.parameters)) for arm in arms]
-            if features:
-                _POINTS[model] = adapter.transform_observation_features(features)
-            else:
-                _POINTS.pop(model, None)
+            state_of(model).unevaluated = (
+                adapter.transform_observation_features(features) if features else None
+            )
         return optimization_config
 
 
@@ -231,12 +237,12 @@ def with_unevaluated(model: Model, X_pending: Tensor | None) -> Tensor | None:
 
     Args:
         model: The fitted surrogate.
-        X_pending: What Ax takes for pending, `p x d`, or None.
+        X_pending: Points that Ax treats as pending, `p x d`, or None.
 
     Returns:
         Shape `q x d`, each point once, or None for no points.
     """
-    points = _POINTS.get(model)
+    points = state_of(model).unevaluated
     if points is None or X_pending is None:
         return X_pending if points is None else points
     known = (points.unsqueeze(1) == X_pending.unsqueeze(0)).all(-1).any(-1)

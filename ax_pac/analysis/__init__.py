@@ -1,1 +1,1 @@
-"""Tables, plots and Ax analysis cards of a search."""
+"""Tables, figures and Ax analysis cards of a search."""

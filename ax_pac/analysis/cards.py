@@ -1,4 +1,4 @@
-"""The pictures of `analysis` as analysis cards of Ax."""
+"""The figures of `plots` as analysis cards of Ax."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ _LAYOUT = {
 
 
 class _CertificateAnalysis(Analysis):
-    """A picture of what certificates left with an experiment."""
+    """A figure of the certificates that are stored with an experiment."""
 
     title: str
     subtitle: str
@@ -103,8 +103,8 @@ class CertificateHistory(_CertificateAnalysis):
 
     title = "Certificate"
     subtitle = (
-        "What may still be wrong with the incumbent after each evaluation, at the "
-        "level that was asked for; the search ends below the dashed line."
+        "Probability that the incumbent is not good enough, after each evaluation; the "
+        "search ends below the dashed line."
     )
     draw = staticmethod(plot_certificate_history)
 
@@ -116,7 +116,7 @@ class ChallengerGap(_CertificateAnalysis):
     subtitle = (
         "How far the strongest challenger is from beating the incumbent by delta, in "
         "standard deviations of their difference. Below the dashed line no single "
-        "challenger stands in the way of a certificate."
+        "challenger prevents a certificate."
     )
     draw = staticmethod(plot_challenger_gap)
 

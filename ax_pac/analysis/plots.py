@@ -1,4 +1,4 @@
-"""Tables and pictures of how a search came to its certificate."""
+"""Tables and figures of the certificates and the times of a search."""
 
 from __future__ import annotations
 
@@ -10,14 +10,13 @@ import plotly.graph_objects as go
 from ax.core.experiment import Experiment
 from scipy.special import ndtri
 
-from ax_pac.experiment.records import certificate_records, experiment_of
+from ax_pac.ax_internals import experiment_of
+from ax_pac.experiment.records import certificate_records
 
 _TIMES = ("fit", "certify", "propose", "evaluate")
 
-
-# Fit and certificate cool, proposal light, evaluation grey: what is not ours.
+# Blue and green for this package's share, grey for the evaluation.
 _TIME_COLOURS = ("#1f77b4", "#2ca02c", "#9ecae1", "#b0b7bf")
-
 
 _PROBABILITY_TICKS = [*(m * 10.0**-k for k in range(1, 4) for m in (5, 2, 1)), 1e-6]
 _ACCENT, _BAND, _THRESHOLD = "#1f77b4", "rgba(31, 119, 180, 0.18)", "#7f7f7f"
@@ -61,7 +60,7 @@ def history_table(records: Sequence[dict[str, Any]]) -> pd.DataFrame:
 
 
 def time_table(client: Any) -> pd.DataFrame:
-    """Return where the wall time of each trial went.
+    """Return the wall seconds of each trial, by what they were spent on.
 
     Args:
         client: An Ax `Client`, `AxClient` or `Experiment`.
@@ -91,7 +90,7 @@ def time_table(client: Any) -> pd.DataFrame:
         "trial_index", drop=False
     )
     for record in certificate_records(experiment):
-        # The last certificate, after which no trial was made, is nobody's.
+        # No trial follows the last certificate.
         index = record.get("before_trial", record["num_trials"])
         if index in table.index:
             table.loc[index, "fit"] += record["seconds"]["fit"]
@@ -176,7 +175,7 @@ def plot_challenger_gap(history: pd.DataFrame) -> go.Figure:
 
 
 def plot_incumbent_history(history: pd.DataFrame) -> go.Figure:
-    """Draw what the model makes of the incumbent, with a 95 % interval.
+    """Draw the posterior mean of the incumbent, with a 95 % interval.
 
     Args:
         history: What `certificate_history` returned.
@@ -219,7 +218,7 @@ def plot_incumbent_history(history: pd.DataFrame) -> go.Figure:
 
 
 def plot_times(times: pd.DataFrame) -> go.Figure:
-    """Draw where the time of each trial went, as stacked bars.
+    """Draw the times of each trial as stacked bars.
 
     Args:
         times: What `time_table` returned.
@@ -246,7 +245,7 @@ def plot_times(times: pd.DataFrame) -> go.Figure:
 def _add_threshold(
     figure: go.Figure, history: pd.DataFrame, value: float, name: str
 ) -> None:
-    """Draw a level line; a trace, for plotly puts a shape astray on a log axis."""
+    """Draw a horizontal line, as a trace: plotly misplaces shapes on a log axis."""
     figure.add_scatter(
         x=[
             history["num_observations"].iloc[0],

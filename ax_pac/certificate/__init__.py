@@ -1,1 +1,1 @@
-"""Certificates of a fitted model: the three levels, their draws and bounds."""
+"""Certificates of a fitted model: three levels, their draws and bounds."""

@@ -1,4 +1,4 @@
-"""The probability that *any* point beats the incumbent, by exact joint draws."""
+"""The probability that any point beats the incumbent, by exact joint draws."""
 
 from __future__ import annotations
 
@@ -21,14 +21,11 @@ from ax_pac.certificate.joint_draws import DifferenceDraws
 # left out is bounded by the sum of the pairwise probabilities and added to the result.
 _PRUNED_SHARE = 0.02
 
-
 # Candidates at most.
 _MAX_CANDIDATES = 6000
 
-
 # Draws of each stage, as multiples of the fewest that could certify.
 _STAGES = (1, 4, 16)
-
 
 # Draws of the active set alone, before anything else is computed.
 _FIRST_LOOK = 128
@@ -73,9 +70,9 @@ def joint_failure(
     The maximum is over candidates: the points whose pairwise probabilities of beating
     the incumbent are not negligible against epsilon, and points around them. Each draw
     is an exact joint draw of the differences to the incumbent, see `DifferenceDraws`.
-    The number of draws grows in stages; one that is clearly above epsilon ends the
-    test, and so does a first look at the candidates that every draw knows, which costs
-    next to nothing and is all that most failing checks need.
+    The number of draws grows in stages. A stage whose share of failures is clearly
+    above epsilon ends the test; so does a first look at the active set alone, which is
+    cheap and decides most failing checks.
 
     Args:
         acquisition: The score, with model, incumbent and delta.
@@ -89,7 +86,7 @@ def joint_failure(
         num_draws: Draws to make in one stage, for an estimate rather than a verdict;
             None for as many as the verdict needs.
         num_stages: Stages at most, 1 to 3. One stage is a filter: it certifies only
-            what hardly ever fails, but its share of failures says what to expect.
+            what hardly ever fails, and its share of failures is an estimate.
 
     Returns:
         Counts and upper bound; certified if `upper_bound <= epsilon`.
@@ -115,8 +112,8 @@ def joint_failure(
     smallest = draws_needed(target, alpha)
     stages = [stage * smallest for stage in _STAGES[:num_stages]]
     hopeless = certifiable_share(stages[-1], target, alpha)
-    # Giving up is free: it can only withhold a certificate. What is drawn for the first
-    # look is not used again.
+    # Giving up early is safe: it can only withhold a certificate. The draws of the
+    # first look are not used again.
     failures, drawn = int(draws.fail_among_known(_FIRST_LOOK).sum()), _FIRST_LOOK
     given_up = _is_clearly_above(failures, drawn, hopeless)
     if not given_up:
@@ -135,7 +132,7 @@ def joint_failure(
 
 
 def _is_clearly_above(num_failures: int, num_draws: int, share: float) -> bool:
-    """Whether failures are more often than a share, by more than they scatter."""
+    """Whether there are more failures than a share, by more than their deviation."""
     return num_failures - share * num_draws > max(2.0, math.sqrt(num_failures))
 
 
@@ -146,24 +143,24 @@ def filled_in(
     epsilon: float,
     rng: torch.Generator,
 ) -> tuple[Tensor, Tensor]:
-    """Add as many points again around those that matter.
+    """Add as many points again around those that are likely to fail.
 
     Args:
         acquisition: The score.
         points: Scored points. Shape `N x d`.
         scores: Their scores. Shape `N`.
-        epsilon: Probability against which a point matters.
-        rng: Where the new points are drawn from.
+        epsilon: Allowed failure probability; points negligible against it do not count.
+        rng: Source of the new points.
 
     Returns:
-        All points with their scores, `2N x d` and `2N`; as they came if none matters.
+        All points with their scores, `2N x d` and `2N`; unchanged if none is likely.
     """
     keep, _ = _prune(scores, epsilon)
     centres = points[keep]
     if len(centres) == 0:
         return points, scores
-    # A draw's maximum lies between the points: fill in around those that matter most,
-    # from a hundredth to half of a length scale away.
+    # The maximum of a draw lies between the points: add some around the likeliest, from
+    # a hundredth to half of a length scale away.
     weights = torch.special.ndtr(scores[keep])
     which = torch.multinomial(weights, len(points), replacement=True, generator=rng)
     lower, upper = points.amin(0), points.amax(0)
@@ -180,7 +177,7 @@ def filled_in(
 
 
 def _prune(scores: Tensor, epsilon: float) -> tuple[Tensor, float]:
-    """Indices to keep, highest score first, and a bound on what the others can do."""
+    """Indices to keep, highest score first, and a bound on failures at the others."""
     order = scores.argsort(descending=True)
     probability = torch.special.ndtr(scores[order])
     left_out = probability.flip(0).cumsum(0).flip(0)
@@ -189,12 +186,12 @@ def _prune(scores: Tensor, epsilon: float) -> tuple[Tensor, float]:
 
 
 def _thin(keep: Tensor, scores: Tensor, rng: torch.Generator) -> Tensor:
-    """Cut candidates to their largest number: by chance, likelier ones likelier.
+    """Cut candidates to the largest number allowed, by chance, by their probability.
 
     Candidates this dense are correlated so closely that those left out add little; the
     benchmark of the inner maximum shows what is lost.
     """
     weights = torch.special.ndtr(scores[keep]).sqrt()
     drawn = torch.multinomial(weights[1:], _MAX_CANDIDATES - 1, generator=rng)
-    # The strongest of all stays.
+    # The strongest one stays.
     return torch.cat([keep[:1], keep[1:][drawn]])

@@ -11,40 +11,35 @@ from torch import Tensor
 from ax_pac.acquisition.analytic import PACAcquisition
 from ax_pac.acquisition.optimize import relative_lengthscales
 
-# How many candidates every draw knows from the start.
+# Number of candidates in the active set, whose values every draw begins with.
 _MAX_ACTIVE = 300
 
-
-# A draw is looked into further where the candidates it does not know yet fail with a
-# probability of this share of epsilon.
+# A draw is continued where the candidates outside the active set fail with at least
+# this share of epsilon.
 _UNDECIDED_SHARE = 0.02
 
-
-# Candidates that such a draw may get to know, and out of how many.
+# Candidates that such a draw may reveal, and out of how many.
 _MAX_REVEALED = 16
-
 
 _POOL = 256
 
-
 _CHUNK = 64
 
-
-# In units of delta squared: below it a value counts as known.
+# In units of delta squared: a value of smaller variance counts as known.
 _SMALLEST_VARIANCE = 1e-4
 
 
 class DifferenceDraws:
     """Joint draws of `f(x) - f(incumbent)` over candidates; does one exceed delta?
 
-    Every draw knows its values at an active set: candidates that cover where a failure
-    is likely. What it does not know is a Gaussian with a known mean and covariance, so
-    the probability of a failure there is bounded by a sum. A draw for which this
-    bound is not negligible reveals its likeliest candidate, is conditioned on it, and
-    so on. By the chain rule that is an exact joint draw; it goes where a maximum may
-    lie between the points, which in four dimensions and more is most of the failures.
-    When it ends, a draw fails with the probability that is left, which errs on the safe
-    side.
+    Every draw starts with its values at an active set: candidates that cover where a
+    failure is likely. The other values are Gaussian with known mean and covariance, so
+    the probability of a failure among them is bounded by a sum. A draw for which this
+    bound is not negligible reveals the candidate most likely to fail, is conditioned on
+    its value, and so on. By the chain rule that is an exact joint draw. It reaches
+    maxima between the points of the active set, which are most of the failures in four
+    and more dimensions. When a draw ends, it fails with the probability that is left,
+    which overestimates failures.
 
     Args:
         acquisition: The score, with model, incumbent and delta.
@@ -79,9 +74,9 @@ class DifferenceDraws:
 
     @cached_property
     def _unknown(self) -> tuple[Tensor, Tensor]:
-        """What the known values explain of all, `N x m`, and the deviations left, `N`.
+        """What the active set explains of all values, and the deviations left.
 
-        In single precision.
+        Shapes `N x m` and `N`, in single precision.
         """
         with torch.no_grad():
             covariance = self._difference.with_columns(self._active) / self._square
@@ -94,7 +89,7 @@ class DifferenceDraws:
         return explained.mT.float(), deviation.float()
 
     def _known(self, num_draws: int) -> tuple[Tensor, Tensor]:
-        """Draw the values at the active set, and what they are made of, `m x draws`."""
+        """Draw values at the active set, and the normals behind them, `m x draws`."""
         normal = torch.randn(len(self._active), num_draws, generator=self._rng)
         known = self._mean[self._active].addmm(self._root.float(), normal)
         return known, normal
@@ -178,8 +173,8 @@ def covering(points: Tensor, scores: Tensor, num_points: int) -> Tensor:
 
     The point taken next is the farthest from those taken, its distance weighted by the
     fourth root of its pairwise probability: dense around the likeliest failures, and
-    yet somewhere near each of the others. The likeliest points alone would be one
-    cluster whose values are all but the same.
+    with a point near each of the others. The likeliest points alone would be one
+    cluster of nearly equal values.
 
     Args:
         points: In units of the length scales. Shape `N x d`.
@@ -207,8 +202,8 @@ def covering(points: Tensor, scores: Tensor, num_points: int) -> Tensor:
 def _root(covariance: Tensor) -> Tensor:
     """Cholesky factor of the covariance of points that may nearly coincide.
 
-    What has to be added to the diagonal is independent noise in the draws: it makes a
-    failure likelier, never less likely.
+    What is added to the diagonal acts as independent noise in the draws, which makes a
+    failure more likely, never less.
     """
     identity = torch.eye(len(covariance), dtype=covariance.dtype)
     scale = covariance.diagonal().max()
@@ -220,5 +215,5 @@ def _root(covariance: Tensor) -> Tensor:
             return root
     raise ValueError(
         "the joint posterior covariance is not positive definite, even with 1e-4 of "
-        "its largest variance added: the model's hyperparameters cannot be trusted"
+        "its largest variance added: check the hyperparameters of the model"
     )

@@ -1,9 +1,10 @@
-"""A certificate that a search is finished, with the probability that it is not."""
+"""The check whether a search is finished, level by level."""
 
 from __future__ import annotations
 
 import dataclasses
 import math
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -14,32 +15,30 @@ from torch import Tensor
 from ax_pac.acquisition.analytic import PACAcquisition, check_model, select_incumbent
 from ax_pac.acquisition.difference import scalar_weight
 from ax_pac.acquisition.optimize import ChallengerSearch, find_challenger, scored_cells
-from ax_pac.cells import Cells
+from ax_pac.cells import CellEdges, Cells
 from ax_pac.certificate.joint import JointFailure, filled_in, joint_failure
 from ax_pac.certificate.marginal import MarginalFailure, marginal_failure
 from ax_pac.certificate.record import (
     DEFAULT_LEVEL,
+    LEVELS,
     PACCertificate,
     check_settings,
     reason_of,
 )
 from ax_pac.surrogate.fit import fewest_observations, too_few_observations
 
-# A mean closer to zero than this many posterior standard deviations has no sign, so a
-# share of it is no tolerance.
+# The sign of a mean closer to zero than this many posterior standard deviations is not
+# known, so a share of it is no tolerance.
 _SIGNIFICANT_DEVIATIONS = 2.0
-
 
 # Share of epsilon that pays for the error of simulation, over all checks of a search.
 _ALPHA_SHARE = 0.1
 
-
 # The search that looks for what the first one missed is this many times as large.
 _SECOND_EFFORT = 4
 
-
-# Candidates that all draws at level `marginal` share, before each adds its own: some,
-# more a coordinate, and at most.
+# Candidates that all draws at level `marginal` share, before each adds its own: a
+# constant, more per coordinate, and the most.
 _NUM_CANDIDATES = (150, 100, 600)
 
 
@@ -53,8 +52,8 @@ def certify(
     level: str = DEFAULT_LEVEL,
     relative: bool = False,
     posterior_transform: PosteriorTransform | None = None,
-    seed: int | None = None,
-    cells: Cells | None = None,
+    seed: int | None = 0,
+    cells: Cells | CellEdges | None = None,
 ) -> PACCertificate:
     """Ask a fitted model whether the best visited point is good enough to stop.
 
@@ -69,16 +68,16 @@ def certify(
 
     bounded by exact joint draws of the posterior, see `joint_failure`. Level `marginal`
     averages it over the posterior of the hyperparameters, see `marginal_failure`. The
-    weaker levels come first, as filters; in front of `marginal` level `joint` ends with
-    its first stage, where a share of failures above epsilon is a no. Of epsilon a tenth
-    pays for the error of simulation: a check on n observations spends
-    `0.1 epsilon / (n (n + 1))`, which sums to `0.1 epsilon` over all n and is spent
-    again by no resumed search. Both levels make no claim on fewer than
-    `fewest_observations(d)` observations.
+    weaker levels come first, as filters, and the first that does not pass ends the
+    check; in front of `marginal`, level `joint` ends with its first stage and passes
+    with a share of failures of at most epsilon. A tenth of epsilon pays for the error
+    of simulation: a check on n observations spends `0.1 epsilon / (n (n + 1))`, which
+    sums to `0.1 epsilon` over all n, however often a search is resumed. Both levels
+    make no claim on fewer than `fewest_observations(d)` observations.
 
     It works on any BoTorch model, whichever acquisition function chose the points. A
-    maximum that is missed makes a certificate false, so before one is issued a second,
-    independent search four times as large looks for a stronger challenger.
+    missed maximum leads to a false certificate, so a second, independent search, four
+    times as large, looks for a stronger challenger before a certificate is issued.
 
     Args:
         model: A fitted single-outcome model in float64, its posterior in objective
@@ -91,10 +90,12 @@ def certify(
         level: One of `LEVELS`.
         relative: Whether delta is a share of the incumbent's posterior mean.
         posterior_transform: As in BoTorch; minimisation is a weight of -1.
-        seed: Seed of searches and draws; None draws a fresh one.
-        cells: Cells of points that are the same thing. "The best" is then meant over
-            their centres, at which the model has to be fitted; the incumbent's cell is
-            left out, where the true difference is zero. None for a box without cells.
+        seed: Seed of searches and draws; None draws a new one.
+        cells: Cells of points that are the same, or the edges of their bins by
+            coordinate, in the order of the model's inputs; see `Cells`. "The best" is
+            then meant over their centres, at which the model has to be fitted, without
+            the incumbent's cell, where the true difference is zero. None for a box
+            without cells.
 
     Returns:
         The certificate, whether it holds or not.
@@ -119,146 +120,211 @@ def certify(
     check_settings(delta=delta, epsilon=epsilon, level=level)
     check_model(model, posterior_transform)
     bounds = _check_bounds(bounds, X_observed)
+    cells = _check_cells(cells, X_observed)
     if relative:
         delta = absolute_delta(model, X_observed, delta, posterior_transform)
     acquisition = PACAcquisition(model, X_observed, delta, posterior_transform)
     seeds = [int(s) for s in np.random.SeedSequence(seed).generate_state(4)]
-    search = find_challenger(
-        acquisition, X_observed, bounds, seed=seeds[0], cells=cells
+    search, gap = _search_twice(acquisition, X_observed, bounds, epsilon, seeds, cells)
+    inputs = _inputs(model, X_observed)
+    check = _Check(
+        acquisition=acquisition,
+        search=search,
+        bounds=bounds,
+        epsilon=epsilon,
+        level=level,
+        inputs=inputs,
+        seeds={"joint": seeds[2], "marginal": seeds[3]},
+        cells=cells,
     )
-    gap = None
-    if _tail(search.score) <= epsilon:
-        second = find_challenger(
-            acquisition,
-            X_observed,
-            bounds,
-            seed=seeds[1],
-            effort=_SECOND_EFFORT,
-            cells=cells,
-        )
-        gap = second.score - search.score
-        search = _union(search, second, cells)
+    for reached in LEVELS[: LEVELS.index(level) + 1]:
+        finding = _EVALUATE[reached](check)
+        if not finding.passes:
+            break
     certificate = PACCertificate(
         delta=acquisition.delta,
         epsilon=epsilon,
         level=level,
         score=search.score,
-        failure_probability=_tail(search.score),
-        certifiable=math.isfinite(search.score),
         reason="",
-        challenger=tuple(search.challenger.squeeze(0).tolist()),
         incumbent=tuple(acquisition.incumbent.squeeze(0).tolist()),
-        num_observations=len(_inputs(model, X_observed)),
+        num_observations=len(inputs),
         pairwise_probability=_tail(search.score),
         second_search_gap=gap,
+        reached=reached,
+        **finding.fields,
     )
-    may_hold = False
-    if level != "pairwise" and certificate.holds:
-        too_few = too_few_observations(
-            _inputs(model, X_observed), math.inf if cells is None else cells.number
-        )
-        if too_few is None:
-            certificate, may_hold = _at_level_joint(
-                certificate, acquisition, search, seeds[2], cells
-            )
-        else:
-            certificate = dataclasses.replace(
-                certificate, certifiable=False, hyperparameter_status=too_few
-            )
-    if level == "marginal" and may_hold:
-        certificate = _at_level_marginal(
-            certificate, acquisition, search, seeds[3], bounds, cells
-        )
     return dataclasses.replace(certificate, reason=reason_of(certificate))
 
 
-def _at_level_joint(
-    certificate: PACCertificate,
+def _search_twice(
     acquisition: PACAcquisition,
-    search: ChallengerSearch,
-    seed: int,
+    X_observed: Tensor,
+    bounds: Tensor,
+    epsilon: float,
+    seeds: list[int],
     cells: Cells | None,
-) -> tuple[PACCertificate, bool]:
-    """Replace the pairwise probability by the bound on that of any point.
+) -> tuple[ChallengerSearch, float | None]:
+    """Search for the challenger, again and harder where a certificate may be issued.
 
     Returns:
-        The certificate, and whether a stronger level may hold. Where one is asked for,
-        this one is its filter, and the draws of a first stage are enough.
+        Both searches as one, and by how much the second found a higher score; None
+        where there was one search.
     """
-    is_filter = certificate.level != "joint"
-    alpha, alpha_of_check = spending(certificate.epsilon, certificate.num_observations)
-    points, scores = search.points, search.scores
-    if cells is not None:
-        rng = torch.Generator().manual_seed(seed)
-        points, scores = _candidates(acquisition, search, certificate, rng, cells)
-    result = joint_failure(
+    search = find_challenger(
+        acquisition, X_observed, bounds, seed=seeds[0], cells=cells
+    )
+    if _tail(search.score) > epsilon:
+        return search, None
+    second = find_challenger(
         acquisition,
+        X_observed,
+        bounds,
+        seed=seeds[1],
+        effort=_SECOND_EFFORT,
+        cells=cells,
+    )
+    return _union(search, second, cells), second.score - search.score
+
+
+@dataclasses.dataclass(frozen=True)
+class _Check:
+    """What the levels of one certificate share.
+
+    Args:
+        acquisition: The score, with model, incumbent and delta.
+        search: Every point that was scored.
+        bounds: The box, `2 x d`.
+        epsilon: Allowed failure probability.
+        level: The level that is asked for.
+        inputs: Where observations were made, repetitions included. Shape `n x d`.
+        seeds: Seed of the draws of each level.
+        cells: Which points are the same.
+    """
+
+    acquisition: PACAcquisition
+    search: ChallengerSearch
+    bounds: Tensor
+    epsilon: float
+    level: str
+    inputs: Tensor
+    seeds: dict[str, int]
+    cells: Cells | None
+
+
+class _Finding(NamedTuple):
+    """What a level found.
+
+    Args:
+        passes: Whether a stronger level can still certify.
+        fields: What goes into the certificate if this is the last level.
+    """
+
+    passes: bool
+    fields: dict[str, Any]
+
+
+def _pairwise(check: _Check) -> _Finding:
+    """Evaluate the strongest challenger on its own.
+
+    In front of a stronger level it also checks that there are enough observations to
+    fit the hyperparameters.
+    """
+    score = check.search.score
+    fields: dict[str, Any] = {
+        "failure_probability": _tail(score),
+        "certifiable": math.isfinite(score),
+        "challenger": tuple(check.search.challenger.squeeze(0).tolist()),
+    }
+    passes = math.isfinite(score) and _tail(score) <= check.epsilon
+    if passes and check.level != "pairwise":
+        num_cells = math.inf if check.cells is None else check.cells.number
+        too_few = too_few_observations(check.inputs, num_cells)
+        if too_few is not None:
+            passes = False
+            fields["certifiable"] = False
+            fields["hyperparameter_status"] = "too_few_observations"
+            fields["hyperparameter_text"] = too_few
+    return _Finding(passes, fields)
+
+
+def _joint(check: _Check) -> _Finding:
+    """Bound the probability that any point beats the incumbent, at one fit.
+
+    In front of a stronger level this one is a filter, and the draws of a first stage
+    are enough.
+    """
+    is_filter = check.level != "joint"
+    seed = check.seeds["joint"]
+    alpha, alpha_of_check = spending(check.epsilon, len(check.inputs))
+    points, scores = check.search.points, check.search.scores
+    if check.cells is not None:
+        points, scores = _candidates(check, torch.Generator().manual_seed(seed))
+    result = joint_failure(
+        check.acquisition,
         points,
         scores,
-        epsilon=certificate.epsilon - alpha,
+        epsilon=check.epsilon - alpha,
         alpha=alpha_of_check,
         seed=seed,
-        fill_in=cells is None,
+        fill_in=check.cells is None,
         num_stages=1 if is_filter else 3,
     )
-    certificate = dataclasses.replace(
-        certificate,
-        failure_probability=_reported(result, certificate.epsilon, alpha),
-        alpha=alpha,
-        num_draws=result.num_draws,
-        active_set_size=result.active_set_size,
-    )
-    return certificate, is_filter and result.estimate <= certificate.epsilon
+    fields = {
+        "failure_probability": _reported(result, check.epsilon, alpha),
+        "certifiable": True,
+        "challenger": tuple(check.search.challenger.squeeze(0).tolist()),
+        "alpha": alpha,
+        "num_draws": result.num_draws,
+        "active_set_size": result.active_set_size,
+    }
+    return _Finding(result.estimate <= check.epsilon, fields)
 
 
-def _at_level_marginal(
-    certificate: PACCertificate,
-    acquisition: PACAcquisition,
-    search: ChallengerSearch,
-    seed: int,
-    bounds: Tensor,
-    cells: Cells | None,
-) -> PACCertificate:
-    """Replace the bound at fitted hyperparameters by one over their posterior."""
+def _marginal(check: _Check) -> _Finding:
+    """Bound the same probability, averaged over the posterior of hyperparameters."""
+    acquisition, search = check.acquisition, check.search
     weight = scalar_weight(acquisition.posterior_transform)
     if weight is None:
         raise ValueError(
             "level 'marginal' needs an objective that is one outcome or its negative; "
             f"got the transform {acquisition.posterior_transform}"
         )
-    alpha, alpha_of_check = spending(certificate.epsilon, certificate.num_observations)
-    first = fewest_observations(len(certificate.incumbent))
-    # No check is made on fewer, so theirs can be spent as well.
-    alpha_of_check = min(alpha, alpha_of_check * first)
+    alpha, alpha_of_check = spending(check.epsilon, len(check.inputs))
+    # No check is made on fewer observations, so their share can be spent as well.
+    first = fewest_observations(check.bounds.shape[-1])
+    seed = check.seeds["marginal"]
     rng = torch.Generator().manual_seed(seed)
-    points, scores = _candidates(acquisition, search, certificate, rng, cells)
+    points, scores = _candidates(check, rng)
     candidates = torch.cat([search.challenger, points[_mixed(points, scores, rng)]])
     result = marginal_failure(
-        acquisition.observed_model,
+        acquisition.model,
         acquisition.incumbent,
         candidates,
-        delta=certificate.delta / abs(weight),
-        epsilon=certificate.epsilon - alpha,
-        alpha=alpha_of_check,
+        delta=acquisition.delta / abs(weight),
+        epsilon=check.epsilon - alpha,
+        alpha=min(alpha, alpha_of_check * first),
         weight=math.copysign(1.0, weight),
         seed=seed,
-        bounds=bounds,
-        cells=cells,
+        bounds=check.bounds,
+        cells=check.cells,
     )
-    challenger = certificate.challenger
-    if result.challenger is not None:
-        challenger = tuple(candidates[result.challenger].tolist())
-    return dataclasses.replace(
-        certificate,
-        challenger=challenger,
-        failure_probability=_reported(result, certificate.epsilon, alpha),
-        certifiable=result.hyperparameter_status == "ok",
-        alpha=alpha,
-        num_draws=result.num_draws,
-        active_set_size=result.active_set_size,
-        effective_sample_size=result.effective_sample_size,
-        hyperparameter_status=result.hyperparameter_status,
-    )
+    challenger = candidates[result.challenger or 0]  # the first is the search's
+    fields = {
+        "failure_probability": _reported(result, check.epsilon, alpha),
+        "certifiable": result.hyperparameter_status == "ok",
+        "challenger": tuple(challenger.tolist()),
+        "alpha": alpha,
+        "num_draws": result.num_draws,
+        "active_set_size": result.active_set_size,
+        "effective_sample_size": result.effective_sample_size,
+        "hyperparameter_status": result.hyperparameter_status,
+        "hyperparameter_text": result.hyperparameter_text,
+    }
+    return _Finding(False, fields)
+
+
+_EVALUATE = {"pairwise": _pairwise, "joint": _joint, "marginal": _marginal}
 
 
 def _reported(
@@ -266,50 +332,44 @@ def _reported(
 ) -> float:
     """The bound; where the estimate itself is above epsilon, the estimate.
 
-    A check that is refused ends after a few draws, whose bound says next to nothing.
+    A check that fails ends after a few draws, whose bound is uninformative.
     """
     if result.estimate > epsilon:
         return result.estimate
     return min(1.0, result.upper_bound + alpha)
 
 
-def _candidates(
-    acquisition: PACAcquisition,
-    search: ChallengerSearch,
-    certificate: PACCertificate,
-    rng: torch.Generator,
-    cells: Cells | None,
-) -> tuple[Tensor, Tensor]:
+def _candidates(check: _Check, rng: torch.Generator) -> tuple[Tensor, Tensor]:
     """Points that may beat the incumbent, with as many more around those that matter.
 
-    With cells these are cells, and the incumbent's is not among them.
+    With cells these are cells, without that of the incumbent.
     """
     points, scores = filled_in(
-        acquisition, search.points, search.scores, certificate.epsilon, rng
+        check.acquisition, check.search.points, check.search.scores, check.epsilon, rng
     )
-    if cells is None:
+    if check.cells is None:
         return points, scores
-    points, scores = scored_cells(acquisition, points, cells)
+    points, scores = scored_cells(check.acquisition, points, check.cells)
     others = scores > -math.inf
     return points[others], scores[others]
 
 
 def _mixed(points: Tensor, scores: Tensor, rng: torch.Generator) -> Tensor:
-    """Choose candidates: those the fitted model fears, and as many of any kind.
+    """Choose candidates likely to fail under the fitted model, and as many others.
 
-    Other hyperparameters fear other points. The cost of a draw is linear in their
-    number.
+    Under other hyperparameters other points are likely to fail. The cost of a draw is
+    linear in the number of candidates.
     """
-    fears = torch.special.ndtr(scores).sqrt().clamp_min(1e-300)
+    weights = torch.special.ndtr(scores).sqrt().clamp_min(1e-300)
     some, more, most = _NUM_CANDIDATES
     half = min(min(some + more * points.shape[-1], most) // 2, len(scores))
-    feared = torch.multinomial(fears, half, generator=rng)
+    likely = torch.multinomial(weights, half, generator=rng)
     others = torch.randperm(len(scores), generator=rng)[:half]
-    return torch.cat([feared, others]).unique()
+    return torch.cat([likely, others]).unique()
 
 
 def spending(epsilon: float, num_observations: int) -> tuple[float, float]:
-    """What simulation may cost over all checks of a search, and over this one."""
+    """Error allowed to simulation, over all checks of a search and for this one."""
     alpha = _ALPHA_SHARE * epsilon
     return alpha, alpha / (num_observations * (num_observations + 1))
 
@@ -320,7 +380,7 @@ def _union(
     """Merge two searches."""
     best = max(first, second, key=lambda search: search.score)
     if cells is not None and cells.number == len(second.points):
-        return best  # both looked at every cell there is
+        return best  # both scored every cell
     return ChallengerSearch(
         best.challenger,
         best.score,
@@ -384,7 +444,7 @@ def absolute_delta(
 def _pooled_variance(model: Model) -> float:
     """Variance of the mean of all observations, zero where the noise is not known.
 
-    The model takes its constant mean as known; this is how well it can be known.
+    The model takes its constant mean as known; this is the variance of its estimate.
     """
     noise = getattr(getattr(model, "likelihood", None), "noise", None)
     if noise is None:
@@ -407,3 +467,15 @@ def _check_bounds(bounds: Tensor, X_observed: Tensor) -> Tensor:
     if not (bounds.isfinite().all() and (bounds[0] < bounds[1]).all()):
         raise ValueError(f"bounds must be finite, lower below upper; got {bounds}")
     return bounds
+
+
+def _check_cells(cells: Cells | CellEdges | None, X_observed: Tensor) -> Cells | None:
+    """Return the cells, or refuse those of another number of coordinates."""
+    cells = Cells.of(cells)
+    if cells is not None and len(cells.edges) != X_observed.shape[-1]:
+        raise ValueError(
+            f"the cells have {len(cells.edges)} coordinates, the points "
+            f"{X_observed.shape[-1]}: give edges for every coordinate, empty ones for "
+            "a coordinate without bins"
+        )
+    return cells

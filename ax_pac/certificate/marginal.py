@@ -7,6 +7,7 @@ import dataclasses
 import functools
 import math
 from collections.abc import Iterator
+from typing import NamedTuple
 
 import torch
 from botorch.models import SingleTaskGP
@@ -21,6 +22,7 @@ from ax_pac.acquisition.difference import is_plain_gp
 from ax_pac.cells import Cells
 from ax_pac.certificate.bounds import betting_upper, is_hopeless, log_wealth
 from ax_pac.certificate.marginal_draws import DifferenceProblem, draw_failures
+from ax_pac.certificate.record import HyperparameterStatus
 from ax_pac.surrogate.fit import OUTPUTSCALE_BOUNDS, too_few_observations
 from ax_pac.surrogate.mcmc import (
     JITTER,
@@ -34,36 +36,31 @@ from ax_pac.surrogate.mcmc import (
 # had any probability of failing.
 _MOST_DRAWS = 9.0
 
-
-# What fails with this share of epsilon is not looked into further: a bound on its
-# probability is added.
+# Candidates that fail with at most this share of epsilon are left out, and a bound on
+# their probability is added.
 NEGLIGIBLE_SHARE = 0.04
 
-
 MAX_R_HAT = 1.2
-
 
 # Draws between two looks at the bound.
 _BATCH = 64
 
-
-# Half-way between them a check gives up only on so many draws, by so many standard
-# errors: there are many such looks, and a refusal by bad luck costs an evaluation.
+# Between two looks a check gives up only after this many draws, and by this many
+# standard errors: a refusal by chance costs an evaluation.
 _FEWEST_TO_GIVE_UP = 16
-
 
 _ERRORS_TO_GIVE_UP = 2.5
 
 
 @dataclasses.dataclass(frozen=True)
 class MarginalFailure:
-    """How probable it is that some candidate beats the incumbent by more than delta.
+    """The probability that some candidate beats the incumbent by more than delta.
 
     Args:
         estimate: The probability, averaged over the draws.
         num_draws: Function draws, each under a hyperparameter draw of its own.
-        effective_sample_size: Independent draws that these are worth, as the
-            hyperparameter draws are autocorrelated.
+        effective_sample_size: Number of independent draws that would be as accurate;
+            the hyperparameter draws are autocorrelated.
         upper_bound: Upper confidence bound of the probability, see `betting_upper`,
             with what left-out candidates can contribute. Certified when it is at most
             epsilon and the status is "ok".
@@ -71,7 +68,8 @@ class MarginalFailure:
         challenger: Index of the candidate whose pairwise probability of beating the
             incumbent, averaged over the hyperparameters, is the highest; None where
             nothing was drawn.
-        hyperparameter_status: "ok", or a sentence that says why no claim is made.
+        hyperparameter_status: `ok`, or why no claim is made, see `PACCertificate`.
+        hyperparameter_text: The same in one sentence; empty for `ok`.
     """
 
     estimate: float
@@ -80,7 +78,18 @@ class MarginalFailure:
     upper_bound: float
     active_set_size: int
     challenger: int | None
-    hyperparameter_status: str
+    hyperparameter_status: HyperparameterStatus
+    hyperparameter_text: str = ""
+
+
+class _Diagnosis(NamedTuple):
+    """Whether the hyperparameters are determined well enough, and why not."""
+
+    status: HyperparameterStatus
+    text: str = ""
+
+
+_OK = _Diagnosis("ok")
 
 
 def marginal_failure(
@@ -100,32 +109,32 @@ def marginal_failure(
 
         P(max_x w f(x) - w f(incumbent) > delta | data)
 
-    over the box, averaged over the posterior of the hyperparameters. The candidates are
-    where to begin; each draw adds points around those that its hyperparameters fear. It
-    takes hyperparameters from their posterior and estimates the probability under them
-    from one function, which is revealed point by point, the likeliest to beat the
-    incumbent first, until all that is left cannot with a probability that matters: see
-    `draw_failures`. Its cost is linear in the number of candidates.
+    over the box, averaged over the posterior of the hyperparameters. Each draw takes
+    hyperparameters from their posterior, adds candidates around those that are likely
+    to fail under them, and estimates the probability from one function. The function is
+    revealed point by point, the likeliest to beat the incumbent first, until the
+    probability of a failure at the others is negligible: see `draw_failures`. The cost
+    is linear in the number of candidates.
 
     Drawing ends as soon as the bound is at most epsilon, or when that has become
-    unlikely, which can only lose a certificate. The bound holds at every look: whenever
-    drawing ends, the probability of certifying a failure probability above epsilon is
-    at most alpha.
+    unlikely, which can only withhold a certificate. The bound is valid at every look:
+    whenever drawing ends, the probability of certifying a failure probability above
+    epsilon is at most alpha.
 
     Args:
         model: A fitted plain `SingleTaskGP` in float64 with a Matern-5/2 kernel, a
             constant mean and known noise, as `fit_model` returns.
         incumbent: The point to be certified. Shape `1 x d`. Unit: the model's input
             units.
-        candidates: The points that may beat it. Shape `N x d`.
+        candidates: Points that may beat it, to begin with. Shape `N x d`.
         delta: Tolerance, positive. Unit: objective units.
         epsilon: Allowed failure probability, in (0, 1).
-        alpha: Allowed probability that sampling error alone certifies, in (0, 1).
+        alpha: Allowed probability of a certificate by sampling error alone, in (0, 1).
         weight: 1 to maximise, -1 to minimise.
         seed: Seed of every random number.
         bounds: The box, `2 x d`. Default: the range of the candidates.
-        cells: Cells of points that are the same thing, if there are such; the maximum
-            is over their centres.
+        cells: Cells of points that are the same; the maximum is over their centres.
+            None for a box without cells.
 
     Returns:
         Counts, bound and status.
@@ -152,9 +161,9 @@ def marginal_failure(
     problem = DifferenceProblem(
         model, incumbent, candidates, check_delta(delta), weight, bounds, cells
     )
-    status = _refusal(model, problem, math.inf if cells is None else cells.number)
-    if status is not None:
-        return MarginalFailure(1.0, 0, 0.0, 1.0, 0, None, status)
+    refusal = _refusal(model, problem, math.inf if cells is None else cells.number)
+    if refusal != _OK:
+        return MarginalFailure(1.0, 0, 0.0, 1.0, 0, None, *refusal)
     generator = torch.Generator().manual_seed(seed)
     kernel = model.covar_module
     with _one_thread():
@@ -173,7 +182,7 @@ def marginal_failure(
 
 @contextlib.contextmanager
 def _one_thread() -> Iterator[None]:
-    """Work on one core: thousands of small matrices cost more to share than to do."""
+    """Use one core: threads slow down operations on thousands of small matrices."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -189,48 +198,49 @@ def _draw_until_decided(
     alpha: float,
     generator: torch.Generator,
 ) -> MarginalFailure:
-    """Draw until certified, hopeless, or out of draws."""
+    """Draw until certified, unlikely to be, or out of draws."""
     tolerance = NEGLIGIBLE_SHARE * epsilon
     fewest = math.log(alpha) / math.log1p(-epsilon)
     most = math.ceil(_MOST_DRAWS * fewest)
     values = torch.zeros(0, dtype=torch.float64)
     pairwise = torch.zeros(len(problem.candidates), dtype=torch.float64)
     active_set_size = 0
-    worth = 1.0
+    ess_ratio = 1.0
     while len(values) < most:
         first = len(values)
         chains.extend(first + _BATCH)
         sample = chains.sample(first=first)
         gives_up = functools.partial(
-            _is_hopeless_with, values, epsilon, alpha, worth, most
+            _is_hopeless_with, values, epsilon, alpha, ess_ratio, most
         )
         draws = draw_failures(problem, sample, tolerance, generator, is_enough=gives_up)
         values = torch.cat([values, draws.failure])
         active_set_size = max(active_set_size, draws.active_set_size)
         pairwise += draws.pairwise * len(sample.outputscale)
         if len(values) < first + _BATCH:  # given up half-way
-            effective, status = worth * len(values), _diagnosis(sample, 0.0)
+            effective, diagnosis = ess_ratio * len(values), _diagnosis(sample, 0.0)
             break
-        # What the probabilities are worth, which scatter under each setting as well;
-        # the settings have to be enough on their own.
+        # Of the probabilities, which vary under each setting as well; the settings have
+        # to be enough on their own, see `_diagnosis`.
         effective = effective_sample_size(values.reshape(-1, NUM_CHAINS).mT)
         if effective == 0.0:  # all of them equal, typically zero
             effective = sample.effective_sample_size
-        worth = effective / len(values)
-        is_bounded = log_wealth(values, epsilon, worth) >= -math.log(alpha)
-        status = _diagnosis(sample, fewest if is_bounded else 0.0)
-        if is_bounded and status == "ok":
+        ess_ratio = effective / len(values)
+        is_bounded = log_wealth(values, epsilon, ess_ratio) >= -math.log(alpha)
+        diagnosis = _diagnosis(sample, fewest if is_bounded else 0.0)
+        if is_bounded and diagnosis == _OK:
             break
-        if is_hopeless(values, epsilon, alpha, worth, most):
+        if is_hopeless(values, epsilon, alpha, ess_ratio, most):
             break
     return MarginalFailure(
         estimate=float(values.mean()),
         num_draws=len(values),
         effective_sample_size=effective,
-        upper_bound=betting_upper(values, alpha, worth),
+        upper_bound=betting_upper(values, alpha, ess_ratio),
         active_set_size=active_set_size,
         challenger=int(pairwise.argmax()),
-        hyperparameter_status=status,
+        hyperparameter_status=diagnosis.status,
+        hyperparameter_text=diagnosis.text,
     )
 
 
@@ -238,61 +248,65 @@ def _is_hopeless_with(
     values: Tensor,
     epsilon: float,
     alpha: float,
-    worth: float,
+    ess_ratio: float,
     most: int,
     failure: Tensor,
 ) -> bool:
-    """Whether values and these failures together are hopeless.
+    """Whether values and these failures together are unlikely to certify.
 
-    Giving up is free, however early: it can only withhold a certificate.
+    Giving up is safe, however early: it can only withhold a certificate.
     """
     drawn = torch.cat([values, failure])
     if len(drawn) < _FEWEST_TO_GIVE_UP:
         return False
-    return is_hopeless(drawn, epsilon, alpha, worth, most, _ERRORS_TO_GIVE_UP)
+    return is_hopeless(drawn, epsilon, alpha, ess_ratio, most, _ERRORS_TO_GIVE_UP)
 
 
-def _diagnosis(sample: HyperparameterSample, fewest: float) -> str:
-    """Say whether the chains can be believed, and are worth enough draws."""
+def _diagnosis(sample: HyperparameterSample, fewest: float) -> _Diagnosis:
+    """Return whether the chains have mixed and give `fewest` independent draws."""
     if sample.r_hat > MAX_R_HAT:
-        return (
-            "the hyperparameter chains still disagree by where they started "
-            f"(R-hat {sample.r_hat:.2f}, at most {MAX_R_HAT}); more observations help"
+        return _Diagnosis(
+            "chains_disagree",
+            "the hyperparameter chains still depend on where they started (R-hat "
+            f"{sample.r_hat:.2f}, at most {MAX_R_HAT}); more observations help",
         )
     if sample.effective_sample_size < fewest:
-        return (
-            "the hyperparameter draws are worth only "
-            f"{sample.effective_sample_size:.0f} independent ones, and at least "
-            f"{math.ceil(fewest)} are needed to support epsilon at alpha"
+        return _Diagnosis(
+            "too_few_draws",
+            "the hyperparameter draws have an effective sample size of "
+            f"{sample.effective_sample_size:.0f}, and at least {math.ceil(fewest)} is "
+            "needed for epsilon at alpha",
         )
-    return "ok"
+    return _OK
 
 
 def _refusal(
     model: SingleTaskGP, problem: DifferenceProblem, num_cells: float
-) -> str | None:
-    """Say why these data support no claim, None if they may."""
+) -> _Diagnosis:
+    """Return why these data support no claim, `_OK` if they may."""
     too_few = too_few_observations(problem.Z, num_cells)
     if too_few is not None:
-        return too_few
+        return _Diagnosis("too_few_observations", too_few)
     outputscale = float(model.covar_module.outputscale.detach())
-    # The upper bound is no reason: a smooth function with a trend, Branin for one, is
-    # fitted best by a large output scale with long length scales.
+    # At its upper bound it is not refused: a smooth function with a trend, such as
+    # Branin, is fitted best by a large output scale with long length scales.
     if outputscale <= 1.01 * OUTPUTSCALE_BOUNDS[0]:
-        return (
+        return _Diagnosis(
+            "output_scale_at_bound",
             f"the fitted output scale {outputscale:.3g} is at its lower bound: the fit "
-            "explains the outcomes by noise alone; evaluate with more samples"
+            "explains the outcomes by noise alone; evaluate with more samples",
         )
     if is_noise_alone(problem.Y, problem.noise):
-        return (
+        return _Diagnosis(
+            "noise_alone",
             "noise alone explains the scatter of the outcomes (chi-squared test at "
-            "5 %); evaluate with more samples"
+            "5 %); evaluate with more samples",
         )
-    return None
+    return _OK
 
 
 def is_noise_alone(Y: Tensor, Yvar: Tensor) -> bool:
-    """Whether the outcomes are what a constant function would give, by chi-squared."""
+    """Whether a constant function explains the outcomes, by a chi-squared test."""
     precision = 1.0 / (Yvar + JITTER)
     mean = (precision * Y).sum() / precision.sum()
     statistic = float((precision * (Y - mean).square()).sum())

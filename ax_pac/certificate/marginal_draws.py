@@ -1,4 +1,4 @@
-"""How probably a joint draw of the difference to the incumbent exceeds delta."""
+"""Draws of the difference to the incumbent, one per hyperparameter setting."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 from botorch.models import SingleTaskGP
 from torch import Tensor
 
-from ax_pac.acquisition.analytic import VARIANCE_FLOOR
+from ax_pac.acquisition.difference import VARIANCE_FLOOR
 from ax_pac.cells import Cells
 from ax_pac.surrogate.mcmc import (
     JITTER,
@@ -22,34 +22,29 @@ from ax_pac.surrogate.mcmc import (
 # Values of a function revealed between two looks at which candidates still matter.
 _REVEALED_AT_ONCE = 4
 
-
 # Share of the tolerance that each later look may drop.
 _DROPPED_SHARE = 0.1
 
-
-# A function that has revealed this many values ends with a bound on what is left.
+# A draw that has revealed this many values ends with a bound on what is left.
 _MAX_REVEALED = 96
 
-
-# Under each setting candidates are added around those that it fears itself: so often,
-# so many a coordinate and at most, and from how near to how far in length scales (as
-# powers of ten). The maximum of a draw lies between any few hundred points that all
-# settings share; without these, half of the failures are missed in four dimensions.
+# Under each setting candidates are added around those that are likely to fail under it:
+# number of rounds; number per coordinate, and the most; smallest and largest distance
+# in length scales, as powers of ten. The maximum of a draw lies between any few hundred
+# points that all settings share; without the added ones, half of the failures are
+# missed in four dimensions.
 _NUM_ROUNDS = 2
-
 
 _NUM_ADDED = (150, 600)
 
-
 _ADDED_DISTANCES = (-1.5, 0.3)
-
 
 # Doubles in the largest temporary: settings are scored in chunks of this size.
 _CHUNK_SIZE = 500_000
 
 
 class DifferenceProblem:
-    """Data, incumbent and candidates in the units of the surrogate's inside.
+    """Data, incumbent and candidates in the internal units of the surrogate.
 
     Args:
         model: A fitted plain `SingleTaskGP` with known noise.
@@ -59,7 +54,7 @@ class DifferenceProblem:
         weight: 1 to maximise, -1 to minimise.
         bounds: The box, `2 x d`. Unit: the model's input units. Default: the range of
             the candidates.
-        cells: Which points are the same; added candidates are then their centres.
+        cells: Cells of points that are the same; added candidates are their centres.
     """
 
     def __init__(
@@ -92,7 +87,7 @@ class DifferenceProblem:
         """Move points into the box and, where there are cells, to their centres.
 
         Args:
-            points: In the units of the surrogate's inside. Shape `... x d`.
+            points: In the internal units of the surrogate. Shape `... x d`.
         """
         points = torch.maximum(torch.minimum(points, self._upper), self._lower)
         if self._cells is None:
@@ -129,12 +124,12 @@ class _Functions:
         self.revealed: list[Tensor] = []
         # Probability that none of the revealed values exceeds delta.
         self.survival = torch.ones_like(outputscale)
-        # What the candidates that were forgotten can do, by the union bound.
+        # Probability of a failure at dropped candidates, by the union bound.
         self.dropped = torch.zeros_like(outputscale)
         self.floor = 2.0 * VARIANCE_FLOOR * outputscale.unsqueeze(-1)
 
     def _explained(self, X: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """What the data say of points `S x N x d`.
+        """Condition points, `S x N x d`, on the data.
 
         Returns:
             Rows of what the data, and later the revealed values, explain,
@@ -148,13 +143,14 @@ class _Functions:
         return known, mean, k_incumbent, prior - known.square().sum(-1)
 
     def add_candidates(self, num_points: int, generator: torch.Generator) -> None:
-        """Add points around the likeliest to fail, before any value is revealed.
+        """Add points around those likely to fail, before any value is revealed.
 
-        Each setting has its own: where it fears a failure, in its length scales.
+        Each setting has its own: where a failure is likely under it, at distances in
+        its length scales.
         """
-        fears = torch.special.ndtr(self.scores()).clamp_min(1e-300)
+        weights = torch.special.ndtr(self.scores()).clamp_min(1e-300)
         which = torch.multinomial(
-            fears, num_points, replacement=True, generator=generator
+            weights, num_points, replacement=True, generator=generator
         )
         num_settings, dim = len(which), self.X.shape[-1]
         centres = self.X.gather(1, which.unsqueeze(-1).expand(-1, -1, dim))
@@ -180,7 +176,7 @@ class _Functions:
         return (self.mean - self.delta) / deviation
 
     def keep_candidates(self, scores: Tensor, tolerance: float) -> int:
-        """Forget candidates that together fail with at most the tolerance.
+        """Drop candidates that together fail with at most the tolerance.
 
         Returns:
             The number kept, the same for all settings.
@@ -203,13 +199,13 @@ class _Functions:
         return size
 
     def _absorb(self) -> None:
-        """Append what the revealed values explain to what the data explain."""
+        """Add what the revealed values explain to what the data explain."""
         if self.revealed:
             self.known = torch.cat([self.known, torch.stack(self.revealed, -1)], -1)
             self.revealed = []
 
     def keep_settings(self, which: Tensor) -> None:
-        """Forget the settings whose draw has ended."""
+        """Drop the settings whose draw has ended."""
         self._absorb()
         names = "X known mean variance k_incumbent floor scale survival dropped"
         for name in names.split():
@@ -234,14 +230,14 @@ class _Functions:
         deviation = deviation.sqrt()
         below = torch.special.ndtr((self.delta - self.mean[row, pivot]) / deviation)
         self.survival = self.survival * below
-        # The quantile stays finite where hardly a draw is below delta; such a function
-        # has ended, as its survival is next to nothing.
+        # Keep the quantile finite where almost no draw is below delta; such a function
+        # ends, as its survival is almost zero.
         normal = torch.special.ndtri((uniform * below).clamp_min(1e-300))
         update = (prior - explained) / deviation.unsqueeze(-1)
         self.revealed.append(update)
         self.mean = self.mean + update * normal.unsqueeze(-1)
         self.variance = self.variance - update.square()
-        # A revealed value is no longer a threat.
+        # A revealed value is below delta and cannot fail any more.
         self.mean[row, pivot] = -math.inf
 
 
@@ -249,9 +245,9 @@ class FunctionDraws(NamedTuple):
     """Functions drawn, one under each setting of the hyperparameters.
 
     Args:
-        failure: Probability that some candidate exceeds delta, estimated without bias
-            but for what is left out, which is bounded and added. Shape `S`, or shorter
-            where the first were enough, in [0, 1].
+        failure: Unbiased estimate of the probability that some candidate exceeds delta,
+            plus a bound for the candidates left out. Shape `S`, or shorter where the
+            first were enough, in [0, 1].
         active_set_size: Largest number of candidates that took part in a draw.
         pairwise: Each candidate's own probability of exceeding delta, averaged over
             the settings. Shape `N`.
@@ -270,29 +266,29 @@ def draw_failures(
     num_rounds: int = _NUM_ROUNDS,
     is_enough: Callable[[Tensor], bool] | None = None,
 ) -> FunctionDraws:
-    """Estimate under each setting how probably any point beats the incumbent.
+    """Estimate under each setting the probability that any point beats the incumbent.
 
-    To the candidates each setting adds points around those that it fears itself. The
-    difference `f(x) - f(incumbent)` is drawn jointly at all candidates that
-    matter, each value from its distribution below delta; one less the product of the
-    probabilities of being below is an unbiased estimate of the probability that one is
-    above, and scatters far less than whether a draw is. What is left out is bounded by
-    the union bound and added.
+    Each setting adds candidates around those that are likely to fail under it. The
+    difference `f(x) - f(incumbent)` is then drawn jointly at all candidates that are
+    not negligible, each value from its distribution below delta. One minus the product
+    of the probabilities of being below is an unbiased estimate of the probability that
+    one is above, with far less variance than the share of draws that are. Candidates
+    left out are bounded by the union bound, which is added.
 
     Args:
         problem: Data, incumbent, candidates and delta.
         sample: `S` settings of the hyperparameters.
-        tolerance: Probability that does not matter, in (0, 1).
+        tolerance: Probability that is negligible, in (0, 1).
         generator: Source of every random number.
         num_rounds: How often candidates are added; 0 for those of the problem alone.
-        is_enough: Asked with the estimates so far, after each part of the settings; the
-            other settings are left out once it says so. Default: none is left out.
+        is_enough: Called with the estimates so far, after each chunk of settings; the
+            remaining settings are left out once it returns True. Default: none is.
 
     Returns:
-        The estimates, and more about the draws.
+        The estimates, with counts.
 
     Source: Geweke 1991, Hajivassiliou and McFadden 1998, Keane 1994 (the GHK simulator
-    of a Gaussian orthant). Deviation: the order of the points is chosen on the way.
+    of a Gaussian orthant). Deviation: the order of the points is chosen adaptively.
     """
     num_candidates, dim = problem.candidates.shape
     num_added = min(_NUM_ADDED[0] * dim, _NUM_ADDED[1])
@@ -327,8 +323,8 @@ def _reveal_until_negligible(
     """Reveal each function until what is left is negligible; return `S` probabilities.
 
     The point revealed next is the likeliest to fail given those revealed before. The
-    choice uses nothing that has not been revealed, so the chain rule holds. Candidates
-    that have become unlikely are dropped.
+    choice depends on revealed values only, so the chain rule holds. Candidates that
+    have become unlikely are dropped.
     """
     failure = torch.zeros_like(functions.survival)
     going = torch.arange(len(failure))

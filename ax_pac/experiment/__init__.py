@@ -1,1 +1,1 @@
-"""What an Ax experiment holds: observations, settings, certificate records."""
+"""What belongs to an Ax experiment: observations, settings, certificate records."""

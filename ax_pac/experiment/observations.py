@@ -1,10 +1,11 @@
-"""The observations of an experiment that a certificate speaks of, checked."""
+"""The observations that a certificate is about, checked."""
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import warnings
-from typing import Any, NamedTuple
+from typing import Any
 
 import pandas as pd
 from ax.core.arm import Arm
@@ -12,6 +13,8 @@ from ax.core.data import Data
 from ax.core.experiment import Experiment
 from ax.core.search_space import SearchSpace
 from ax.core.trial_status import TrialStatus
+
+from ax_pac.experiment.session import session_of
 
 # Ax 1.3.1 fits its models to the data of trials in these states.
 _STATUSES_WITH_DATA = (
@@ -29,23 +32,23 @@ def observed_data(experiment: Experiment) -> pd.DataFrame:
 
     Returns:
         Columns `trial_index, arm_name, mean, sem`, sorted. A NaN mean is no
-        observation, nor is a point outside the search space, of which a warning tells
+        observation, nor is a point outside the search space, which a warning reports
         (Ax drops both).
 
     Raises:
         ValueError: For several objectives or outcome constraints, for an infinite mean,
             and for a missing, infinite or negative standard error, naming the trial.
-            Ax would ignore the first two and quietly guess the noise for the last.
+            Ax would ignore the first two and infer the noise for the last.
     """
-    global _latest
-    source = Source.of(experiment)
-    if _latest is None or not source.is_same(_latest[0]):
-        _latest = source, _observations(experiment, source)
-    return _latest[1].copy()
+    source, session = Source.of(experiment), session_of(experiment)
+    if session.observations is None or session.observations[0] != source:
+        session.observations = source, _observations(experiment, source)
+    return session.observations[1].copy()
 
 
-class Source(NamedTuple):
-    """What observations are read from.
+@dataclasses.dataclass(frozen=True, eq=False)
+class Source:
+    """What observations are read from; equal where they are the same.
 
     Args:
         data: All data. Ax replaces it when some are attached, it never edits it.
@@ -69,14 +72,15 @@ class Source(NamedTuple):
             objective_metric(experiment),
         )
 
-    def is_same(self, other: Source) -> bool:
-        """Whether observations read from the two are the same."""
-        same_objects = self.data is other.data and self.space is other.space
-        return same_objects and self[2:] == other[2:]
+    def __eq__(self, other: object) -> bool:
+        return (
+            isinstance(other, Source)
+            and self.data is other.data
+            and self.space is other.space
+            and (self.statuses, self.metric) == (other.statuses, other.metric)
+        )
 
-
-# What was read last: Ax asks several times a trial.
-_latest: tuple[Source, pd.DataFrame] | None = None
+    __hash__ = None  # type: ignore[assignment]
 
 
 def _observations(experiment: Experiment, source: Source) -> pd.DataFrame:
@@ -109,8 +113,8 @@ def _outside(experiment: Experiment, names: set[str]) -> set[str]:
             if any(arm.name in outside for arm in trial.arms)
         )
         warnings.warn(
-            f"trials {trials} lie outside the search space and count for nothing: "
-            "neither model nor certificate uses them. Attach points within the bounds, "
+            f"trials {trials} lie outside the search space and are not used by "
+            "model or certificate. Attach points within the bounds, "
             "or set up an experiment with wider ones.",
             stacklevel=2,
         )
@@ -120,7 +124,7 @@ def _outside(experiment: Experiment, names: set[str]) -> set[str]:
 def unevaluated_arms(
     experiment: Experiment, data: pd.DataFrame | None = None
 ) -> list[Arm]:
-    """Return the arms that were tried and are not to be proposed again for now.
+    """Return the arms that ended without an observation, not to be proposed for now.
 
     An arm without any observation one of whose trials has ended, be it failed,
     abandoned, or completed without data; and an arm that has one, if its trial was the
@@ -166,7 +170,7 @@ def objective_metric(experiment: Experiment) -> str:
         )
     if config.is_moo_problem:
         raise ValueError(
-            "several objectives are not supported: a PAC certificate speaks of one. "
+            "several objectives are not supported: a PAC certificate is about one. "
             "Scalarise them into one metric."
         )
     if config.outcome_constraints:
@@ -185,7 +189,7 @@ def objective_metric(experiment: Experiment) -> str:
 
 
 def _check_observation(metric: str, trial_index: int, mean: Any, sem: Any) -> None:
-    """Refuse one observation that the surrogate could only misread."""
+    """Refuse one observation that the surrogate would misinterpret."""
     where = f"trial {trial_index}, metric {metric!r}"
     remedy = (
         f"Attach it again with client.attach_data({trial_index}, "
@@ -197,8 +201,8 @@ def _check_observation(metric: str, trial_index: int, mean: Any, sem: Any) -> No
         )
     if sem is None or math.isnan(sem):
         raise ValueError(
-            f"{where}: the standard error of the mean is missing. Without it the noise "
-            f"would be guessed and the certificate void. {remedy}"
+            f"{where}: the standard error of the mean is missing. Without it Ax would "
+            f"infer the noise, and the certificate would not hold. {remedy}"
         )
     if math.isinf(sem) or sem < 0:
         raise ValueError(

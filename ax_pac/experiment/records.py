@@ -1,23 +1,20 @@
-"""Certificates kept with an experiment, keyed by the data they were computed on."""
+"""Certificates stored with an experiment, by the data they were computed on."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import weakref
-from typing import Any, Protocol
+from typing import Any
 
 import pandas as pd
 from ax.core.experiment import Experiment
 
-from ax_pac.certificate.record import (
-    PACCertificate,
-    reason_of,
-)
+from ax_pac.ax_internals import maybe_experiment_of, properties
+from ax_pac.certificate.record import PACCertificate, reason_of
 from ax_pac.experiment.observations import unevaluated_arms
-from ax_pac.experiment.settings import (
-    CertificateSettings,
-)
+from ax_pac.experiment.session import SavesRecords, session_of
+from ax_pac.experiment.settings import CertificateSettings
 
 # Key under which records travel with the experiment, through JSON and SQL alike. A
 # stored name: never renamed.
@@ -50,7 +47,7 @@ def certificate_records(experiment: Experiment) -> list[dict[str, Any]]:
     Args:
         experiment: An Ax experiment.
     """
-    return list(experiment._properties.get(PROPERTY, []))
+    return list(properties(experiment).get(PROPERTY, []))
 
 
 def find_record(
@@ -73,7 +70,7 @@ def find_record(
 def _with_unevaluated(
     record: dict[str, Any], experiment: Experiment, data: pd.DataFrame
 ) -> dict[str, Any]:
-    """Say in a record, in place, which points could not be evaluated."""
+    """Update the points of a record that could not be evaluated, in place."""
     observed = set(data["arm_name"])
     arms = unevaluated_arms(experiment, data)
     names = [arm.name for arm in arms if arm.name not in observed]
@@ -111,26 +108,14 @@ def keep_record(
         "unevaluated": [],
     }
     _with_unevaluated(record, experiment, data)
-    experiment._properties.setdefault(PROPERTY, []).append(record)
+    properties(experiment).setdefault(PROPERTY, []).append(record)
     _save_records(experiment)
     return record
 
 
-class SavesRecords(Protocol):
-    """What keeps an experiment: see `StoredClient`."""
-
-    def save_records(self) -> None:
-        """Write the experiment's properties."""
-
-
-# Who saves an experiment, by its id: Ax's experiments cannot be hashed. Whoever keeps
-# one outlives it, so that an id is not taken for another's.
-_KEEPERS: weakref.WeakValueDictionary[int, SavesRecords] = weakref.WeakValueDictionary()
-
-
-def save_records_by(experiment: Experiment, keeper: SavesRecords) -> None:
-    """Have `keeper` called whenever a record is added to an experiment."""
-    _KEEPERS[id(experiment)] = keeper
+def save_records_by(experiment: Experiment, saver: SavesRecords) -> None:
+    """Have `saver` called whenever a record is added to an experiment."""
+    session_of(experiment).saver = weakref.ref(saver)
 
 
 def _save_records(experiment: Experiment) -> None:
@@ -139,18 +124,11 @@ def _save_records(experiment: Experiment) -> None:
     Ax saves an experiment's properties only with the whole experiment, so that a
     record would be lost with its process.
     """
-    keeper = _KEEPERS.get(id(experiment))
-    if keeper is not None and getattr(keeper, "_experiment", None) is experiment:
-        keeper.save_records()
+    reference = session_of(experiment).saver
+    saver = None if reference is None else reference()
+    if saver is not None and maybe_experiment_of(saver) is experiment:
+        saver.save_records()
     elif experiment.db_id is not None:
         from ax.storage.sqa_store.save import update_properties_on_experiment
 
         update_properties_on_experiment(experiment)
-
-
-def experiment_of(client: Any) -> Experiment:
-    """Return the experiment behind an Ax `Client`, `AxClient` or `Experiment`."""
-    if isinstance(client, Experiment):
-        return client
-    # `AxClient` has a public property, `Client` of Ax 1.3.1 a private one.
-    return client.experiment if hasattr(client, "experiment") else client._experiment

@@ -1,4 +1,4 @@
-"""What is asked of a certificate, as it is stored with a search."""
+"""The options of a certificate, as they are stored with a search."""
 
 from __future__ import annotations
 
@@ -8,64 +8,81 @@ import hashlib
 import json
 from typing import Any
 
+import numpy as np
+
 from ax_pac.cells import FrozenEdges, frozen_edges
-from ax_pac.certificate.record import (
-    DEFAULT_LEVEL,
-    check_settings,
-)
+from ax_pac.certificate.record import DEFAULT_LEVEL, check_settings, refuse_unknown
 from ax_pac.surrogate.noise import DEFAULT_NUM_SAMPLES
 
 SAMPLING = ("leader_challenger", "challenger", "expected_improvement")
-
-
-# What the surrogate takes for the noise of an observation: its standard error smoothed
-# over trials (`smoothed_sems`), or as it was reported.
 NOISE = ("smoothed", "raw")
 
-
-DEFAULT_NOISE = "smoothed"
-
-
-# What decides a certificate, with the cells.
+# The options that decide a certificate, with the cells.
 _QUESTION = ("delta", "epsilon", "level", "relative", "noise", "num_samples")
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class CertificateSettings:
-    """What is asked of a certificate, and the seed of the search for a challenger.
+    """The options of a certificate and of the search that it ends.
+
+    Every function and class of this package that takes them by keyword takes the same
+    options with the same defaults, and builds one of these; it is stored with the
+    search.
 
     Args:
         delta: Tolerance, positive. Unit: objective units, or with `relative` a share of
-            the incumbent's posterior mean.
+            the incumbent's posterior mean, recomputed for each certificate.
         epsilon: Allowed failure probability, in (0, 1).
         level: What the certificate accounts for, see `PACCertificate`.
         relative: Whether delta is a share.
-        seed: Seed of the search; the number of observations is mixed in.
-        sampling: Which point a search evaluates next, no part of the certificate:
-            `leader_challenger` (whichever of challenger and incumbent says more about
-            their difference), `challenger` (the published rule) or
-            `expected_improvement` (see `PACExpectedImprovement`).
-        noise: `smoothed` or `raw`, see `smoothed_sems`.
-        num_samples: Samples behind each standard error, for `smoothed`.
-        cells: Edges of the bins by parameter, or nothing; see `frozen_edges`.
+        seed: Seed of the search for a challenger, of the draws and of the initial
+            design; the number of observations is mixed in. None draws one, which is
+            then stored like any other. With the data it determines every certificate,
+            and every proposal except those of `expected_improvement`, which depend on
+            torch's random state as well.
+        sampling: Which point a search evaluates next; the certificate does not depend
+            on it. `leader_challenger` evaluates whichever of challenger and incumbent
+            reduces the variance of their difference more, so points are repeated;
+            `challenger` is the published rule, which often does not finish under noise;
+            `expected_improvement` is `PACExpectedImprovement`, maximised by Ax's own
+            optimiser, not for a relative delta.
+        noise: What the model takes for the noise of an observation: `smoothed` is its
+            standard error smoothed over trials (`smoothed_sems`), `raw` its standard
+            error as reported. The experiment keeps what was reported either way.
+        num_samples: Number of samples behind each standard error, at least 2. It
+            determines how uncertain the standard errors are, and so how much they are
+            smoothed.
+        cells: For coordinates that are rounded before use: by parameter, the edges of
+            the bins whose points are the same, in the parameter's units and strictly
+            increasing from its lower to its upper bound, or `Cells` with names.
+            Proposals are then centres of cells, equal points are the same arm, and no
+            challenger lies in the incumbent's cell. For float parameters on a linear
+            scale; parameters without bins are left out.
 
     Raises:
         ValueError: When a value is out of its range.
+
+    Example:
+        >>> CertificateSettings(delta=0.1, epsilon=0.05).level
+        'marginal'
     """
 
     delta: float
     epsilon: float
     level: str = DEFAULT_LEVEL
     relative: bool = False
-    seed: int = 0
+    seed: int | None = 0
     sampling: str = "leader_challenger"
-    noise: str = DEFAULT_NOISE
+    noise: str = "smoothed"
     num_samples: int = DEFAULT_NUM_SAMPLES
     cells: FrozenEdges = ()
 
     def __post_init__(self) -> None:
         # A mapping, or what JSON makes of tuples; frozen, because settings are a key.
         object.__setattr__(self, "cells", frozen_edges(self.cells))
+        if self.seed is None:
+            seed = int(np.random.SeedSequence().generate_state(1)[0])
+            object.__setattr__(self, "seed", seed)
         check_settings(delta=self.delta, epsilon=self.epsilon, level=self.level)
         if self.sampling not in SAMPLING:
             raise ValueError(
@@ -81,6 +98,17 @@ class CertificateSettings:
                 "relative=False, or another sampling"
             )
 
+    @classmethod
+    def from_dict(cls, fields: dict[str, Any]) -> CertificateSettings:
+        """Rebuild settings from what `to_dict` returned.
+
+        Raises:
+            ValueError: When a value is out of its range, or when there is an option
+                that this version does not know.
+        """
+        refuse_unknown(fields, cls.__dataclass_fields__, "settings of a certificate")
+        return cls(**fields)
+
     def to_dict(self) -> dict[str, Any]:
         """Return the settings as plain JSON values."""
         # Not `dataclasses.asdict`, which copies thousands of edges one by one.
@@ -93,12 +121,17 @@ class CertificateSettings:
 
     @property
     def question(self) -> dict[str, Any]:
-        """What decides the certificate; neither seed nor sampling do."""
+        """The options that decide a certificate; seed and sampling do not."""
         settings = self.to_dict()
         return {name: settings[name] for name in (*_QUESTION, "cells")}
 
     def asks_the_same_as(self, fields: dict[str, Any]) -> bool:
-        """Whether stored settings ask for the same certificate."""
+        """Whether stored settings ask for the same certificate.
+
+        Raises:
+            ValueError: When there is an option that this version does not know.
+        """
+        refuse_unknown(fields, self.__dataclass_fields__, "settings of a certificate")
         # Records from before the options existed: raw noise, no cells.
         old = {"noise": "raw", "num_samples": self.num_samples, "cells": ""}
         stored = {**old, **fields}
@@ -109,7 +142,7 @@ class CertificateSettings:
 
 @functools.lru_cache
 def _digest(cells: FrozenEdges) -> str:
-    """Short digest of cells; empty without any. Searches ask for it all the time."""
+    """Short digest of cells, empty without any; kept, as each check needs it."""
     if not cells:
         return ""
     return hashlib.sha256(json.dumps(cells).encode()).hexdigest()[:16]

@@ -1,1 +1,1 @@
-"""Evaluations on several workers, on Ray."""
+"""Evaluations on several workers with Ray."""

@@ -15,6 +15,7 @@ from ax.orchestration.orchestrator import (
     OrchestratorOptions,
 )
 
+from ax_pac.ax_internals import experiment_of, has_storage, strategy_of
 from ax_pac.orchestration.ray_runner import (
     Evaluate,
     RayMetric,
@@ -28,8 +29,8 @@ class RayOrchestrator(Orchestrator):
     """Ax's Orchestrator, which cancels what runs once the search is finished.
 
     Ax waits for trials that run when the strategy, or a global stopping strategy, ends
-    the search. A certificate speaks of completed trials only, so that nothing is gained
-    by waiting: they are cancelled and abandoned, with the reason. Checked on Ax 1.3.1.
+    the search. A certificate is about completed trials only, so waiting has no use: the
+    running trials are cancelled and abandoned, with the reason. Checked on Ax 1.3.1.
 
     Args:
         experiment: Its runner is a `RayRunner`.
@@ -172,12 +173,12 @@ def ray_orchestrator(
             when `evaluate` cannot be sent to workers.
     """
     require_workers(workers)
-    if client._storage_config is not None or hasattr(client, "database"):
+    if has_storage(client):
         raise ValueError(
             "A search on Ray's workers cannot be kept in a database so far: expected a "
             "client without storage, which client.save_to_json_file saves afterwards."
         )
-    experiment = client._experiment
+    experiment = experiment_of(client)
     options = OrchestratorOptions(
         max_pending_trials=workers,
         global_stopping_strategy=global_stopping_strategy,
@@ -198,7 +199,7 @@ def ray_orchestrator(
         with _evaluated_by(runner, experiment):
             orchestrator = RayOrchestrator(
                 experiment,
-                client._generation_strategy,
+                strategy_of(client),
                 options,
                 max_failures=max_failures,
                 on_end=on_end,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import math
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -20,39 +21,32 @@ from ax.utils.common.result import Err, Ok
 Outcome = Mapping[str, tuple[float, float]]
 """Metric name to mean and standard error, in the metric's unit."""
 
-
 Evaluate = Callable[..., Outcome]
 """`(parameters, trial_index) -> Outcome`, run on a worker."""
-
 
 _LONGEST_WAIT: Final = 1.0
 """Seconds until a poll that finds nothing returns, for Ctrl-C and timeouts."""
 
-
 _LONGEST_REASON: Final = 400
 
 
-_LOADED: dict[str, Evaluate] = {}
-"""On a worker: what it evaluates, unpacked once and not once a trial."""
-
-
 class RayRunner(IRunner):
-    """Runs each trial as a task of Ray; what it came to is read by `RayMetric`.
+    """Runs each trial as a task of Ray; `RayMetric` reads the outcomes.
 
-    Ray has been started, see `ray_session`. What is evaluated is put into Ray's object
+    Ray has to be running, see `ray_session`. The function is put into Ray's object
     store once; each worker process reads it once, and runs on one thread. A task is not
     retried: an exception or a worker's death fails its trial, with the reason.
 
-    References to tasks live in this process only, so that a trial which another process
-    began is abandoned.
+    References to tasks are held by this process only, so that a trial that another
+    process started is abandoned.
 
     Args:
         evaluate: `(parameters, trial_index) -> {metric name: (mean, standard error)}`.
             Packages that it needs are installed on every machine.
         metrics: Names that an outcome must have.
         workers: Evaluations at the same time, at least 1.
-        told: Called when a trial is begun; `evaluate` gets what it returns as further
-            arguments.
+        told: Called when a trial starts; returns further positional arguments of
+            `evaluate`.
         resources: Options of `ray.remote` for one evaluation, such as
             `{"num_gpus": 1}`; by default one CPU.
 
@@ -86,7 +80,7 @@ class RayRunner(IRunner):
             raise ValueError(
                 "What is evaluated cannot be sent to Ray's workers; expected a "
                 "function and data that can be pickled, without open files, locks or "
-                f"connections. Ray says: {_first_line(error)}"
+                f"connections. Ray's error: {_first_line(error)}"
             ) from error
         options = {"num_cpus": 1, "max_retries": 0, **(resources or {})}
         self._remote = ray.remote(**options)(_evaluate_on_worker)
@@ -103,7 +97,7 @@ class RayRunner(IRunner):
         Returns:
             No metadata.
         """
-        # In a list: Ray would unpack the reference itself, once a task.
+        # In a list: Ray would unpack the reference itself, once per task.
         self._tasks[trial_index] = self._remote.remote(
             [self._packed], dict(parameterization), trial_index, self._told()
         )
@@ -127,8 +121,8 @@ class RayRunner(IRunner):
     ) -> dict[TrialStatus, set[int]]:
         """Return the trials by status, as soon as one has ended, after a second anyway.
 
-        Waiting here and not between polls loses no time after a short evaluation, and
-        takes none from other processes during a long one.
+        Waiting here, not between polls, loses no time after a short evaluation and uses
+        none during a long one.
 
         Args:
             trials: As in Ax.
@@ -175,7 +169,7 @@ class RayRunner(IRunner):
         return TrialStatus.FAILED if index in self.reasons else TrialStatus.ABANDONED
 
     def _collect(self, indices: list[int], seconds: float) -> None:
-        """Take in what has ended, after waiting for one."""
+        """Collect the outcomes of tasks that have ended, after waiting for one."""
         ray = import_ray()
         tasks = [self._tasks[index] for index in indices]
         ray.wait(tasks, num_returns=1, timeout=seconds, fetch_local=False)
@@ -290,12 +284,14 @@ def _evaluate_on_worker(
     told: tuple[Any, ...],
 ) -> Outcome:
     """Evaluate one trial, in a worker process."""
-    key = packed[0].hex()
-    if key not in _LOADED:
-        torch.set_num_threads(1)
-        _LOADED.clear()
-        _LOADED[key] = import_ray().get(packed[0])
-    return _LOADED[key](parameters, trial_index, *told)
+    return _unpacked(packed[0])(parameters, trial_index, *told)
+
+
+@functools.lru_cache(maxsize=1)
+def _unpacked(packed: Any) -> Evaluate:
+    """Read the function on a worker process: once, not once per trial."""
+    torch.set_num_threads(1)
+    return import_ray().get(packed)
 
 
 def _checked(outcome: Any, metrics: tuple[str, ...]) -> Outcome:

@@ -1,1 +1,1 @@
-"""Ax's storage registries, and a client that lives in a database."""
+"""Ax's storage registries, and a client whose experiment is in a database."""

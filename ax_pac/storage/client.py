@@ -1,9 +1,10 @@
-"""An Ax client that lives in a database and survives the death of its process."""
+"""An Ax client whose experiment is kept in a database."""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+import functools
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,17 +15,11 @@ from ax.core.experiment import Experiment
 from ax.core.runner import Runner
 from ax.generation_strategy.generation_strategy import GenerationStrategy
 
+from ax_pac.ax_internals import maybe_experiment_of, resume, strategy_of
 from ax_pac.experiment.records import save_records_by
 
 if TYPE_CHECKING:
     from ax_pac.storage.database import Database, ExactBundle
-
-
-_WRITES_ONCE = (
-    *("get_next_trials", "complete_trial", "attach_data", "attach_trial"),
-    *("attach_baseline", "mark_trial_failed", "mark_trial_abandoned"),
-    *("mark_trial_early_stopped", "configure_experiment", "configure_optimization"),
-)
 
 
 def database_url(db: str | Path) -> str:
@@ -50,7 +45,7 @@ def open_client(db: str | Path, name: str) -> StoredClient:
 
     Args:
         db: A path or a URL, see `database_url`.
-        name: Of the experiment. One database holds as many as it is asked to.
+        name: Name of the experiment. One database holds any number of them.
 
     Returns:
         A client. If the database has the experiment, it is as it was at its last
@@ -67,14 +62,24 @@ def open_client(db: str | Path, name: str) -> StoredClient:
     return client
 
 
+def _saved_at_once(method: Callable[..., Any]) -> Any:
+    """Return a method of Ax's client with one save at its end."""
+
+    @functools.wraps(method)
+    def call(self: StoredClient, *args: Any, **kwargs: Any) -> Any:
+        with self.one_save():
+            return method(self, *args, **kwargs)
+
+    return call
+
+
 class StoredClient(Client):
     """An Ax `Client` whose every call is one transaction in a database.
 
     As `Client(storage_config=StorageConfig(url=...))`, with four differences. What one
     call changes is written together, so that a process killed at any moment leaves the
-    state before the call or the one after it. Only what changed is written. Numbers are
-    kept to the last bit, where Ax keeps ten decimals. Certificates are saved as they
-    are computed.
+    state before the call or after it. Only what changed is written. Numbers are stored
+    exactly, where Ax stores ten decimals. Certificates are saved as they are computed.
 
     Not for several processes, nor for several threads, at a time.
 
@@ -111,6 +116,17 @@ class StoredClient(Client):
                 random_seed=random_seed,
             )
 
+    get_next_trials = _saved_at_once(Client.get_next_trials)
+    complete_trial = _saved_at_once(Client.complete_trial)
+    attach_data = _saved_at_once(Client.attach_data)
+    attach_trial = _saved_at_once(Client.attach_trial)
+    attach_baseline = _saved_at_once(Client.attach_baseline)
+    mark_trial_failed = _saved_at_once(Client.mark_trial_failed)
+    mark_trial_abandoned = _saved_at_once(Client.mark_trial_abandoned)
+    mark_trial_early_stopped = _saved_at_once(Client.mark_trial_early_stopped)
+    configure_experiment = _saved_at_once(Client.configure_experiment)
+    configure_optimization = _saved_at_once(Client.configure_optimization)
+
     @property
     def database(self) -> str:
         """The database's URL, without a password."""
@@ -119,22 +135,21 @@ class StoredClient(Client):
     @property
     def is_configured(self) -> bool:
         """Whether there is an experiment, found in the database or configured."""
-        return self._maybe_experiment is not None
+        return maybe_experiment_of(self) is not None
 
     def unfinished_trials(self) -> dict[int, dict[str, Any]]:
         """Return the trials that were running when their process ended.
 
-        Evaluate them and complete them under their own index: a killed loop then goes
-        on as if nothing had happened.
+        Evaluate them and complete them under their own index: a killed loop then
+        continues as if it had not been interrupted.
 
         Returns:
             Trial index to parameterization, in order.
         """
-        if self._maybe_experiment is None:
-            return {}
+        experiment = maybe_experiment_of(self)
         return {
             index: dict(trial.arm.parameters)
-            for index, trial in self._experiment.trials.items()
+            for index, trial in (experiment.trials if experiment else {}).items()
             if trial.status.is_running
         }
 
@@ -160,13 +175,10 @@ class StoredClient(Client):
             return
         with self._database.sessions():
             experiment, strategy = self._load_experiment_and_generation_strategy(name)
-        self._maybe_experiment = experiment
-        self._maybe_generation_strategy = strategy
-        if strategy is not None:
-            strategy._experiment = experiment
+        resume(self, experiment, strategy)
         save_records_by(experiment, self)
 
-    # Ax calls these after each change; they note it and leave the writing to `_save`.
+    # Ax calls these after each change; `_save` writes what they note.
 
     def _save_experiment_to_db_if_possible(self, experiment: Experiment) -> bool:
         save_records_by(experiment, self)
@@ -213,35 +225,20 @@ class StoredClient(Client):
                 self._save()
 
     def _save(self) -> None:
-        """Write what changed since the last time; on an error nothing is forgotten."""
+        """Write what changed since the last time; after an error it is tried again."""
         changed = self._whole or self._strategy_changed or self._records_changed
-        if not (changed or self._trials) or self._maybe_experiment is None:
+        experiment = maybe_experiment_of(self)
+        if not (changed or self._trials) or experiment is None:
             return
         from ax_pac.storage.database import save_changes
 
         with self._database.transaction():
             save_changes(
-                self._experiment,
+                experiment,
                 self._bundle,
-                whole=self._whole or self._experiment.db_id is None,
-                strategy=self._generation_strategy if self._strategy_changed else None,
+                whole=self._whole or experiment.db_id is None,
+                strategy=strategy_of(self) if self._strategy_changed else None,
                 trials=list(self._trials),
             )
         self._whole = self._strategy_changed = self._records_changed = False
         self._trials = {}
-
-
-def _saved_at_once(name: str) -> Any:
-    """Return Ax's method of a name, with one save at its end."""
-    method = getattr(Client, name)
-
-    def call(self: StoredClient, *args: Any, **kwargs: Any) -> Any:
-        with self.one_save():
-            return method(self, *args, **kwargs)
-
-    call.__name__, call.__doc__ = name, method.__doc__
-    return call
-
-
-for _name in _WRITES_ONCE:
-    setattr(StoredClient, _name, _saved_at_once(_name))

@@ -42,6 +42,8 @@ from ax.storage.sqa_store.sqa_classes import (
 from ax.storage.sqa_store.sqa_enum import IntEnum, StringEnum
 from sqlalchemy.orm import scoped_session, sessionmaker
 
+from ax_pac.ax_internals import new_runs
+
 # Ax leaves open whether statements with these types may be cached, so that SQLAlchemy
 # warns and does not cache them. Nor should it: all enumerations would share one entry.
 for _type in (
@@ -51,7 +53,7 @@ for _type in (
     _type.cache_ok = False
 
 
-# What a trial's row has from its first save on.
+# Columns of a trial that are set when it is first saved.
 _KEYS = ("id", "experiment_id")
 
 
@@ -134,8 +136,8 @@ def _plain(value: Any) -> Any:
 class Database:
     """Tables of Ax in one database, and transactions in it.
 
-    Ax keeps one database a process, the first that was named; here every call says
-    which one it means.
+    Ax keeps one database per process, the first that was used; here each call is
+    explicit about its database.
 
     Args:
         url: An SQLAlchemy URL. Missing tables are made.
@@ -151,7 +153,7 @@ class Database:
         except sqlalchemy.exc.ArgumentError as error:
             raise ValueError(
                 "expected a database as a URL, such as sqlite:///search.db or "
-                f"postgresql+psycopg://user@host/name; SQLAlchemy says: {error}"
+                f"postgresql+psycopg://user@host/name; SQLAlchemy's error: {error}"
             ) from error
         except ModuleNotFoundError as error:
             raise ValueError(
@@ -173,7 +175,7 @@ class Database:
 
     @contextlib.contextmanager
     def sessions(self) -> Iterator[None]:
-        """Let Ax's functions speak to this database."""
+        """Make Ax's functions use this database."""
         with _sessions_on(self.engine):
             yield
 
@@ -239,9 +241,7 @@ def save_changes(
         trials: Indices of trials that changed.
     """
     encoder, decoder = bundle.encoder, bundle.decoder
-    new_runs: list[GeneratorRun] = []
-    if strategy is not None:
-        new_runs = [run for run in strategy._generator_runs if run.db_id is None]
+    unsaved = [] if strategy is None else new_runs(strategy)
     if whole:
         _save_experiment(experiment, encoder=encoder, decoder=decoder)
     else:
@@ -251,18 +251,18 @@ def save_changes(
     if strategy is not None and strategy.db_id is None:
         _save_generation_strategy(strategy, encoder=encoder, decoder=decoder)
     elif strategy is not None:
-        _update_strategy(strategy, new_runs, encoder, decoder)
+        _update_strategy(strategy, unsaved, encoder, decoder)
 
 
 def _update_strategy(
     strategy: GenerationStrategy,
-    new_runs: Sequence[GeneratorRun],
+    unsaved: Sequence[GeneratorRun],
     encoder: Encoder,
     decoder: Decoder,
 ) -> None:
     """Write where a strategy stands; runs that its trials brought are only linked."""
-    linked = [run.db_id for run in new_runs if run.db_id is not None]
-    others = [run for run in new_runs if run.db_id is None]
+    linked = [run.db_id for run in unsaved if run.db_id is not None]
+    others = [run for run in unsaved if run.db_id is None]
     _update_generation_strategy(strategy, others, encoder=encoder, decoder=decoder)
     if linked:
         with db.session_scope() as session:
@@ -276,8 +276,8 @@ def _save_trials(
 ) -> None:
     """Write trials and their observations, as Ax's `save_or_update_trials` does.
 
-    That one reads all observations back and prints them for an error message that is
-    not raised, which takes longer than everything else.
+    Ax's function also formats all observations for an error message that it does not
+    raise, which takes longer than everything else.
     """
 
     def of_experiment(row: Any) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 from ax.generators.torch.botorch_modular.acquisition import Acquisition
@@ -23,6 +24,7 @@ from ax_pac.acquisition.expected_improvement import (
 from ax_pac.adapter.acquisition import CertifyingAcquisition
 from ax_pac.adapter.generator import BoundedMaternKernel
 from ax_pac.adapter.transforms import CanonicalPoints, SmoothedNoise, UnevaluatedPoints
+from ax_pac.certificate.record import refuse_unknown
 from ax_pac.strategy.criteria import (
     CertificateHolds,
     ExperimentCertified,
@@ -34,7 +36,6 @@ from ax_pac.strategy.stopping import PACStoppingStrategy
 # about an unknown name tells the reader what to import.
 _PREFIX = "ax_pac."
 
-
 _CLASSES: tuple[tuple[type[Any], type[Any]], ...] = (
     (AcquisitionFunction, PACAcquisition),
     (AcquisitionFunction, PACExpectedImprovement),
@@ -42,7 +43,6 @@ _CLASSES: tuple[tuple[type[Any], type[Any]], ...] = (
     (Acquisition, CertifyingAcquisition),
     (Kernel, BoundedMaternKernel),
 )
-
 
 _CRITERIA = (InitialTrialsCompleted, CertificateHolds, ExperimentCertified)
 
@@ -63,13 +63,21 @@ def register_with_ax() -> None:
     register_transform(CanonicalPoints)
     register_transform(UnevaluatedPoints)
     CORE_ENCODER_REGISTRY[PACStoppingStrategy] = _stopping_strategy_to_dict
-    CORE_DECODER_REGISTRY[_PREFIX + PACStoppingStrategy.__name__] = PACStoppingStrategy
+    name = _PREFIX + PACStoppingStrategy.__name__
+    CORE_DECODER_REGISTRY[name] = _stopping_strategy_from_dict
 
 
 def _criterion_to_dict(criterion: Any) -> dict[str, Any]:
     """Encode a transition criterion by its arguments."""
     name = _PREFIX + type(criterion).__name__
     return {**serialize_init_args(obj=criterion), "__type": name}
+
+
+def _stopping_strategy_from_dict(**fields: Any) -> PACStoppingStrategy:
+    """Decode a stopping strategy, or refuse one of a newer version."""
+    known = inspect.signature(PACStoppingStrategy).parameters
+    refuse_unknown(fields, known, "stopping strategies")
+    return PACStoppingStrategy(**fields)
 
 
 def _stopping_strategy_to_dict(strategy: PACStoppingStrategy) -> dict[str, Any]:

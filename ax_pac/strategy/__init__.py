@@ -1,1 +1,1 @@
-"""Generation strategies and stopping strategies that end by a certificate."""
+"""Generation and stopping strategies that end by a certificate."""

@@ -10,17 +10,17 @@ from ax.core.arm import Arm
 from ax.core.experiment import Experiment
 
 from ax_pac.adapter.generator import generator_kwargs
-from ax_pac.cells import CellEdges, frozen_edges
-from ax_pac.certificate.record import DEFAULT_LEVEL, PACCertificate
+from ax_pac.ax_internals import experiment_of
+from ax_pac.cells import CellEdges, Cells, frozen_edges
+from ax_pac.certificate.record import PACCertificate
 from ax_pac.experiment.observations import observed_data
-from ax_pac.experiment.records import certificate_records, experiment_of, find_record
-from ax_pac.experiment.settings import DEFAULT_NOISE, CertificateSettings
+from ax_pac.experiment.records import certificate_records, find_record
+from ax_pac.experiment.settings import CertificateSettings
 from ax_pac.strategy.node_certificate import (
     certify_adapter,
     certify_at,
     searching_node,
 )
-from ax_pac.surrogate.noise import DEFAULT_NUM_SAMPLES
 
 
 def certify_experiment(
@@ -28,30 +28,30 @@ def certify_experiment(
     *,
     delta: float,
     epsilon: float,
-    level: str = DEFAULT_LEVEL,
-    relative: bool = False,
-    seed: int = 0,
-    noise: str = DEFAULT_NOISE,
-    num_samples: int = DEFAULT_NUM_SAMPLES,
-    cells: CellEdges | None = None,
+    level: str = CertificateSettings.level,
+    relative: bool = CertificateSettings.relative,
+    seed: int | None = CertificateSettings.seed,
+    noise: str = CertificateSettings.noise,
+    num_samples: int = CertificateSettings.num_samples,
+    cells: Cells | CellEdges | None = None,
 ) -> PACCertificate:
     """Certify an Ax experiment, whatever chose its points.
 
     Fits the surrogate of `pac_generation_strategy` to the completed data and keeps the
-    certificate with the experiment. Asked the same question about the same data again,
-    it returns the kept one.
+    certificate with the experiment. Called again with the same options and data, it
+    returns the stored one.
 
     Args:
         experiment: An experiment with one objective and observations with standard
             errors.
-        delta: Tolerance, positive. Unit: objective units, or a share, see `relative`.
+        delta: Tolerance, positive. Every option is that of `CertificateSettings`.
         epsilon: Allowed failure probability, in (0, 1).
-        level: What the certificate accounts for, see `PACCertificate`.
+        level: What the certificate accounts for, one of `LEVELS`.
         relative: Whether delta is a share of the incumbent's posterior mean.
-        seed: Seed of the search for a challenger.
-        noise: `smoothed` or `raw`, see `pac_generation_strategy`.
-        num_samples: Samples behind each standard error, for `smoothed`.
-        cells: Edges of the bins by parameter, see `pac_generation_strategy`.
+        seed: Seed of the search; None draws one.
+        noise: `smoothed` or `raw` standard errors.
+        num_samples: Number of samples behind each standard error.
+        cells: Cells of rounded coordinates, or their edges by parameter.
 
     Returns:
         The certificate, whether it holds or not.
@@ -61,19 +61,19 @@ def certify_experiment(
             error, or when an argument is out of its range.
     """
     settings = CertificateSettings(
-        delta,
-        epsilon,
-        level,
-        relative,
-        seed,
+        delta=delta,
+        epsilon=epsilon,
+        level=level,
+        relative=relative,
+        seed=seed,
         noise=noise,
         num_samples=num_samples,
         cells=frozen_edges(cells),
     )
-    return _certificate(experiment, settings)
+    return certificate_of(experiment, settings)
 
 
-def _certificate(
+def certificate_of(
     experiment: Experiment, settings: CertificateSettings
 ) -> PACCertificate:
     """Return the certificate of an experiment's data, kept or computed."""
@@ -110,7 +110,7 @@ def latest_certificate(client: Any) -> PACCertificate | None:
 
 
 def incumbent_arm(client: Any) -> Arm | None:
-    """Return the arm that the latest certificate speaks of, or None before the first.
+    """Return the incumbent of the latest certificate, or None before the first.
 
     Not `client.get_best_parameterization()`, which may fall back on the best
     observation.

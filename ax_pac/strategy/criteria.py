@@ -1,4 +1,4 @@
-"""Transition criteria: initial trials completed, certificate holds."""
+"""Transition criteria: the initial trials are complete, the certificate holds."""
 
 from __future__ import annotations
 
@@ -11,13 +11,8 @@ from ax.generation_strategy.transition_criterion import TransitionCriterion
 from ax_pac.certificate.record import PACCertificate
 from ax_pac.experiment.observations import observed_data
 from ax_pac.experiment.settings import CertificateSettings
-from ax_pac.strategy.certification import (
-    _certificate,
-)
-from ax_pac.strategy.node_certificate import (
-    certify_at,
-    remember_search,
-)
+from ax_pac.strategy.certification import certificate_of
+from ax_pac.strategy.node_certificate import certify_at, remember_search
 
 PAC_NODE = "PAC"
 
@@ -26,12 +21,12 @@ class InitialTrialsCompleted(TransitionCriterion):
     """Met when enough trials have data for the first model.
 
     Unlike Ax's `MinTrials` it counts observations, not trials, its default depends on
-    the dimension of the experiment it meets, and it checks the observations as they
-    come, so that a missing standard error is reported at once.
+    the dimension of the experiment, and it checks the observations as they arrive, so
+    that a missing standard error is reported at once.
 
     Args:
-        transition_to: Name of the node that takes over, or of the node itself, for the
-            certificate to be asked there first.
+        transition_to: Name of the node that takes over, or of the node itself, where
+            its certificate is checked first.
         num_initial_trials: Number of observations; None for `max(6, d + 2)`.
         continue_trial_generation: As in Ax.
     """
@@ -52,7 +47,7 @@ class InitialTrialsCompleted(TransitionCriterion):
 
 
 def has_initial_trials(experiment: Experiment, number: int | None) -> bool:
-    """Return whether there are so many observations; None for `max(6, d + 2)`."""
+    """Return whether there are `number` observations; None for `max(6, d + 2)`."""
     if number is None:
         number = max(6, len(experiment.search_space.tunable_parameters) + 2)
     return len(observed_data(experiment)) >= number
@@ -61,9 +56,9 @@ def has_initial_trials(experiment: Experiment, number: int | None) -> bool:
 class CertificateHolds(TransitionCriterion):
     """Met when the certificate holds for the data at hand; points back to its node.
 
-    Ax takes a node whose criteria point back to itself for the end of the strategy, on
-    every route (`Client`, `run_trials`, `AxClient`, `Orchestrator`), and stores it.
-    Pending trials are left aside, so the rule also works while trials run.
+    Ax ends a strategy at a node whose criteria point back to it, in every loop
+    (`Client`, `run_trials`, `AxClient`, `Orchestrator`), and stores the criterion.
+    Pending trials are ignored, so the rule also works while trials run.
 
     Args:
         transition_to: Name of the node that has the criterion.
@@ -89,7 +84,7 @@ class ExperimentCertified(TransitionCriterion):
     """Met when `certify_experiment` certifies; points back to its node.
 
     The same rule as `CertificateHolds` for a node with any generator: the certificate
-    has a model of its own. Pending trials are left aside.
+    has a model of its own. Pending trials are ignored.
 
     Args:
         transition_to: Name of the node itself.
@@ -106,12 +101,12 @@ class ExperimentCertified(TransitionCriterion):
         continue_trial_generation: bool | None = False,
     ) -> None:
         super().__init__(transition_to, continue_trial_generation)
-        self.settings = CertificateSettings(**settings).to_dict()
+        self.settings = CertificateSettings.from_dict(settings).to_dict()
         self.min_trials = min_trials
 
     def is_met(self, experiment: Experiment, curr_node: GenerationNode) -> bool:
         """Return whether the search is finished, computing each certificate once."""
         if not has_initial_trials(experiment, self.min_trials):
             return False
-        settings = CertificateSettings(**self.settings)
-        return _certificate(experiment, settings).holds
+        settings = CertificateSettings.from_dict(self.settings)
+        return certificate_of(experiment, settings).holds

@@ -10,32 +10,27 @@ from typing import Any
 import pandas as pd
 import torch
 from ax.adapter.base import Adapter
-from ax.core.data import Data
 from ax.core.experiment import Experiment
 from ax.core.observation import ObservationFeatures
 from ax.generation_strategy.generation_node import GenerationNode
 
 from ax_pac.adapter.transforms import CanonicalPoints
+from ax_pac.ax_internals import fit, is_of, last_acquisition
 from ax_pac.experiment.observations import Source
 from ax_pac.experiment.records import find_record, keep_record
+from ax_pac.experiment.session import session_of
 from ax_pac.experiment.settings import CertificateSettings
-
-# Which PAC node searches an experiment, by the experiment's `id` (Ax's experiments have
-# no hash). Whoever asks the node's question about its experiment shares its fit.
-_SEARCHING: weakref.WeakValueDictionary[int, GenerationNode] = (
-    weakref.WeakValueDictionary()
-)
 
 
 def remember_search(experiment: Experiment, node: GenerationNode) -> None:
     """Remember which PAC node searches an experiment, for as long as the node lives."""
-    _SEARCHING[id(experiment)] = node
+    session_of(experiment).node = weakref.ref(node)
 
 
 def node_settings(node: GenerationNode) -> CertificateSettings:
-    """Return what a PAC node asks of its certificates."""
+    """Return the options of a PAC node's certificates."""
     options = node.generator_spec.generator_kwargs["acquisition_options"]
-    return CertificateSettings(**options)
+    return CertificateSettings.from_dict(options)
 
 
 def certify_at(
@@ -65,15 +60,15 @@ def certify_at(
 def searching_node(
     experiment: Experiment, settings: CertificateSettings
 ) -> GenerationNode | None:
-    """Return the PAC node that searches an experiment with the same question, if any.
+    """Return the PAC node that searches an experiment with the same options, if any.
 
     Args:
         experiment: An Ax experiment.
-        settings: The question; seed and sampling are no part of it.
+        settings: The options; seed and sampling are not compared.
     """
-    node = _SEARCHING.get(id(experiment))
-    # An `id` may have been given to another experiment since.
-    if node is None or node.generation_strategy._experiment is not experiment:
+    reference = session_of(experiment).node
+    node = None if reference is None else reference()
+    if node is None or not is_of(node.generation_strategy, experiment):
         return None
     same = node_settings(node).question == settings.question
     return node if same else None
@@ -104,16 +99,16 @@ def certify_adapter(
         experiment: The experiment that the adapter was fitted to.
         data: What `observed_data` returned for it.
         adapter: An adapter made with `generator_kwargs(settings)`.
-        settings: What is asked of the certificate.
-        fit_seconds: What the fit took, for the record.
+        settings: The options of the certificate.
+        fit_seconds: Wall seconds of the fit, for the record.
 
     Returns:
         The record.
     """
     start = time.perf_counter()
-    # No pending observations on purpose: a certificate speaks of completed data.
+    # Without pending observations: a certificate is about completed data.
     adapter.gen(n=1)
-    certificate = adapter.generator._acquisition.certificate
+    certificate = last_acquisition(adapter).certificate
     seconds = {"fit": fit_seconds, "propose": time.perf_counter() - start}
     with torch.no_grad():
         incumbent = torch.tensor([certificate.incumbent], dtype=torch.float64)
@@ -162,44 +157,6 @@ def _same_parameters(first: dict[str, Any], second: dict[str, Any]) -> bool:
     return True
 
 
-# The method of Ax's adapters that is called before every fit.
-_PROCESS = "_process_and_transform_data"
-
-
 def fit_node(node: GenerationNode, experiment: Experiment) -> Adapter:
-    """Fit a node's model, so that Ax's own call that follows has nothing left to do.
-
-    Ax fits again only when the data change, but transforms all of them before it sees
-    that they have not, which costs a tenth of a proposal.
-
-    Args:
-        node: A PAC node.
-        experiment: The experiment that it searches.
-
-    Returns:
-        The fitted adapter.
-
-    Checked on Ax 1.3.1.
-    """
-    node._fit(experiment=experiment)
-    adapter = node.generator_spec.fitted_adapter
-    if _PROCESS not in vars(adapter):
-        setattr(adapter, _PROCESS, _TransformedOnce(adapter))
-    return adapter
-
-
-class _TransformedOnce:
-    """Stands in for an adapter's method; gives the same answer for the same data."""
-
-    def __init__(self, adapter: Adapter) -> None:
-        self._transform = getattr(adapter, _PROCESS)
-        self._last: tuple[Source, Any] | None = None
-
-    def __call__(self, experiment: Experiment, data: Data | None = None) -> Any:
-        """Transform the data, as Ax's method does."""
-        source = Source.of(experiment)
-        if data is not None and data is not source.data:
-            return self._transform(experiment=experiment, data=data)
-        if self._last is None or not source.is_same(self._last[0]):
-            self._last = source, self._transform(experiment=experiment, data=data)
-        return self._last[1]
+    """Fit the model of a PAC node, once for the same data; see `ax_internals.fit`."""
+    return fit(node, experiment, Source.of)

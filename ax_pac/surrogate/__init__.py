@@ -1,1 +1,1 @@
-"""The surrogate: likelihood fit, posterior of hyperparameters, smoothed noise."""
+"""The surrogate: likelihood fit, hyperparameter posterior, smoothed noise."""

@@ -16,20 +16,16 @@ from torch import Tensor
 
 # In units of the box (inputs are normalised) and of the outcome's variance (outcomes
 # are standardised). Without bounds the likelihood of a flat direction has no maximum
-# and the optimiser raises; these are wide enough never to bind on a sensible problem.
+# and the optimiser raises; these are wide enough not to bind on a sensible problem.
 LENGTHSCALE_BOUNDS = (5e-3, 1e2)
-
 
 OUTPUTSCALE_BOUNDS = (1e-2, 1e2)
 
-
-# Where the optimiser starts. Left alone, an interval constraint starts at its middle,
-# a length scale of 50 boxes, where the likelihood is flat.
+# Where the optimiser starts. By default an interval constraint starts at its middle, a
+# length scale of 50 boxes, where the likelihood is flat.
 INITIAL_LENGTHSCALE = 0.5
 
-
 INITIAL_OUTPUTSCALE = 1.0
-
 
 # Spread below which outcomes, or a coordinate, are constant and left unscaled. The
 # default of BoTorch, 1e-8, is in the user's unit: an objective of that size would be
@@ -48,12 +44,12 @@ def outputscale_constraint() -> Interval:
 
 
 def fewest_observations(dim: int) -> int:
-    """Return how many observations a claim about `dim` coordinates needs at least."""
+    """Return the fewest observations for a claim about `dim` coordinates."""
     return max(2 * dim + 3, 10)
 
 
 def fewest_distinct_points(dim: int, num_cells: float = math.inf) -> int:
-    """Return at how many different points they have to be, of so many that there are.
+    """Return the fewest different points for a claim, of `num_cells` in all.
 
     Example:
         >>> fewest_distinct_points(2), fewest_distinct_points(2, num_cells=5)
@@ -63,14 +59,14 @@ def fewest_distinct_points(dim: int, num_cells: float = math.inf) -> int:
 
 
 def too_few_observations(X: Tensor, num_cells: float = math.inf) -> str | None:
-    """Say why observations cannot tell the hyperparameters, None if they may.
+    """Return why observations do not determine the hyperparameters, None if they may.
 
-    A fit to fewer can be certain and wrong: nothing in it says that a function which
-    looks flat at nine points is not.
+    A fit to fewer can be confident and wrong: a function that varies can look flat at
+    nine points.
 
     Args:
         X: Where they were made, repetitions included. Shape `n x d`.
-        num_cells: How many different points there are.
+        num_cells: Number of different points in the search space.
     """
     num_observations, dim = X.shape
     num_distinct = len(X.unique(dim=0))
@@ -80,8 +76,8 @@ def too_few_observations(X: Tensor, num_cells: float = math.inf) -> str | None:
         return None
     return (
         f"{num_observations} observations at {num_distinct} distinct points are too "
-        f"few to know the hyperparameters of {dim} coordinates: at least {fewest} at "
-        f"{fewest_distinct} are needed"
+        f"few to determine the hyperparameters of {dim} coordinates: at least "
+        f"{fewest} at {fewest_distinct} are needed"
     )
 
 
@@ -90,8 +86,8 @@ def fit_model(
 ) -> SingleTaskGP:
     """Fit a GP by bounded maximum likelihood, its posterior in raw objective units.
 
-    The surrogate of `pac_generation_strategy`, for those who have no Ax experiment:
-    constant mean, Matern-5/2 kernel with one length scale a coordinate, observation
+    The surrogate of `pac_generation_strategy`, for use without an Ax experiment:
+    constant mean, Matern-5/2 kernel with one length scale per coordinate, observation
     noise fixed at `Yvar`, inputs normalised and outcomes standardised inside the model.
 
     Args:

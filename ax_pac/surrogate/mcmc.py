@@ -15,49 +15,37 @@ from torch import Tensor
 # of the prior lie within a factor of 2.1 of the median on either side.
 LENGTHSCALE_MEDIAN = 0.25
 
-
 LENGTHSCALE_LOG_SD = 0.75
-
 
 OUTPUTSCALE_MEDIAN = 1.0
 
-
 OUTPUTSCALE_LOG_SD = 0.75
-
 
 # Prior variance of the constant mean, which is integrated out.
 MEAN_VARIANCE = 1.0
-
 
 # Added to the noise, in units of the standardised outcome's variance: without it a
 # nearly noiseless kernel matrix with a long length scale has no Cholesky factor.
 JITTER = 1e-8
 
-
 NUM_CHAINS = 64
-
 
 _NUM_STARTS = 512
 
-
 _PRIOR_PERIOD = 3
-
 
 _CHUNK_SIZE = 120_000  # doubles factorised at a time: what fits into a core's cache
 
-
 _DEGREES_OF_FREEDOM = 5.0
 
-
 _MAX_SHRINKS = 100
-
 
 _NUM_GROUPS = 8
 
 
 @dataclasses.dataclass(frozen=True)
 class HyperparameterSample:
-    """Draws from the posterior of the hyperparameters, and how good they are.
+    """Draws from the posterior of the hyperparameters, with diagnostics.
 
     Args:
         lengthscale: Shape `S x d`. Unit: the box.
@@ -75,34 +63,28 @@ class HyperparameterSample:
     r_hat: float
 
 
-def sample_hyperparameters(
-    X: Tensor,
-    Y: Tensor,
-    Yvar: Tensor,
-    *,
-    num_samples: int,
-    generator: torch.Generator,
-    initial: tuple[Tensor, float] | None = None,
-) -> HyperparameterSample:
-    """Draw from the posterior of length scales and output scale.
+class HyperparameterChains:
+    """Parallel Markov chains on the hyperparameters, which can be continued.
 
-    The model is a Matern-5/2 kernel with one length scale a coordinate, known noise,
+    The model is a Matern-5/2 kernel with one length scale per coordinate, known noise,
     and a constant mean with a standard normal prior, which is integrated out:
 
         Y ~ N(0, outputscale * k(X, X) + 1 + diag(Yvar)).
+
+    Each sweep moves every chain along an ellipse through a draw from a Student
+    distribution fitted to the other half of the chains, which crosses a concentrated
+    posterior in a few sweeps. Every third sweep starts with an ellipse through a draw
+    from the prior, which takes longer but needs no fit. All chains are factorised in
+    batches.
 
     Args:
         X: Visited points, normalised to the unit box. Shape `n x d`.
         Y: Standardised outcomes. Shape `n`.
         Yvar: Variances of their noise, standardised likewise. Shape `n`.
-        num_samples: Number of draws; rounded up to a multiple of the chains.
         generator: Source of every random number.
         initial: Length scales (shape `d`) and output scale around which half of the
-            starting points are scattered, for example the maximum-likelihood estimate.
+            starting points are scattered, such as the maximum-likelihood estimate.
             Default: all starting points come from the prior.
-
-    Returns:
-        The draws with their diagnostics.
 
     Raises:
         ValueError: When a shape is wrong or a value not finite.
@@ -115,28 +97,13 @@ def sample_hyperparameters(
         >>> import torch
         >>> X = torch.linspace(0, 1, 8, dtype=torch.float64).unsqueeze(-1)
         >>> Y = (6 * X).sin().squeeze(-1)
-        >>> sample = sample_hyperparameters(
-        ...     X, Y, torch.full_like(Y, 1e-2), num_samples=128,
+        >>> chains = HyperparameterChains(
+        ...     X, Y, torch.full_like(Y, 1e-2),
         ...     generator=torch.Generator().manual_seed(0),
         ... )
-        >>> sample.lengthscale.shape
+        >>> chains.extend(128)
+        >>> chains.sample().lengthscale.shape
         torch.Size([128, 1])
-    """
-    chains = HyperparameterChains(X, Y, Yvar, generator=generator, initial=initial)
-    chains.extend(num_samples)
-    return chains.sample()
-
-
-class HyperparameterChains:
-    """Parallel Markov chains on the hyperparameters, which can be run on.
-
-    Each sweep moves every chain along an ellipse through a draw from a Student
-    distribution fitted to the other half of the chains, which crosses a concentrated
-    posterior in a few sweeps; every third sweep first along one through a draw from the
-    prior, which is dearer but needs no fit. All chains are factorised in batches.
-
-    Args:
-        X, Y, Yvar, generator, initial: As in `sample_hyperparameters`.
     """
 
     def __init__(
@@ -173,7 +140,7 @@ class HyperparameterChains:
         return len(self._history) // self.thin * NUM_CHAINS
 
     def extend(self, num_samples: int) -> None:
-        """Run on until at least `num_samples` draws are kept in all."""
+        """Continue until at least `num_samples` draws are kept in all."""
         while self.num_samples < num_samples:
             for _ in range(self.thin):
                 self._sweep()
@@ -378,19 +345,19 @@ class _Student:
 
 
 def effective_sample_size(chains: Tensor) -> float:
-    """Estimate how many independent draws the states of all chains are worth.
+    """Estimate the effective sample size of the states of all chains.
 
         m * Var(state) / Var(mean of a chain),
 
-    with m chains: the chains are independent, so the scatter of their means says how
-    accurate the overall mean is, whatever the autocorrelation. With many short chains
-    this is less noisy than a sum of autocorrelations, and it cannot end too early.
+    with m chains. The chains are independent, so the variance of their means gives the
+    accuracy of the overall mean, whatever the autocorrelation. With many short chains
+    this is less noisy than a sum of autocorrelations, which has to be truncated.
 
     Args:
         chains: One scalar quantity. Shape `chains x states`.
 
     Returns:
-        The effective number of states, at most all; standard error 18 % of 64 chains.
+        The effective number of states, at most all; standard error 18 % with 64 chains.
 
     Source: Gelman et al., Bayesian Data Analysis, 3rd ed., section 11.5. Deviation: the
     variance of a chain's mean is measured between chains, not from autocorrelations.
@@ -404,18 +371,18 @@ def effective_sample_size(chains: Tensor) -> float:
 
 
 def group_r_hat(chains: Tensor, start: Tensor) -> float:
-    """Potential scale reduction between groups of chains that started alike.
+    """Return the potential scale reduction between groups of similar starting points.
 
     Chains are sorted by their starting value and pooled into eight groups. Many short
     chains differ from each other however well they have mixed; the groups differ only
-    as far as the starting value is still remembered.
+    as far as the chains still depend on the starting value.
 
     Args:
         chains: One scalar quantity. Shape `chains x sweeps`.
         start: Its value at the start of each chain. Shape `chains`.
 
     Returns:
-        `sqrt(1 + between / within)`, 1 when nothing of the start is left.
+        `sqrt(1 + between / within)`, 1 when the starting point is forgotten.
 
     Source: Margossian et al. 2024 (nested R-hat). Deviation: the groups are formed
     from over-dispersed starts afterwards instead of starting in the same place.

@@ -1,4 +1,4 @@
-"""Noise variances smoothed over trials: a lucky draw is not a precise one."""
+"""Standard errors smoothed over trials."""
 
 from __future__ import annotations
 
@@ -10,27 +10,21 @@ from scipy.special import polygamma
 
 Array = NDArray[np.float64]
 
-
-# Below this many observations with a positive standard error nothing can be said of
-# how the noise varies: one pooled variance for all.
+# With fewer observations of positive standard error there is one pooled variance: too
+# few to estimate how the noise varies.
 MIN_TRIALS = 5
-
 
 # Grids over which the smoother averages, by their likelihood: length scales as shares
 # of the diagonal of the box, and variance of the smooth part over that of the scatter.
 _LENGTHSCALES = (0.1, 0.2, 0.4, 0.8)
 
-
 _SIGNAL_TO_SCATTER = (0.0, 0.3, 1.0, 3.0, 10.0, 100.0, 1e3, 1e4, 1e5)
 
-
 DEFAULT_NUM_SAMPLES = 50
-
 
 # Sampling variance of log s^2 over that of normal values, `(kurtosis - 1) / 2`: squared
 # errors of a network have kurtoses of 5 to 10.
 _HEAVY_TAILS = 2.5
-
 
 # How far a variance may be moved, in standard deviations of its own sampling error.
 _FARTHEST_MOVE = 2.0
@@ -43,14 +37,14 @@ def smoothed_sems(
 
     The variance of a sample of m is itself an estimate: its relative error is
     `sqrt(2 / (m - 1))` for normal values and larger for squared errors, and among
-    skewed values it is small exactly where the mean is too. A model that takes each
-    at its word trusts the luckiest trials most. Here
+    skewed values it is small exactly where the mean is too. A model that uses each as
+    reported gives most weight to the trials with the most favourable noise. Here
 
         log sem_i^2 = a + b t_i + g(x_i) + e_i
 
     with t_i the size of the mean (its logarithm if all means have one sign), itself
-    smoothed over x as far as its standard error allows, so that the luck of trial i
-    drops out of it; g a Gaussian process for what the mean does not explain; and e_i
+    smoothed over x as far as its standard error allows, so that the noise of trial i
+    drops out; g a Gaussian process for what the mean does not explain; and e_i
     the scatter. Length scale of g and its share in the scatter are averaged over a grid
     by their likelihood.
 
@@ -65,8 +59,9 @@ def smoothed_sems(
         X: Coordinates of the trials. Shape `n x d`; any unit, scaled to their range.
         mean: Observed means. Shape `n`. Unit: objective units.
         sem: Their standard errors, at least 0. Shape `n`. Unit: objective units. An
-            exact zero is taken for a sample that happened to show no spread and gets
-            what its neighbours say, unless all are zero: then nothing is changed.
+            exact zero is treated as a sample that showed no spread by chance and is
+            replaced by the fit to its neighbours, unless all are zero: then nothing is
+            changed.
         num_samples: m, the samples behind each standard error, at least 2.
 
     Returns:
@@ -78,7 +73,7 @@ def smoothed_sems(
         ValueError: For shapes that do not agree, a value that is not finite, a
             negative standard error, or `num_samples` below 2.
 
-    Source: none in Ma et al. 2019, which takes every SEM at its word. The model of the
+    Source: none in Ma et al. 2019, which uses every SEM as reported. The model of the
     log variances is that of stochastic kriging (Ankenman et al. 2010); the correction
     of its mean is Duan's (1983) smearing, the bound on moves Efron and Morris's (1972).
 
@@ -120,7 +115,7 @@ def smoothed_sems(
 
 
 def _check(X: Array, mean: Array, sem: Array) -> None:
-    """Refuse shapes that do not agree and values that are no observations."""
+    """Refuse shapes that do not agree and values out of range."""
     if X.ndim != 2 or mean.shape != (len(X),) or sem.shape != mean.shape:
         raise ValueError(
             "expected X of shape (n, d), mean and sem of shape (n,); got "
@@ -136,7 +131,7 @@ def _check(X: Array, mean: Array, sem: Array) -> None:
 
 
 def _size(mean: Array, sem: Array) -> tuple[Array, float]:
-    """Return what the noise may grow with, and the variance of its error.
+    """Return the size of the mean, and the variance of its error.
 
     log|mean|, or the mean if signs differ.
     """

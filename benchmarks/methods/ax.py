@@ -173,7 +173,11 @@ def _on_the_same_surrogate(
     """The strategy of PAC with another criterion, which never ends."""
     kwargs = generator_kwargs(
         CertificateSettings(
-            task.delta, 0.05, "pairwise", False, task.seed, num_samples=task.num_samples
+            delta=task.delta,
+            epsilon=0.05,
+            level="pairwise",
+            seed=task.seed,
+            num_samples=task.num_samples,
         )
     )
     # Without the class that brings certificates and the search for a challenger.

@@ -10,6 +10,8 @@ from ax.api.client import Client
 from ax.api.configs import RangeParameterConfig
 
 from ax_pac import (
+    Cells,
+    CertificateSettings,
     PACAcquisition,
     PACStoppingStrategy,
     certificate_records,
@@ -21,8 +23,7 @@ from ax_pac import (
     latest_certificate,
     pac_generation_strategy,
 )
-from ax_pac.cells import Cells, frozen_edges
-from ax_pac.experiment.settings import CertificateSettings
+from ax_pac.cells import frozen_edges
 from tests.conftest import noisy_model
 from tests.helpers.ax_loops import SEM, SETTINGS, experiment_of, new_client, run
 
@@ -62,6 +63,36 @@ def test_neighbours_are_one_bin_away_and_inside():
 def test_edges_that_are_none_are_refused(edges):
     with pytest.raises(ValueError, match="edges of the cells of 'x'"):
         frozen_edges({"x": edges})
+
+
+def test_cells_are_given_in_one_form_to_model_and_experiment():
+    named = Cells.of(EDGES)
+    assert named == Cells(tuple(tuple(bins) for bins in EDGES.values()), ("x0", "x1"))
+    assert Cells.of(named) is named
+    assert Cells.of({}) is Cells.of(None) is None
+    assert frozen_edges(named) == frozen_edges(EDGES)
+    assert frozen_edges({"x": STAIRS, "y": ()}) == (("x", STAIRS),)
+    model, X = noisy_model(n=12)
+    question = {"delta": 0.5, "epsilon": 0.05, "level": "pairwise", "seed": 0}
+    by_edges, by_cells = (
+        certify(model, X, box(2), cells=cells, **question) for cells in (EDGES, named)
+    )
+    assert by_edges == by_cells
+    strategies = (
+        pac_generation_strategy(**SETTINGS, cells=cells) for cells in (EDGES, named)
+    )
+    options = [
+        s.nodes_by_name["PAC"].generator_spec.generator_kwargs["acquisition_options"]
+        for s in strategies
+    ]
+    assert options[0] == options[1]
+    assert options[0]["cells"] == EDGES
+    with pytest.raises(ValueError, match="need the names of its parameters"):
+        pac_generation_strategy(**SETTINGS, cells=grid(3))
+    with pytest.raises(ValueError, match="cells have 3 coordinates, the points 2"):
+        certify(model, X, box(2), cells=grid(3, d=3), **question)
+    with pytest.raises(ValueError, match="a name for each of 2 coordinates"):
+        Cells((STAIRS, STAIRS), ("x",))
 
 
 def staircase_model(seed: int):
@@ -173,8 +204,8 @@ def test_cells_survive_storage(tmp_path):
         Path(p).read_text().count(json.dumps(EDGES["x0"])) for p in (path, longer)
     ]
     assert copies[0] == copies[1] > 0
-    settings = CertificateSettings(0.1, 0.05, cells=EDGES)
-    again = CertificateSettings(**json.loads(json.dumps(settings.to_dict())))
+    settings = CertificateSettings(delta=0.1, epsilon=0.05, cells=EDGES)
+    again = CertificateSettings.from_dict(json.loads(json.dumps(settings.to_dict())))
     assert again == settings
     assert hash(again) == hash(settings)
     strategy = PACStoppingStrategy(delta=0.1, epsilon=0.05, cells=EDGES)

@@ -14,7 +14,7 @@ from gpytorch.kernels import MaternKernel, ScaleKernel
 from torch import Tensor
 
 from ax_pac import LogPACExpectedImprovement, PACAcquisition, certify, fit_model
-from ax_pac.acquisition.analytic import VARIANCE_FLOOR
+from ax_pac.acquisition.difference import VARIANCE_FLOOR
 from ax_pac.certificate.levels import absolute_delta
 from ax_pac.surrogate.fit import SMALLEST_SPREAD
 

@@ -34,7 +34,8 @@ from ax_pac import (
     latest_certificate,
     pac_generation_strategy,
 )
-from ax_pac.acquisition.difference import believe_pending
+from ax_pac.acquisition.difference import condition_on_pending
+from ax_pac.ax_internals import last_acquisition, objective_transform, strategy_of
 from tests.helpers.ax_loops import SEM, experiment_of, new_client, run, squared_distance
 
 
@@ -124,13 +125,13 @@ def test_a_line_search_that_ends_early_in_such_a_space_says_nothing(monkeypatch)
 
 def largest_score(client: Any, evaluated: torch.Tensor) -> float:
     """What the strongest challenger would score after evaluations as expected."""
-    adapter = client._generation_strategy.adapter
+    adapter = strategy_of(client).adapter
     (X,) = adapter.generator.surrogate.Xs
     acquisition = PACAcquisition(
-        believe_pending(adapter.botorch_model, evaluated),
+        condition_on_pending(adapter.botorch_model, evaluated),
         X,
         0.02,
-        adapter.generator._acquisition._posterior_transform,
+        objective_transform(last_acquisition(adapter), PACAcquisition),
     )
     box = torch.tensor([[0.0, 0.0], [1.0, 1.0]]).double()
     return find_challenger(acquisition, X, box, seed=0).score
@@ -139,7 +140,7 @@ def largest_score(client: Any, evaluated: torch.Tensor) -> float:
 def test_a_batch_says_more_than_repetitions_and_than_random_points():
     """The score to come down after the batch, the measure of how close one is."""
     better_than_repeated = better_than_random = 0
-    for seed in range(4):
+    for seed in range(2):
         client = new_client(delta=0.02, seed=seed, level="pairwise")
         run(client, max_trials=9, sem=0.05, evaluate=noisy(seed, 0.05))
         batch = batch_of(client, 4)
@@ -148,8 +149,8 @@ def test_a_batch_says_more_than_repetitions_and_than_random_points():
         score = largest_score(client, batch)
         better_than_repeated += score < largest_score(client, batch[:1].expand(4, 2))
         better_than_random += score < largest_score(client, random)
-    assert better_than_repeated == 4
-    assert better_than_random == 4
+    assert better_than_repeated == 2
+    assert better_than_random == 2
 
 
 def evaluations(batch: int, seed: int, *, d: int, delta: float, sem: float) -> int:
@@ -175,7 +176,7 @@ FACTOR = 1.5
 @pytest.mark.parametrize(
     ("d", "delta", "sem", "seeds"),
     [
-        (2, 0.05, 0.02, 2),
+        (2, 0.05, 0.02, 1),
         pytest.param(2, 0.05, 0.02, 10, marks=pytest.mark.slow),
         pytest.param(2, 0.05, 0.05, 10, marks=pytest.mark.slow),
         pytest.param(3, 0.1, 0.05, 10, marks=pytest.mark.slow),

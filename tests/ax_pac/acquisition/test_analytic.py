@@ -14,7 +14,8 @@ from botorch.models.transforms.outcome import Standardize
 from botorch.optim import optimize_acqf
 from botorch.sampling import SobolQMCNormalSampler
 
-from ax_pac import PACAcquisition, fit_model, select_incumbent, standardized_gap
+from ax_pac import PACAcquisition, fit_model, select_incumbent
+from ax_pac.acquisition.difference import standardized_gap
 
 
 class OtherGP(SingleTaskGP):

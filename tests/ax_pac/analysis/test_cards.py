@@ -15,11 +15,9 @@ from ax_pac import (
 from tests.helpers.ax_loops import experiment_of, new_client, run
 
 
-@pytest.fixture(scope="module")
-def searched():
-    client = new_client()
-    run(client)
-    return client
+@pytest.fixture
+def searched(finished):
+    return finished[0]
 
 
 def test_a_search_is_shown_by_four_cards(searched):

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 from ax_pac import certificate_history, plot_certificate_history
-from tests.helpers.ax_loops import new_client, run
+from tests.helpers.ax_loops import new_client
 
 
 def test_history_of_a_new_search_is_empty_and_can_be_drawn():
@@ -10,9 +10,8 @@ def test_history_of_a_new_search_is_empty_and_can_be_drawn():
     assert len(plot_certificate_history(history).data[0].x) == 0
 
 
-def test_history_holds_every_certificate_and_its_threshold_is_drawn():
-    client = new_client()
-    run(client)
+def test_history_holds_every_certificate_and_its_threshold_is_drawn(finished):
+    client, _ = finished
     history = certificate_history(client)
     figure = plot_certificate_history(history)
     assert list(figure.data[0].x) == list(history["num_trials"])

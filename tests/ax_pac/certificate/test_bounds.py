@@ -61,9 +61,9 @@ def test_values_that_scatter_little_are_bounded_more_closely_than_failures():
     assert counted < betting_upper(zeros_and_ones, alpha) < counted + 0.015
 
 
-def test_values_worth_less_give_a_larger_bound_and_none_at_all_give_one():
+def test_a_smaller_sample_size_gives_a_larger_bound_and_none_at_all_gives_one():
     values = constant(0.02, 1000)
-    bounds = [betting_upper(values, 1e-3, worth) for worth in (1.0, 0.5, 0.1, 0.0)]
+    bounds = [betting_upper(values, 1e-3, ratio) for ratio in (1.0, 0.5, 0.1, 0.0)]
     assert bounds == sorted(bounds)
     assert bounds[0] < bounds[1] < bounds[2] < bounds[3] == 1.0
     half = betting_upper(values[:500], 1e-3)

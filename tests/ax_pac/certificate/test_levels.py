@@ -114,6 +114,50 @@ def test_record_survives_json(model_and_points, unit_box):
         PACCertificate.from_dict(fields)
 
 
+@pytest.mark.parametrize(
+    ("delta", "level", "reached"),
+    [
+        (1e-3, "marginal", "pairwise"),  # the strongest challenger alone is too likely
+        (0.3, "joint", "joint"),
+        (5.0, "pairwise", "pairwise"),
+        (5.0, "joint", "joint"),
+        (5.0, "marginal", "marginal"),
+    ],
+)
+def test_the_level_that_was_reached_is_told_apart_from_the_one_asked_for(
+    model_and_points, unit_box, delta, level, reached
+):
+    model, X = model_and_points
+    question = {"delta": delta, "epsilon": 0.05, "level": level, "seed": 0}
+    certificate = certify(model, X, unit_box, **question)
+    assert certificate.level == level
+    assert certificate.reached == reached
+    assert f"({reached}: " in certificate.reason
+    assert (certificate.alpha == 0.0) == (reached == "pairwise")
+    # A record of version 0.1 has neither field: the level follows from the others.
+    old = certificate.to_dict()
+    del old["reached"], old["hyperparameter_text"]
+    assert PACCertificate.from_dict(old) == certificate
+
+
+def test_a_refusal_of_version_0_1_keeps_its_sentence(model_and_points, unit_box):
+    model, X = model_and_points
+    few = certify(model, X[:9], unit_box, delta=5.0, epsilon=0.05, seed=0).to_dict()
+    del few["reached"], few["hyperparameter_text"]
+    few["hyperparameter_status"] = "9 observations are too few"
+    certificate = PACCertificate.from_dict(few)
+    assert certificate.hyperparameter_status == "other"
+    assert reason_of(certificate).endswith("9 observations are too few")
+
+
+def test_a_record_of_a_newer_version_is_refused_by_name(model_and_points, unit_box):
+    model, X = model_and_points
+    fields = certify(model, X, unit_box, delta=5.0, epsilon=0.05, seed=0).to_dict()
+    message = r"certificates have fields .* know: tomorrow\. .* update ax-pac"
+    with pytest.raises(ValueError, match=message):
+        PACCertificate.from_dict({**fields, "tomorrow": 1})
+
+
 def test_relative_delta_is_a_share_of_the_incumbents_mean(model_and_points, unit_box):
     model, X = model_and_points
     relative = certify(
@@ -214,7 +258,7 @@ def test_a_refused_check_reports_its_estimate_and_any_other_its_bound():
 
 
 @pytest.mark.parametrize(
-    ("probability", "says"), [(0.04, "bounded by"), (0.2, "put at")]
+    ("probability", "says"), [(0.04, "bounded by"), (0.2, "estimated at")]
 )
 def test_the_reason_of_a_refusal_claims_no_bound(probability, says):
     X = torch.linspace(0, 1, 12, dtype=torch.float64).unsqueeze(-1)

@@ -34,27 +34,21 @@ EDGES = {"x0": [0.0, 0.1, 0.3, 0.6, 1.0], "x1": [0.0, 0.25, 0.5, 0.75, 1.0]}
 CONTINUE = """
 import json, sys
 import ax_pac
-from tests.helpers.ax_loops import run
-
-client = ax_pac.open_client(sys.argv[1], "bowl")
-proposals = run(client)
-certificate = ax_pac.latest_certificate(client)
-print(json.dumps([proposals, certificate.to_dict()]))
-"""
-
-CONTINUE_WITH_AX = """
-import json, sys
-import ax_pac
 from ax.api.client import Client
 from ax.api.configs import StorageConfig
-from tests.helpers.ax_loops import run
+from tests.helpers.ax_loops import experiment_of, run
 
-client = Client.load_from_database(
-    "bowl", storage_config=StorageConfig(url="sqlite:///" + sys.argv[1])
-)
-records = len(ax_pac.certificate_records(client._experiment))
-proposals = run(client)
-print(json.dumps([proposals, ax_pac.latest_certificate(client).to_dict(), records]))
+*databases, axs_own = sys.argv[1:]
+clients = [ax_pac.open_client(path, "bowl") for path in databases]
+storage = StorageConfig(url="sqlite:///" + axs_own)
+clients.append(Client.load_from_database("bowl", storage_config=storage))
+results = []
+for client in clients:
+    records = len(ax_pac.certificate_records(experiment_of(client)))
+    proposals = run(client)
+    certificate = ax_pac.latest_certificate(client).to_dict()
+    results.append([proposals, certificate, records])
+print(json.dumps(results))
 """
 
 
@@ -85,37 +79,37 @@ def new_process(code: str, *arguments: object) -> str:
     return done.stdout.splitlines()[-1]
 
 
-@pytest.mark.parametrize("settings", [{}, {"cells": EDGES, "noise": "raw"}])
-def test_a_search_in_a_database_continues_in_a_new_process(tmp_path, settings):
-    whole = new_client(**settings)
-    expected = run(whole)
-    done = run(prepare(StoredClient(tmp_path / "a.db"), **settings), max_trials=7)
-    rest, certificate = json.loads(new_process(CONTINUE, tmp_path / "a.db"))
-    assert len(done + rest) == len(expected)
-    for one, two in zip(done + rest, expected, strict=True):
-        assert one == pytest.approx(two, abs=1e-6)
-    reference = latest_certificate(whole)
-    assert certificate["holds"]
-    for name in ("score", "failure_probability"):
-        assert certificate[name] == pytest.approx(getattr(reference, name), abs=1e-6)
-
-
-def test_certificates_are_saved_with_axs_own_storage_too(tmp_path):
+def test_searches_in_databases_continue_in_a_new_process(tmp_path, finished):
+    """Ours, ours with cells, and one in Ax's own storage."""
     from ax_pac.storage.database import db
 
-    expected = run(new_client())
-    path = tmp_path / "ax.db"
-    with db.session_context(url=f"sqlite:///{path}"):
+    settings = {"cells": EDGES, "noise": "raw"}
+    with_cells = new_client(**settings)
+    whole = [finished, (with_cells, run(with_cells)), finished]
+    paths = [tmp_path / name for name in ("a.db", "b.db", "ax.db")]
+    clients = [
+        prepare(StoredClient(paths[0])),
+        prepare(StoredClient(paths[1]), **settings),
+    ]
+    done = [run(client, max_trials=7) for client in clients]
+    url = f"sqlite:///{paths[2]}"
+    with db.session_context(url=url):
         db.create_all_tables(db.get_engine())
-        config = StorageConfig(url=f"sqlite:///{path}")
-        client = prepare(Client(storage_config=config))
-        done = run(client, max_trials=8)
-        kept = len(certificate_records(experiment_of(client)))
-    rest, certificate, records = json.loads(new_process(CONTINUE_WITH_AX, path))
-    assert records == kept > 0
-    assert certificate["holds"]
-    for one, two in zip(done + rest, expected, strict=True):
-        assert one == pytest.approx(two, abs=1e-6)
+        clients.append(prepare(Client(storage_config=StorageConfig(url=url))))
+        done.append(run(clients[2], max_trials=8))
+    kept = [len(certificate_records(experiment_of(client))) for client in clients]
+    results = json.loads(new_process(CONTINUE, *paths))
+    for (reference, expected), first, number, (rest, certificate, records) in zip(
+        whole, done, kept, results, strict=True
+    ):
+        assert records == number > 0
+        assert len(first + rest) == len(expected)
+        for one, two in zip(first + rest, expected, strict=True):
+            assert one == pytest.approx(two, abs=1e-6)
+        assert certificate["holds"]
+        for name in ("score", "failure_probability"):
+            value = getattr(latest_certificate(reference), name)
+            assert certificate[name] == pytest.approx(value, abs=1e-6)
 
 
 def test_numbers_are_kept_to_the_last_bit(tmp_path):

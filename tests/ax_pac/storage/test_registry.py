@@ -15,8 +15,8 @@ from ax_pac import (
     certificate_records,
     latest_certificate,
     pac_generation_strategy,
-    register_with_ax,
 )
+from ax_pac.storage.registry import register_with_ax
 from tests.helpers.ax_loops import experiment_of, new_client, run
 
 ROOT = Path(__file__).parents[3]
@@ -25,23 +25,17 @@ CONTINUE = """
 import json, sys
 import ax_pac
 from ax.api.client import Client
+from ax.storage.json_store.decoder import object_from_json
 from tests.helpers.ax_loops import run
 
 client = Client.load_from_json_file(sys.argv[1])
 proposals = run(client)
 certificate = ax_pac.latest_certificate(client)
-print(json.dumps([proposals, certificate.to_dict()]))
-"""
-
-LOAD_OBJECTS = """
-import json, sys
-import ax_pac
-from ax.storage.json_store.decoder import object_from_json
-
-with open(sys.argv[1]) as file:
+with open(sys.argv[2]) as file:
     stop, strategy = (object_from_json(o) for o in json.load(file))
 spec = strategy.nodes_by_name["PAC"].generator_spec
-print(json.dumps([repr(stop), spec.generator_kwargs["acquisition_options"]]))
+options = spec.generator_kwargs["acquisition_options"]
+print(json.dumps([proposals, certificate.to_dict(), repr(stop), options]))
 """
 
 LOAD_WITHOUT_THE_PLUGIN = """
@@ -62,17 +56,24 @@ def new_process(code: str, *arguments: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-def test_a_saved_search_continues_in_a_new_process_as_if_never_interrupted(tmp_path):
-    whole = new_client()
-    expected = run(whole)
+def test_what_was_saved_continues_in_a_new_process_as_if_never_interrupted(
+    tmp_path, finished
+):
+    whole, expected = finished
+    cells = {"x0": [0.0, 0.5, 1.0], "x1": [0.0, 0.2, 1.0]}
+    settings = {"cells": cells, "noise": "raw", "sampling": "challenger"}
+    strategy = pac_generation_strategy(delta=0.2, epsilon=0.05, seed=4, **settings)
+    stop = PACStoppingStrategy(delta=0.2, epsilon=0.05, min_trials=9, seed=4)
+    objects = tmp_path / "objects.json"
+    objects.write_text(json.dumps([object_to_json(stop), object_to_json(strategy)]))
     client = new_client()
     done = run(client, max_trials=7)
     path = tmp_path / "client.json"
     client.save_to_json_file(str(path))
 
-    result = new_process(CONTINUE, str(path))
+    result = new_process(CONTINUE, str(path), str(objects))
     assert result.returncode == 0, result.stderr
-    rest, certificate = json.loads(result.stdout.splitlines()[-1])
+    rest, certificate, shown, options = json.loads(result.stdout.splitlines()[-1])
     assert len(done + rest) == len(expected)
     for one, two in zip(done + rest, expected, strict=True):
         assert one == pytest.approx(two, abs=1e-6)
@@ -80,6 +81,10 @@ def test_a_saved_search_continues_in_a_new_process_as_if_never_interrupted(tmp_p
     assert reference is not None
     assert certificate["holds"]
     assert certificate["score"] == pytest.approx(reference.score, abs=1e-6)
+    assert shown == repr(stop)
+    node = strategy.nodes_by_name["PAC"]
+    assert options == node.generator_spec.generator_kwargs["acquisition_options"]
+    assert options["cells"] == cells
 
 
 def test_loading_without_the_plugin_names_it(tmp_path):
@@ -93,9 +98,8 @@ def test_loading_without_the_plugin_names_it(tmp_path):
     assert "not registered" in result.stderr
 
 
-def test_records_are_plain_json_and_travel_with_the_experiment(tmp_path):
-    client = new_client()
-    run(client)
+def test_records_are_plain_json_and_travel_with_the_experiment(tmp_path, finished):
+    client, _ = finished
     path = tmp_path / "client.json"
     client.save_to_json_file(str(path))
     records = certificate_records(experiment_of(client))
@@ -109,23 +113,9 @@ def test_a_stopping_strategy_survives_json():
     loaded = object_from_json(json.loads(json.dumps(object_to_json(strategy))))
     assert isinstance(loaded, PACStoppingStrategy)
     assert repr(loaded) == repr(strategy)
-
-
-def test_stopping_strategy_and_generation_options_load_in_a_new_process(tmp_path):
-    cells = {"x0": [0.0, 0.5, 1.0], "x1": [0.0, 0.2, 1.0]}
-    settings = {"cells": cells, "noise": "raw", "sampling": "challenger"}
-    strategy = pac_generation_strategy(delta=0.2, epsilon=0.05, seed=4, **settings)
-    stop = PACStoppingStrategy(delta=0.2, epsilon=0.05, min_trials=9, seed=4)
-    path = tmp_path / "objects.json"
-    path.write_text(json.dumps([object_to_json(stop), object_to_json(strategy)]))
-    result = new_process(LOAD_OBJECTS, str(path))
-    assert result.returncode == 0, result.stderr
-    shown, options = json.loads(result.stdout.splitlines()[-1])
-    assert shown == repr(stop)
-    node = strategy.nodes_by_name["PAC"]
-    kept = node.generator_spec.generator_kwargs["acquisition_options"]
-    assert options == kept
-    assert options["cells"] == cells
+    newer = {**object_to_json(strategy), "tomorrow": 1}
+    with pytest.raises(ValueError, match=r"know: tomorrow.* update ax-pac"):
+        object_from_json(newer)
 
 
 def test_registering_twice_changes_nothing():

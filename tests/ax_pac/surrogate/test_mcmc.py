@@ -17,12 +17,18 @@ from ax_pac.surrogate.mcmc import (
     HyperparameterSample,
     effective_sample_size,
     group_r_hat,
-    sample_hyperparameters,
 )
 
 
 def seeded(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
+
+
+def sample_hyperparameters(X, Y, Yvar, *, num_samples, **options):
+    """Draws from new chains, with their diagnostics."""
+    chains = HyperparameterChains(X, Y, Yvar, **options)
+    chains.extend(num_samples)
+    return chains.sample()
 
 
 def data(n: int, d: int, sem: float = 0.1, seed: int = 0):

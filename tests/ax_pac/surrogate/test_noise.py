@@ -303,7 +303,9 @@ def test_integer_and_choice_parameters_are_smoothed_too():
 def test_unknown_noise_is_refused_and_raw_uses_axs_transforms_alone():
     with pytest.raises(ValueError, match="noise must be one of"):
         pac_generation_strategy(delta=0.1, epsilon=0.05, noise="guessed")
-    raw = generator_kwargs(CertificateSettings(0.1, 0.05, noise="raw"))
-    smoothed = generator_kwargs(CertificateSettings(0.1, 0.05, noise="smoothed"))
+    raw = generator_kwargs(CertificateSettings(delta=0.1, epsilon=0.05, noise="raw"))
+    smoothed = generator_kwargs(
+        CertificateSettings(delta=0.1, epsilon=0.05, noise="smoothed")
+    )
     without = [t for t in smoothed["transforms"] if t is not SmoothedNoise]
     assert without == raw["transforms"]

@@ -1,0 +1,38 @@
+"""What a process remembers of a fitted model."""
+
+from __future__ import annotations
+
+import dataclasses
+import weakref
+
+from botorch.models.model import Model
+from torch import Tensor
+
+from ax_pac.certificate.record import PACCertificate
+from ax_pac.experiment.settings import CertificateSettings
+
+
+@dataclasses.dataclass
+class FittedState:
+    """What belongs to one fitted model.
+
+    Ax builds new transforms and a new `Acquisition` for every call, and keeps the model
+    for as long as the data stay the same.
+
+    Args:
+        certificates: The certificates that were computed with the model.
+        unevaluated: Points that were tried and have no observation, `p x d`.
+    """
+
+    certificates: dict[CertificateSettings, PACCertificate] = dataclasses.field(
+        default_factory=dict
+    )
+    unevaluated: Tensor | None = None
+
+
+_STATES: weakref.WeakKeyDictionary[Model, FittedState] = weakref.WeakKeyDictionary()
+
+
+def state_of(model: Model) -> FittedState:
+    """Return the state of a fitted model, a new one at first."""
+    return _STATES.setdefault(model, FittedState())
