@@ -15,7 +15,6 @@ from compression_adapters.decompositions.svd import (
     LowRankLinear,
     SVDFactors,
     TruncatedSVD,
-    num_weights_triangular,
 )
 from compression_adapters.decompositions.tucker import Tucker, TuckerConv2d
 
@@ -43,6 +42,5 @@ __all__ = [
     "TruncatedSVD",
     "Tucker",
     "TuckerConv2d",
-    "num_weights_triangular",
     "sparse_bytes",
 ]

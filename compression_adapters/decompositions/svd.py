@@ -212,37 +212,6 @@ class TruncatedSVD:
         )
 
 
-def num_weights_triangular(weight_shape: tuple[int, int], rank: int) -> int:
-    """Count the weights of a rank-K matrix stored with one triangular factor.
-
-        HK + KW - K(K - 1) / 2
-
-    with `weight_shape` = (H, W) and `rank` = K. The paper mentions this saving, but
-    its tables do not use it: FC3 at ranks (10, 10, 9) is printed as 2.62 %, which is
-    46,930 of 1,794,000 weights without the saving (2.6159 %); with it, 46,804 (2.6089
-    %). Nothing in this package uses it either; a dense layout does not realise it.
-
-    Args:
-        weight_shape: Shape of the dense weight, (H, W).
-        rank: K, from 1 to min(H, W).
-
-    Returns:
-        Number of weights.
-
-    Raises:
-        ValueError: when the rank is outside 1 to min(H, W).
-
-    Source: Ma et al. 2019, section 3.3.
-
-    Example:
-        >>> num_weights_triangular((1000, 784), 10)
-        17795
-    """
-    _check_rank(rank, weight_shape)
-    height, width = weight_shape
-    return height * rank + rank * width - rank * (rank - 1) // 2
-
-
 def _layer(layer: nn.Module) -> nn.Linear | nn.Conv2d:
     """Narrow to a supported layer, refusing every other type by name."""
     if TruncatedSVD().supports(layer) and isinstance(layer, nn.Linear | nn.Conv2d):
