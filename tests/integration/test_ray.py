@@ -69,8 +69,10 @@ def wait_for(path: Path):
     return wait
 
 
-def search(client: Client, evaluate, *, max_trials: int = 30, **options) -> None:
-    with ray_orchestrator(client, evaluate, workers=2, **options) as orchestrator:
+def search(
+    client: Client, evaluate, *, max_trials: int = 30, workers: int = 2, **options
+) -> None:
+    with ray_orchestrator(client, evaluate, workers=workers, **options) as orchestrator:
         orchestrator.run_n_trials(max_trials)
 
 
@@ -187,14 +189,14 @@ class TestOnOneCluster:
 
         client = new_client(**EASY)
         with pytest.raises(FailureRateExceededError, match="mean, standard error"):
-            search(client, evaluate)
+            search(client, evaluate, workers=1)
 
     def test_outcome_without_the_objective_fails(self):
         def evaluate(parameters, trial_index):
             return {"cost": (0.5, 0.1)}
 
         with pytest.raises(FailureRateExceededError, match=r"expected.*'loss'"):
-            search(new_client(**EASY), evaluate)
+            search(new_client(**EASY), evaluate, workers=1)
 
     def test_interrupted_compression_returns_what_it_has(self):
         def loss(network, batch):
