@@ -18,7 +18,7 @@ from tests.helpers.networks import pool, small_network
 
 SETTINGS = {
     **{"gamma": 0.5, "delta": 0.001, "epsilon": 0.01, "level": "pairwise"},
-    "max_trials": 11,
+    **{"num_initial_trials": 3, "max_trials": 8},
 }
 
 
@@ -79,12 +79,12 @@ def test_the_choice_is_made_from_measured_times(times):
     result = compress(small_network(), pool(), num_samples="auto", **SETTINGS)
     chosen = result.sample_size
     assert chosen.num_samples == result.problem.num_samples == 200
-    assert (chosen.trials, chosen.most) == (9, 400)
+    assert (chosen.trials, chosen.most) == (6, 400)
     assert chosen.overhead_seconds == pytest.approx(0.5)
     assert chosen.seconds_per_sample == pytest.approx(0.0025)
-    assert "200 samples per evaluation, chosen after 9 evaluations" in chosen.sentence()
-    # The first evaluations are counted: 9 of 50 samples, then 11 of 200.
-    assert result.timings["evaluate"] == pytest.approx((9 * 50 + 11 * 200) * 0.0025)
+    assert "200 samples per evaluation, chosen after 6 evaluations" in chosen.sentence()
+    # The first evaluations are counted: 6 of 50 samples, then 8 of 200.
+    assert result.timings["evaluate"] == pytest.approx((6 * 50 + 8 * 200) * 0.0025)
 
 
 def test_with_the_same_times_a_search_is_the_one_with_that_many_samples(times):
@@ -102,10 +102,10 @@ def test_where_samples_are_dear_the_search_goes_on_with_the_evaluations_it_has(t
     auto = compress(small_network(), pool(), num_samples="auto", **SETTINGS)
     assert auto.sample_size.num_samples == auto.problem.num_samples == 50
     assert len(auto.trials) == SETTINGS["max_trials"]
-    short = SETTINGS | {"max_trials": 9}
+    short = SETTINGS | {"max_trials": 6}
     same = compress(small_network(), pool(), num_samples="auto", **short)
     assert same.sample_size.num_samples == 50
-    assert same.trials.equals(auto.trials.iloc[:9])
+    assert same.trials.equals(auto.trials.iloc[:6])
 
 
 def test_a_search_that_is_continued_uses_its_choice_again(times, monkeypatch, tmp_path):
@@ -157,8 +157,7 @@ def test_all_gammas_of_a_target_share_one_number(times):
         num_samples="auto",
         max_gammas=2,
         tolerance=0.001,
-        **{key: SETTINGS[key] for key in ("delta", "epsilon", "level")},
-        max_trials=9,
+        **{key: value for key, value in SETTINGS.items() if key != "gamma"},
     )
     assert len(found.gammas) == 2
     assert found.sample_size.num_samples == 100
