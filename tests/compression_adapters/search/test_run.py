@@ -321,14 +321,14 @@ def test_the_diagonal_comes_first_and_counts(start):
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of Ax, met on the way
-def test_without_a_line_a_network_worse_than_the_original_is_warned_of():
+def test_without_the_diagonal_a_network_worse_than_the_original_is_warned_of():
     options = {"gamma": 1.0, "delta": 0.05, "level": "pairwise", "max_trials": 6}
     with pytest.warns(UserWarning, match=r"worse than the uncompressed.*start='line'"):
         without = compress(deep_network(), pool(), start="space-filling", **options)
     assert without.trials["objective"].min() > 1.0
 
 
-def test_a_line_is_as_long_as_there_are_evaluations():
+def test_the_diagonal_is_as_long_as_there_are_evaluations():
     problem = compression_problem(deep_network(), pool(), gamma=1.0)
     client = new_client(problem)
     attach_diagonal(client, problem, most=2)

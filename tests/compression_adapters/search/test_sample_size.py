@@ -97,7 +97,9 @@ def test_with_the_same_times_a_search_is_the_one_with_that_many_samples(times):
     assert fixed.sample_size is None
 
 
-def test_where_samples_are_dear_the_search_goes_on_with_the_evaluations_it_has(times):
+def test_where_samples_are_expensive_the_search_goes_on_with_the_evaluations_it_has(
+    times,
+):
     times(0.1, 1.0)
     auto = compress(small_network(), pool(), num_samples="auto", **SETTINGS)
     assert auto.sample_size.num_samples == auto.problem.num_samples == 50

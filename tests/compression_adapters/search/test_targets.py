@@ -127,7 +127,7 @@ def test_compress_takes_a_loss_in_place_of_gamma():
         ({"ratio": 0.5, "client": object()}, r"\(ratio\) cannot continue a client"),
     ],
 )
-def test_compress_wants_one_of_gamma_and_the_targets(options, message):
+def test_compress_takes_one_of_gamma_and_the_targets(options, message):
     with pytest.raises(ValueError, match=message):
         compress(small_network(), pool(), **options)
 
