@@ -113,7 +113,7 @@ def compress_in_stages(
         ...     network,
         ...     pool,
         ...     [Stage("low-rank"), Stage("pruning", {"choose": choose_pruning})],
-        ...     **{"gamma": 1.0, "delta": 0.5, "epsilon": 0.05},
+        ...     **{"gamma": 1.0, "delta": 0.5, "epsilon": 0.05, "level": "pairwise"},
         ... )
         >>> table["stage"].tolist()
         ['low-rank', 'pruning']

@@ -73,8 +73,8 @@ def compress_to(
         >>> import torch
         >>> network = nn.Sequential(nn.Linear(20, 30), nn.ReLU(), nn.Linear(30, 5))
         >>> pool = torch.randn(200, 20, generator=torch.Generator().manual_seed(0))
-        >>> settings = {"delta": 0.5, "epsilon": 0.05, "max_gammas": 2}
-        >>> result = compress_to(network, pool, ratio="60%", **settings)
+        >>> settings = {"delta": 0.5, "epsilon": 0.05, "level": "pairwise"}
+        >>> result = compress_to(network, pool, ratio="60%", max_gammas=2, **settings)
         >>> bool(result.gammas["compression_ratio"].min() <= 0.6)
         True
     """
@@ -214,7 +214,7 @@ def compress_at(
         >>> import torch
         >>> network = nn.Sequential(nn.Linear(20, 30), nn.ReLU(), nn.Linear(30, 5))
         >>> pool = torch.randn(200, 20, generator=torch.Generator().manual_seed(0))
-        >>> settings = {"delta": 0.5, "epsilon": 0.05}
+        >>> settings = {"delta": 0.5, "epsilon": 0.05, "level": "pairwise"}
         >>> large, small = compress_at(network, pool, gammas=(2.0, 0.5), **settings)
         >>> large.problem.gamma, len(large.trials) >= len(small.trials)
         (2.0, True)

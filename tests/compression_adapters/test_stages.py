@@ -10,7 +10,7 @@ from compression_adapters import choose_linear, choose_pruning, load_compressed
 from compression_adapters.stages import Stage, compress_in_stages
 from tests.helpers.networks import pool, small_network
 
-OPTIONS = {"gamma": 0.5, "delta": 0.5, "epsilon": 0.1}
+OPTIONS = {"gamma": 0.5, "delta": 0.5, "epsilon": 0.1, "level": "pairwise"}
 LOW_RANK = Stage("low-rank", {"choose": choose_linear})
 PRUNING = Stage("pruning", {"choose": choose_pruning, "gamma": 1.0})
 

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 from torchvision import models
+from torchvision.models.resnet import BasicBlock, ResNet
 
 from compression_adapters import (
     DECOMPOSITIONS,
@@ -66,14 +67,20 @@ NETWORKS = {
     "convolutional": (Convolutional, images),
     "transformer": (Transformer, tokens),
     "mobilenet": (lambda: models.mobilenet_v3_small(num_classes=6), images),
-    "resnet": (lambda: models.resnet18(num_classes=6), images),
+    "resnet": (lambda: ResNet(BasicBlock, [1, 1, 1, 1], num_classes=6), images),
+    "resnet18": (lambda: models.resnet18(num_classes=6), images),
 }
 
-SLOW = ("mobilenet", "resnet")
-EXPORTED = [
-    pytest.param(name, marks=[pytest.mark.slow] if name in SLOW else [])
-    for name in NETWORKS
-]
+
+def networks(*slow):
+    """All of them, some of them for the slow tests only."""
+    return [
+        pytest.param(name, marks=[pytest.mark.slow] if name in slow else [])
+        for name in NETWORKS
+    ]
+
+
+EXPORTED = networks("mobilenet", "resnet", "resnet18")
 
 
 def make(name, seed=0):
@@ -91,7 +98,7 @@ def compressed(name):
     return problem, problem.compress({"all": 0.7}).eval(), make_inputs(3)
 
 
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("name", networks("resnet18"))
 def test_a_network_is_evaluated_compressed_saved_and_reloaded(name, tmp_path):
     problem, small, inputs = compressed(name)
     assert problem.evaluate({"all": 0.7}, seed=0)["loss"].mean > 0

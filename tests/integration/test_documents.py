@@ -64,6 +64,8 @@ def code_blocks(page: str) -> list[str]:
 @pytest.mark.filterwarnings("ignore:A not p.d.")
 def test_code_of_the_page_runs(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    # Ax waits a second before it looks whether a trial has ended.
+    monkeypatch.setattr("ax.orchestration.orchestrator.sleep", lambda seconds: None)
     names = GIVEN.get(page, dict)()
     with torch.random.fork_rng():
         torch.manual_seed(0)

@@ -13,9 +13,13 @@ from click.testing import CliRunner
 from compression_adapters import load_compressed
 from compression_adapters.cli import commands as cli
 from compression_adapters.presets import registry as presets
+from compression_adapters.search import auto as auto_search
+from compression_adapters.search.sample_size import SampleSize
 from tests.helpers.networks import labels, pool, small_network
 
 ARGUMENTS = ["--gamma", "0.5", "--delta", "0.3", "--epsilon", "0.05"]
+# For tests of what is around a search: it takes the fewest evaluations.
+SHORT = ["--gamma", "0.5", "--delta", "0.9", "--epsilon", "0.4", "--level", "pairwise"]
 
 
 @pytest.fixture
@@ -79,7 +83,7 @@ def test_compress_writes_everything_and_report_writes_it_again(tmp_path):
 def test_labels_reach_losses_that_need_them(tmp_path):
     result = invoke(
         *("compress", "fc3", "--out", str(tmp_path), "--loss", "top1_error"),
-        *("--gamma", "1", "--delta", "0.9", "--epsilon", "0.4", "--max-trials", "12"),
+        *(*SHORT, "--max-trials", "12"),
     )
     assert result.exit_code == 0, result.output
 
@@ -87,7 +91,7 @@ def test_labels_reach_losses_that_need_them(tmp_path):
 @pytest.mark.usefixtures("small_preset")
 def test_an_unfinished_search_says_so(tmp_path):
     result = invoke(
-        *("compress", "fc3", "--out", str(tmp_path), "--max-trials", "7"),
+        *("compress", "fc3", "--out", str(tmp_path), "--max-trials", "3"),
         *("--gamma", "0.5", "--delta", "0.001"),
     )
     assert result.exit_code == 0, result.output
@@ -96,16 +100,20 @@ def test_an_unfinished_search_says_so(tmp_path):
 
 
 @pytest.mark.usefixtures("small_preset")
-def test_a_target_and_a_number_of_samples_are_found_and_reported(tmp_path):
+def test_a_target_and_a_number_of_samples_are_found_and_reported(tmp_path, monkeypatch):
+    def choose(first, proposed, most):
+        return SampleSize(most, 0.3, 0.0001, len(first.trials), most)
+
+    monkeypatch.setattr(auto_search, "_choose", choose)
     result = invoke(
-        *("compress", "fc3", "--out", str(tmp_path), "--ratio", "50%"),
+        *("compress", "fc3", "--out", str(tmp_path), "--ratio", "48%"),
         *("--num-samples", "auto", "--delta", "0.05", "--epsilon", "0.05"),
-        *("--max-trials", "9"),
+        *("--level", "pairwise", "--max-trials", "7"),
     )
     assert result.exit_code == 0, result.output
     summary = json.loads((tmp_path / "summary.json").read_text())
-    assert summary["compression_ratio"] <= 0.5
-    assert summary["settings"]["ratio"] == "50%"
+    assert summary["compression_ratio"] <= 0.48
+    assert summary["settings"]["ratio"] == "48%"
     assert summary["settings"]["gamma"] is None
     assert summary["gamma"] in {row["gamma"] for row in summary["gammas"]}
     page = (tmp_path / "report.html").read_text()
@@ -154,7 +162,7 @@ def test_a_network_and_inputs_of_ones_own_are_compressed(own_module, tmp_path):
     safetensors.torch.save_file(small_network(seed=3).state_dict(), str(weights))
     result = invoke(
         *("compress", f"{own_module}:network", "--data", f"{own_module}:inputs"),
-        *("--weights", str(weights), "--out", "run", "--layers", "linear", *ARGUMENTS),
+        *("--weights", str(weights), "--out", "run", "--layers", "linear", *SHORT),
     )
     assert result.exit_code == 0, result.output
     assert "not measured: there are no labelled test images" in result.output
@@ -267,7 +275,7 @@ def test_a_network_that_reloads_differently_is_an_error(tmp_path, monkeypatch):
         "compression_adapters.network.checkpoint.load_compressed", other_network
     )
     with torch.random.fork_rng():
-        result = invoke("compress", "fc3", "--out", str(tmp_path), *ARGUMENTS)
+        result = invoke("compress", "fc3", "--out", str(tmp_path), *SHORT)
     assert result.exit_code == 1
     assert "gives other outputs" in result.output
 

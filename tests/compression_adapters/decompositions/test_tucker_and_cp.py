@@ -115,6 +115,7 @@ def test_the_backend_of_tensorly_stays_for_process_and_threads(backend):
         seen, stop = set(), threading.Event()
 
         def watch():
+            seen.add(tensorly.get_backend())
             while not stop.is_set():
                 seen.add(tensorly.get_backend())
 

@@ -119,6 +119,7 @@ def test_a_search_for_a_threshold_is_certified_and_reloads(tmp_path):
         gamma=1.0,
         delta=0.2,
         epsilon=0.1,
+        level="pairwise",
         choose=choose_pruning,
         tie="threshold",
     )

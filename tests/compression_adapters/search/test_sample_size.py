@@ -1,20 +1,25 @@
 """As many samples as cost what the optimiser costs, chosen once and recorded."""
 
+from dataclasses import replace
+
 import pandas as pd
 import pytest
 import torch
 
 from compression_adapters import compress, compression_problem
 from compression_adapters.search import auto as auto_search
+from compression_adapters.search.run import search_problem
 from compression_adapters.search.sample_size import (
-    SampleSize,
     balanced_sample_size,
     most_samples,
 )
 from compression_adapters.search.targets import compress_to
 from tests.helpers.networks import pool, small_network
 
-SETTINGS = {"gamma": 0.5, "delta": 0.02, "epsilon": 0.05, "max_trials": 11}
+SETTINGS = {
+    **{"gamma": 0.5, "delta": 0.001, "epsilon": 0.01, "level": "pairwise"},
+    **{"num_initial_trials": 3, "max_trials": 8},
+}
 
 
 @pytest.fixture
@@ -22,11 +27,17 @@ def times(monkeypatch):
     """Set the wall times that a choice is made from, per trial and per sample."""
 
     def set_to(overhead, per_sample):
-        def choose(first, proposed, most):
-            m = balanced_sample_size(overhead, per_sample, most)
-            return SampleSize(m, overhead, per_sample, len(first.trials), most)
+        def searched(problem, options, **others):
+            result = search_problem(problem, options, **others)
+            proposed = (result.trials["node"] == "PAC").sum()
+            seconds = {
+                "fit": overhead * proposed / 4,
+                "propose": overhead * proposed * 3 / 4,
+                "evaluate": per_sample * len(result.trials) * problem.num_samples,
+            }
+            return replace(result, timings=result.timings | seconds)
 
-        monkeypatch.setattr(auto_search, "_choose", choose)
+        monkeypatch.setattr(auto_search, "search_problem", searched)
 
     return set_to
 
@@ -63,15 +74,17 @@ def test_at_most_the_pool_and_what_fits_into_memory():
     assert most_samples(generate, endless) == 2**28 // 80
 
 
-def test_the_choice_is_made_from_measured_times():
+def test_the_choice_is_made_from_measured_times(times):
+    times(0.5, 0.0025)
     result = compress(small_network(), pool(), num_samples="auto", **SETTINGS)
     chosen = result.sample_size
-    # A sample of this network takes microseconds, a fit tenths of a second.
-    assert chosen.num_samples == result.problem.num_samples == chosen.most == 400
-    assert chosen.trials == 9
-    assert 0 < chosen.seconds_per_sample < chosen.overhead_seconds
-    assert "400 samples per evaluation, chosen after 9 evaluations" in chosen.sentence()
-    assert result.timings["evaluate"] < result.timings["total"]
+    assert chosen.num_samples == result.problem.num_samples == 200
+    assert (chosen.trials, chosen.most) == (6, 400)
+    assert chosen.overhead_seconds == pytest.approx(0.5)
+    assert chosen.seconds_per_sample == pytest.approx(0.0025)
+    assert "200 samples per evaluation, chosen after 6 evaluations" in chosen.sentence()
+    # The first evaluations are counted: 6 of 50 samples, then 8 of 200.
+    assert result.timings["evaluate"] == pytest.approx((6 * 50 + 8 * 200) * 0.0025)
 
 
 def test_with_the_same_times_a_search_is_the_one_with_that_many_samples(times):
@@ -84,15 +97,17 @@ def test_with_the_same_times_a_search_is_the_one_with_that_many_samples(times):
     assert fixed.sample_size is None
 
 
-def test_where_samples_are_dear_the_search_goes_on_with_the_evaluations_it_has(times):
+def test_where_samples_are_expensive_the_search_goes_on_with_the_evaluations_it_has(
+    times,
+):
     times(0.1, 1.0)
     auto = compress(small_network(), pool(), num_samples="auto", **SETTINGS)
     assert auto.sample_size.num_samples == auto.problem.num_samples == 50
     assert len(auto.trials) == SETTINGS["max_trials"]
-    short = SETTINGS | {"max_trials": 9}
+    short = SETTINGS | {"max_trials": 6}
     same = compress(small_network(), pool(), num_samples="auto", **short)
     assert same.sample_size.num_samples == 50
-    assert same.trials.equals(auto.trials.iloc[:9])
+    assert same.trials.equals(auto.trials.iloc[:6])
 
 
 def test_a_search_that_is_continued_uses_its_choice_again(times, monkeypatch, tmp_path):
@@ -144,7 +159,7 @@ def test_all_gammas_of_a_target_share_one_number(times):
         num_samples="auto",
         max_gammas=2,
         tolerance=0.001,
-        **{"delta": 0.02, "epsilon": 0.1, "max_trials": 9},
+        **{key: value for key, value in SETTINGS.items() if key != "gamma"},
     )
     assert len(found.gammas) == 2
     assert found.sample_size.num_samples == 100

@@ -12,16 +12,17 @@ from compression_adapters.search.run import search_problem
 from compression_adapters.search.targets import compress_at, compress_to
 from tests.helpers.networks import pool, small_network
 
-SETTINGS = {"delta": 0.2, "epsilon": 0.1}
-OPTIONS = SearchOptions(**SETTINGS)
-FAST = SETTINGS | {"level": "pairwise"}
+FAST = {"delta": 0.2, "epsilon": 0.1, "level": "pairwise"}
+# Each search needs some proposals of the model.
+SHORT = FAST | {"delta": 0.05}
+OPTIONS = SearchOptions(**FAST)
 
 pytestmark = pytest.mark.filterwarnings("ignore:Very small noise values")
 
 
 @pytest.mark.parametrize("ratio", ["50%", 0.25])
 def test_a_size_is_met_by_the_least_loss_found(ratio):
-    found = compress_to(small_network(), pool(), ratio=ratio, max_gammas=4, **SETTINGS)
+    found = compress_to(small_network(), pool(), ratio=ratio, max_gammas=4, **SHORT)
     target = 0.5 if ratio == "50%" else 0.25
     layers = found.layers
     came = layers["weights"].sum() / layers["weights_before"].sum()
@@ -33,7 +34,7 @@ def test_a_size_is_met_by_the_least_loss_found(ratio):
 
 def test_a_loss_is_met_by_the_smallest_network_found():
     found = compress_to(
-        small_network(), pool(), loss_at_most=0.5, max_gammas=4, **SETTINGS
+        small_network(), pool(), loss_at_most=0.5, max_gammas=4, **SHORT
     )
     assert found.loss.mean <= 0.5
     met = found.gammas[found.gammas["meets_target"]]
@@ -63,19 +64,20 @@ def test_another_gamma_weighs_anew_what_was_measured():
 
 
 def test_several_gammas_cost_little_more_than_one():
-    found = compress_to(small_network(), pool(), ratio="40%", max_gammas=5, **SETTINGS)
+    found = compress_to(small_network(), pool(), ratio="40%", max_gammas=3, **FAST)
     evaluations = found.gammas["evaluations"].tolist()
     alone = []
     for gamma in found.gammas["gamma"]:
         problem = compression_problem(small_network(), pool(), gamma=gamma)
         alone.append(len(search_problem(problem, OPTIONS).trials))
+    assert len(evaluations) == 3
     # Sharing must save at least a third of what separate searches take.
-    assert sum(evaluations) <= sum(alone) * 2 / 3 or len(alone) == 1
+    assert sum(evaluations) <= sum(alone) * 2 / 3
 
 
 def test_a_target_that_no_gamma_meets_is_refused_with_what_was_reached():
     with pytest.raises(ValueError, match=r"(?s)No gamma.*compression_rat.*max_gammas"):
-        compress_to(small_network(), pool(), ratio=0.01, max_gammas=1, **SETTINGS)
+        compress_to(small_network(), pool(), ratio=0.01, max_gammas=1, **FAST)
 
 
 @pytest.mark.parametrize(
@@ -97,7 +99,7 @@ def test_targets_that_mean_nothing_are_refused(options, message):
 
 
 def test_compress_takes_a_target_in_place_of_gamma():
-    settings = {"delta": 0.4, "epsilon": 0.1, "max_trials": 8}
+    settings = FAST | {"max_trials": 8}
     result = compress(small_network(), pool(), ratio="50%", **settings)
     met = result.gammas[result.gammas["meets_target"]]
     assert result.problem.gamma in set(met["gamma"])
@@ -109,7 +111,7 @@ def test_compress_takes_a_target_in_place_of_gamma():
 
 
 def test_compress_takes_a_loss_in_place_of_gamma():
-    settings = {"delta": 0.4, "epsilon": 0.1, "max_trials": 8}
+    settings = FAST | {"max_trials": 8}
     result = compress(small_network(), pool(), loss_at_most=0.5, **settings)
     assert result.loss.mean <= 0.5
 
@@ -125,7 +127,7 @@ def test_compress_takes_a_loss_in_place_of_gamma():
         ({"ratio": 0.5, "client": object()}, r"\(ratio\) cannot continue a client"),
     ],
 )
-def test_compress_wants_one_of_gamma_and_the_targets(options, message):
+def test_compress_takes_one_of_gamma_and_the_targets(options, message):
     with pytest.raises(ValueError, match=message):
         compress(small_network(), pool(), **options)
 
