@@ -27,8 +27,8 @@ from compression_adapters.network.recipe import (
     recipe_of,
     record_recipe,
 )
+from compression_adapters.network.replacement import copy_network, replace_in_place
 from compression_adapters.network.sparse import pack, unpack
-from compression_adapters.network.truncation import copy_with_layers, put_layers
 from compression_adapters.rank_space.scales import DENSE, Rank
 
 RECIPE_FILE: Final = "recipe.json"
@@ -131,9 +131,9 @@ def load_compressed(
             if new is not None:
                 replacements.append((onto.get_submodule(layer.name), new))
         if loaded is None:
-            loaded = copy_with_layers(network, replacements)
+            loaded = copy_network(network, replacements)
         else:
-            put_layers(loaded, replacements)
+            replace_in_place(replacements)
     if loaded is None:  # cannot happen: a recipe has a layer
         raise ValueError(f"{folder}: the recipe is empty.")
     record_recipe(loaded, recipe.layers)
