@@ -1,6 +1,5 @@
 """Count multiply-adds, and drop ranks that save none."""
 
-import copy
 from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import replace
@@ -15,6 +14,7 @@ from compression_adapters.layers.survey import (
     layer_weights,
 )
 from compression_adapters.network.modes import evaluation_mode, forward
+from compression_adapters.network.replacement import bare_copy
 
 
 def drop_ranks_without_gain(
@@ -45,10 +45,10 @@ def drop_ranks_without_gain(
         >>> layers[0].max_rank, few[0].max_rank
         (12, 7)
     """
-    inputs, _ = _run(network, tuple(layers), example)
+    inputs, _ = run_counted(network, layers, example)
     kept = []
     for layer in layers:
-        module = copy.deepcopy(network.get_submodule(layer.name)).to("meta")
+        module = bare_copy(network.get_submodule(layer.name))
         smallest = layer.decomposition.empty(module, 1)
         if type(smallest) is type(module):
             kept.append(layer)
@@ -97,15 +97,25 @@ def count_macs(module: nn.Module, inputs: Tensor) -> int:
         1200
     """
     with FlopCounterMode(display=False) as counter, torch.no_grad():
-        module(inputs)
+        module(inputs.clone())
     # One multiply-add is two floating point operations.
     return int(counter.get_total_flops()) // 2
 
 
-def _run(
-    network: nn.Module, layers: tuple[LayerSpec, ...], example: Tensor
+def run_counted(
+    network: nn.Module, layers: Sequence[LayerSpec], example: Tensor
 ) -> tuple[dict[str, list[torch.Size]], int]:
-    """Run the network once; return each layer's input shapes, and multiply-adds."""
+    """Run a network once and see which of its layers are called.
+
+    Args:
+        network: Its hooks and modes are left as they are.
+        layers: Layers of it.
+        example: A batch of inputs. Shape `n x ...`.
+
+    Returns:
+        The shapes of the inputs of each layer, one per call; and the multiply-adds of
+        the network, for all n samples together.
+    """
     shapes: dict[str, list[torch.Size]] = {layer.name: [] for layer in layers}
     handles = []
     for layer in layers:
@@ -114,25 +124,27 @@ def _run(
         def note(
             module: nn.Module,
             arguments: tuple[Tensor, ...],
+            keywords: dict[str, Tensor],
             seen: list[torch.Size] = seen,
         ) -> None:
-            seen.append(arguments[0].shape)
+            (first, *_) = (*arguments, *keywords.values())
+            seen.append(first.shape)
 
         module = network.get_submodule(layer.name)
-        handles.append(module.register_forward_pre_hook(note))
+        handles.append(module.register_forward_pre_hook(note, with_kwargs=True))
+    fused = torch.backends.mha.get_fastpath_enabled()
     try:
         # Fused operations are not counted: without gradients torch runs whole encoder
         # layers as one, and attention as one unless told otherwise.
+        torch.backends.mha.set_fastpath_enabled(False)
         with (
             evaluation_mode(network),
-            torch.inference_mode(False),
-            torch.enable_grad(),
             sdpa_kernel(SDPBackend.MATH),
             FlopCounterMode(display=False) as counter,
         ):
-            example = example.detach().clone()
-            forward(network, example.requires_grad_(example.is_floating_point()))
+            forward(network, example)
     finally:
+        torch.backends.mha.set_fastpath_enabled(fused)
         for handle in handles:
             handle.remove()
     return shapes, int(counter.get_total_flops()) // 2
