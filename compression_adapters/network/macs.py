@@ -1,7 +1,8 @@
 """Count multiply-adds, and drop ranks that save none."""
 
 from bisect import bisect_left
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 
 import torch
@@ -116,10 +117,33 @@ def run_counted(
         The shapes of the inputs of each layer, one per call; and the multiply-adds of
         the network, for all n samples together.
     """
+    # Scaled dot products are not counted where they are one operation.
+    with (
+        input_shapes(network, layers) as shapes,
+        evaluation_mode(network),
+        sdpa_kernel(SDPBackend.MATH),
+        FlopCounterMode(display=False) as counter,
+    ):
+        forward(network, example)
+    return shapes, int(counter.get_total_flops()) // 2
+
+
+@contextmanager
+def input_shapes(
+    network: nn.Module, layers: Iterable[LayerSpec]
+) -> Iterator[dict[str, list[torch.Size]]]:
+    """Note the shapes of the inputs of layers while the network runs.
+
+    Args:
+        network: Its hooks are left as they are.
+        layers: Layers of it.
+
+    Yields:
+        Layer name to the shapes, one per call; filled by forward passes.
+    """
     shapes: dict[str, list[torch.Size]] = {layer.name: [] for layer in layers}
     handles = []
-    for layer in layers:
-        seen = shapes[layer.name]
+    for name, seen in shapes.items():
 
         def note(
             module: nn.Module,
@@ -130,24 +154,18 @@ def run_counted(
             (first, *_) = (*arguments, *keywords.values())
             seen.append(first.shape)
 
-        module = network.get_submodule(layer.name)
+        module = network.get_submodule(name)
         handles.append(module.register_forward_pre_hook(note, with_kwargs=True))
+    # Without gradients torch runs whole encoder layers as one operation, and attention,
+    # without calling their parts.
     fused = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
     try:
-        # Fused operations are not counted: without gradients torch runs whole encoder
-        # layers as one, and attention as one unless told otherwise.
-        torch.backends.mha.set_fastpath_enabled(False)
-        with (
-            evaluation_mode(network),
-            sdpa_kernel(SDPBackend.MATH),
-            FlopCounterMode(display=False) as counter,
-        ):
-            forward(network, example)
+        yield shapes
     finally:
         torch.backends.mha.set_fastpath_enabled(fused)
         for handle in handles:
             handle.remove()
-    return shapes, int(counter.get_total_flops()) // 2
 
 
 def _meta_macs(module: nn.Module, shapes: list[torch.Size]) -> int:
