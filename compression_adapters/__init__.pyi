@@ -180,6 +180,9 @@ from .search.loop import (
 from .search.result import (
     CompressionResult as CompressionResult,
 )
+from .search.result import (
+    UnmeasuredNetworkError as UnmeasuredNetworkError,
+)
 from .search.targets import (
     compress_at as compress_at,
 )
@@ -219,6 +222,7 @@ __all__ = [
     "Sampler",
     "SearchOptions",
     "Stage",
+    "UnmeasuredNetworkError",
     "apply_sem_floor",
     "choose_linear",
     "choose_low_rank",

@@ -272,9 +272,8 @@ def _stack(items: list[Any], what: str) -> Tensor:
             f"{shape} of {dtype}" for shape, dtype in sorted(shapes, key=str)[:2]
         )
         raise ValueError(
-            f"The {what} of a dataset must have one shape and dtype; got {found}. Bring "
-            "them to one size in the dataset (resize, crop or pad), or wrap it in one "
-            "that does."
+            f"The {what} of a dataset must have one shape and dtype; got {found}. "
+            "Bring them to one size in the dataset (resize, crop or pad)."
         )
     return torch.stack(tensors)
 

@@ -277,7 +277,10 @@ def _why_left(module: nn.Module) -> str | None:
         return "its weight is computed and not a parameter of the layer itself"
     for plain in (nn.Linear, nn.Conv2d):
         if type(module) is plain:
-            extra = [*(module._parameters.keys() - {"weight", "bias"}), *module._modules]
+            extra = [
+                *(module._parameters.keys() - {"weight", "bias"}),
+                *module._modules,
+            ]
             if extra:
                 return f"holds more than a weight and a bias: {', '.join(extra)}"
             if choose_low_rank("", module) is None:

@@ -16,7 +16,7 @@ from compression_adapters.network.truncation import copy_of_trial, truncated
 from compression_adapters.rank_space.scales import DENSE, Rank
 
 LONGEST_PASS: Final = 1.0
-"""Seconds of a forward pass on a few inputs above which layers are not cut one by one."""
+"""Seconds of a forward pass on two inputs above which layers are not cut singly."""
 
 
 def called_layers(
@@ -181,8 +181,8 @@ def _left(
     names = ", ".join(repr(layer.name) for layer in without)
     if without and len(without) == len(layers):
         raise ValueError(
-            f"No layer to compress is left; of each of {names}: {reason}. Choose layers "
-            "that the outputs depend on (choose, include, exclude)."
+            f"No layer to compress is left. Of {names}: {reason}. Choose layers that "
+            "the outputs depend on (choose, include, exclude)."
         )
     if without:
         warnings.warn(

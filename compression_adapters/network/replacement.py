@@ -265,7 +265,7 @@ def _contents(function: FunctionType) -> list[Any]:
 
 
 def _fill(old: FunctionType, new: FunctionType, memo: dict[int, Any]) -> None:
-    """Let a copied function refer to the copies of modules, and to all else as it is."""
+    """Let a copied function refer to the copies of modules, else to what it did."""
 
     def copied(value: Any) -> Any:
         plain = not isinstance(value, nn.Module | list | tuple | dict)

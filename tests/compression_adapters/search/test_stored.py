@@ -27,7 +27,8 @@ class Interrupting:
     """The squared L2 loss, interrupted at one call or failing from it on."""
 
     def __init__(self, at: int, error: type[BaseException] = KeyboardInterrupt) -> None:
-        self.at, self.error, self.count = at, error, 0
+        # The dry run before the search is call 0.
+        self.at, self.error, self.count = at, error, -1
 
     def __call__(self, network, batch):
         self.count += 1
@@ -58,7 +59,7 @@ def test_a_finished_search_is_only_read(tmp_path):
         small_network(), pool(), db=tmp_path / "a.db", loss=squared_l2, **SETTINGS
     )
     assert again.stop_reason == "certified"
-    assert never.count == 0
+    assert never.count == -1
     assert len(again.trials) == len(first.trials)
     same(again, first)
     records = certificate_records(again.client._experiment)
