@@ -306,10 +306,10 @@ def compression_problem(
             `skip_no_gain`, `objective`, `binary_loss`.
 
     Before anything is decomposed, the network runs on a few inputs. Layers that the
-    forward pass does not call take no part, with a warning. Afterwards each layer is
-    cut alone to rank 1: one that the outputs do not depend on takes no part either
-    (skipped where a forward pass on two inputs takes more than a second). At the
-    smallest ranks the outputs of a trial have to be those of the copy to keep.
+    forward pass does not call take no part, with a warning, and neither do those that
+    the outputs do not depend on (which takes a pass on two inputs for each layer, and
+    is skipped where one takes more than a second). At the smallest ranks the outputs of
+    a trial have to be those of the copy to keep.
 
     Returns:
         The problem.
@@ -367,10 +367,10 @@ def build_problem(
     )
     channels_last = check_forward(network, few, getattr(loss, "outputs", None))
     layers = called_layers(network, layers, many)
+    layers = effective_layers(network, layers, few, many)
     if options.skip_no_gain:
         layers = drop_ranks_without_gain(network, layers, few)
     factors = factorize_network(network, layers)
-    layers = effective_layers(network, layers, factors, few, many)
     spectra = {
         layer.name: layer.decomposition.singular_values(factors[layer.name])
         for layer in layers

@@ -5,6 +5,7 @@ import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Final
 
+import torch
 from torch import Tensor, nn
 
 from compression_adapters.decompositions import Factors
@@ -12,6 +13,7 @@ from compression_adapters.layers.survey import LayerSpec
 from compression_adapters.network.checks import agree
 from compression_adapters.network.macs import input_shapes
 from compression_adapters.network.modes import evaluation_mode, forward
+from compression_adapters.network.replacement import copy_network
 from compression_adapters.network.truncation import copy_of_trial, truncated
 from compression_adapters.rank_space.scales import DENSE, Rank
 
@@ -42,57 +44,57 @@ def called_layers(
     return _left(
         layers,
         [layer for layer in layers if not shapes[layer.name]],
-        "the forward pass does not call it",
+        "the forward pass of a copy of the network does not call it",
     )
 
 
 def effective_layers(
-    network: nn.Module,
-    layers: Sequence[LayerSpec],
-    factors: Mapping[str, Factors],
-    few: Tensor,
-    inputs: Tensor,
+    network: nn.Module, layers: Sequence[LayerSpec], few: Tensor, inputs: Tensor
 ) -> tuple[LayerSpec, ...]:
     """Leave out the layers on which the outputs do not depend, with a warning.
 
-    Each layer is cut alone to rank 1, one forward pass each on a few inputs. A layer
-    whose weight has rank 1 already stays, and so do all where a pass takes more than
-    `LONGEST_PASS` seconds.
+    One forward pass for each layer, whose output is replaced by NaN: an auxiliary head
+    that is called and not returned leaves no trace of it. A layer of little influence
+    does, and stays. All stay where a pass takes more than `LONGEST_PASS` seconds.
 
     Args:
         network: The reference network.
         layers: The layers in play.
-        factors: From `factorize_network`.
         few: Two inputs, on the network's device.
         inputs: As many as in a trial, for a second look where the few do not show it.
 
     Returns:
-        The layers that matter.
+        The layers that the outputs depend on.
 
     Raises:
-        ValueError: when none does, or the network does not run with one cut; the
-            message names the layer.
+        ValueError: when they depend on none.
     """
-    without: list[LayerSpec] = []
-    with evaluation_mode(network):
+    copied = copy_network(network)  # which may keep a NaN
+    with evaluation_mode(copied):
         began = time.perf_counter()
-        dense = {id(few): forward(network, few)}
+        dense = forward(copied, few)
         if time.perf_counter() - began > LONGEST_PASS:
             return tuple(layers)
-        for layer in layers:
-            values = layer.decomposition.singular_values(factors[layer.name]).double()
-            squares = values.square()
-            if float(squares[1:].sum()) <= 1e-12 * float(squares.sum()):
-                continue  # cutting it changes nothing, rightly
-            for some in (few, inputs):
-                if id(some) not in dense:
-                    dense[id(some)] = forward(network, some)
-                cut = _outputs(network, factors, layers, _alone(layer, layers), some)
-                if not dense[id(some)].equal(cut):
-                    break
-            else:
-                without.append(layer)
+        without = [
+            layer
+            for layer in layers
+            if not _changes(copied, layer.name, few, dense)
+            and not _changes(copied, layer.name, inputs, forward(copied, inputs))
+        ]
     return _left(layers, without, "the outputs do not depend on it")
+
+
+def _changes(network: nn.Module, name: str, inputs: Tensor, dense: Tensor) -> bool:
+    """Return whether outputs change where those of a layer are NaN."""
+    handle = network.get_submodule(name).register_forward_hook(
+        lambda module, _, output: torch.full_like(output, torch.nan)
+    )
+    try:
+        return not dense.equal(forward(network, inputs))
+    except Exception:  # whatever the network says to NaN: it has seen it
+        return True
+    finally:
+        handle.remove()
 
 
 def require_parity(
