@@ -1,5 +1,6 @@
 """Count multiply-adds, and drop ranks that save none."""
 
+import warnings
 from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -97,7 +98,7 @@ def count_macs(module: nn.Module, inputs: Tensor) -> int:
         >>> count_macs(nn.Linear(30, 20), torch.zeros(2, 30))
         1200
     """
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
+    with _counted() as counter, torch.no_grad():
         module(inputs.clone())
     # One multiply-add is two floating point operations.
     return int(counter.get_total_flops()) // 2
@@ -122,7 +123,7 @@ def run_counted(
         input_shapes(network, layers) as shapes,
         evaluation_mode(network),
         sdpa_kernel(SDPBackend.MATH),
-        FlopCounterMode(display=False) as counter,
+        _counted() as counter,
     ):
         forward(network, example)
     return shapes, int(counter.get_total_flops()) // 2
@@ -166,6 +167,14 @@ def input_shapes(
         torch.backends.mha.set_fastpath_enabled(fused)
         for handle in handles:
             handle.remove()
+
+
+@contextmanager
+def _counted() -> Iterator[FlopCounterMode]:
+    """Count operations without the warning that compiled modules raise."""
+    with warnings.catch_warnings(), FlopCounterMode(display=False) as counter:
+        warnings.filterwarnings("ignore", message=r"Using `torch\.compile\(module\)`")
+        yield counter
 
 
 def _meta_macs(module: nn.Module, shapes: list[torch.Size]) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from dataclasses import replace
 
+import torch
 from ax.api.client import Client
 
 from ax_pac import PACCertificate, incumbent_arm, pac_generation_strategy
@@ -75,7 +76,13 @@ def search_problem(
         client, known = open_search(problem, strategy, options, start=client)
     elif client is None:
         client = new_client(problem)
-    with quiet_ax(), carrying(client):
+    # The model is fitted by gradients, whatever mode the caller is in.
+    with (
+        quiet_ax(),
+        carrying(client),
+        torch.inference_mode(False),
+        torch.enable_grad(),
+    ):
         if options.db is None:
             client.set_generation_strategy(strategy)
         diagonal = begins_on_diagonal(options, problem)
