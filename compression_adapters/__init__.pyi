@@ -123,6 +123,9 @@ from .network.fine_tuning import (
 from .network.fine_tuning import (
     reestimate_batch_norm as reestimate_batch_norm,
 )
+from .network.plain import (
+    plain_layers as plain_layers,
+)
 from .network.profile import (
     NetworkProfile as NetworkProfile,
 )
@@ -251,6 +254,7 @@ __all__ = [
     "num_weights",
     "pairwise_mean_and_sem",
     "parameterization_from_ranks",
+    "plain_layers",
     "profile",
     "range_parameters",
     "rank_parameters",

@@ -177,13 +177,12 @@ def _become(
     """Give a module the class and the state of another one, noting how it was."""
     kept, taken, kind = vars(old), vars(new), type(new)
     before.append((old, type(old), kept))
-    state = {
-        name: value
-        for name, value in kept.items()
+    state = dict(kept)
+    for name in kept.keys() - _HANGS_ON:
         # Such as `in_features`, which a factored layer computes.
-        if not isinstance(getattr(kind, name, None), property)
-    }
-    state.pop("_compiled_call_impl", None)
+        computed = isinstance(getattr(kind, name, None), property)
+        if computed or name == "_compiled_call_impl":
+            del state[name]
     for name, value in taken.items():
         if name not in _HANGS_ON:
             state[name] = value

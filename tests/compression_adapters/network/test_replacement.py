@@ -16,6 +16,7 @@ from compression_adapters import (
     factorize_network,
     find_layers,
     load_compressed,
+    plain_layers,
     profile,
     save_compressed,
     truncate_network,
@@ -499,3 +500,61 @@ def test_a_trial_of_twenty_layers_takes_microseconds_each_to_replace():
     with replaced([(layer, nn.Identity()) for layer in network]):
         assert torch.equal(network(INPUTS), INPUTS)
     assert all(vars(m) is state for m, state in zip(network, before, strict=True))
+
+
+def test_factored_linear_layers_become_plain_ones_for_tools_that_go_by_type():
+    network = two_layers()
+    layers = find_layers(network)
+    factors = factorize_network(network, layers)
+    small = truncate_network(network, factors, layers, {"0": 2, "2": 3})
+    small[0].register_forward_hook(lambda m, i, o: o + 1)
+    plain = plain_layers(small)
+    torch.testing.assert_close(plain(INPUTS), small(INPUTS))
+    assert [type(m) for m in plain.modules()].count(nn.Linear) == 4
+    assert type(small[0]).__name__ == "LowRankLinear"
+    assert all(p.requires_grad for p in plain.parameters())
+    with torch.no_grad():
+        plain[0][0].weight.zero_()
+    assert not torch.allclose(plain(INPUTS), small(INPUTS))
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_plain_layers_are_quantized():
+    network = two_layers()
+    layers = find_layers(network)
+    factors = factorize_network(network, layers)
+    small = truncate_network(network, factors, layers, {"0": 2, "2": 3}).eval()
+    quantize = torch.ao.quantization.quantize_dynamic
+    quantized = quantize(plain_layers(small), {nn.Linear}, dtype=torch.qint8)
+    kinds = [type(m).__name__ for m in quantized.modules()]
+    assert kinds.count("Linear") == 4
+    assert not any(type(m) is nn.Linear for m in quantized.modules())
+    torch.testing.assert_close(
+        quantized(INPUTS), small(INPUTS).detach(), rtol=0.1, atol=0.1
+    )
+
+
+class Conv1D(nn.Module):
+    """Hugging Face's linear layer, whose weight is transposed."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight, self.bias = nn.Parameter(torch.ones(8, 8)), nn.Parameter(INPUTS[0])
+
+    def forward(self, x):
+        return torch.addmm(self.bias, x, self.weight)
+
+
+class OwnLayer(Conv1D):
+    pass
+
+
+def test_layers_that_no_decomposition_knows_are_named_with_their_reason():
+    network = nn.Sequential(Conv1D(), nn.Tanh(), OwnLayer())
+    with pytest.raises(
+        ValueError, match=r"(?s)0 \(Conv1D\): .*transposed.*weight\.T"
+    ) as e:
+        find_layers(network)
+    assert "2 (OwnLayer): no decomposition supports OwnLayer" in str(e.value)
+    assert profile(network).skipped["layer"].tolist() == ["0", "2"]
