@@ -39,8 +39,7 @@ from compression_adapters.network.counts import compression_ratio
 from compression_adapters.network.macs import drop_ranks_without_gain
 from compression_adapters.network.modes import evaluation_mode
 from compression_adapters.network.parity import (
-    called_layers,
-    effective_layers,
+    layers_in_use,
     require_parity,
 )
 from compression_adapters.network.replacement import copy_network
@@ -306,9 +305,9 @@ def compression_problem(
             `skip_no_gain`, `objective`, `binary_loss`.
 
     Before anything is decomposed, the network runs on a few inputs. Layers that the
-    forward pass does not call take no part, with a warning, and neither do those that
-    the outputs do not depend on (which takes a pass on two inputs for each layer, and
-    is skipped where one takes more than a second). At the smallest ranks the outputs of
+    outputs do not depend on take no part, with a warning; to find them takes a pass on
+    two inputs for each layer, and where one takes more than a second only those that
+    are not called are found. At the smallest ranks the outputs of
     a trial have to be those of the copy to keep.
 
     Returns:
@@ -366,8 +365,7 @@ def build_problem(
         for n in (2, num_samples)
     )
     channels_last = check_forward(network, few, getattr(loss, "outputs", None))
-    layers = called_layers(network, layers, many)
-    layers = effective_layers(network, layers, few, many)
+    layers = layers_in_use(network, layers, few, many)
     if options.skip_no_gain:
         layers = drop_ranks_without_gain(network, layers, few)
     factors = factorize_network(network, layers)

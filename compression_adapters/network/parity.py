@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from compression_adapters.decompositions import Factors
-from compression_adapters.layers.survey import LayerSpec
+from compression_adapters.layers.survey import LayerSpec, layer_weights
 from compression_adapters.network.checks import agree
 from compression_adapters.network.macs import input_shapes
 from compression_adapters.network.modes import evaluation_mode, forward
@@ -21,47 +21,23 @@ LONGEST_PASS: Final = 1.0
 """Seconds of a forward pass on two inputs above which layers are not cut singly."""
 
 
-def called_layers(
-    network: nn.Module, layers: Sequence[LayerSpec], inputs: Tensor
-) -> tuple[LayerSpec, ...]:
-    """Leave out the layers that the forward pass does not call, with a warning.
-
-    Any size could be met by cutting those, without a loss.
-
-    Args:
-        network: The reference network.
-        layers: From `find_layers`.
-        inputs: As many as in a trial, because a layer may be called for some only.
-
-    Returns:
-        The layers that are called.
-
-    Raises:
-        ValueError: when none is.
-    """
-    with input_shapes(network, layers) as shapes, evaluation_mode(network):
-        forward(network, inputs)
-    return _left(
-        layers,
-        [layer for layer in layers if not shapes[layer.name]],
-        "the forward pass of a copy of the network does not call it",
-    )
-
-
-def effective_layers(
+def layers_in_use(
     network: nn.Module, layers: Sequence[LayerSpec], few: Tensor, inputs: Tensor
 ) -> tuple[LayerSpec, ...]:
     """Leave out the layers on which the outputs do not depend, with a warning.
 
-    One forward pass for each layer, whose output is replaced by NaN: an auxiliary head
-    that is called and not returned leaves no trace of it. A layer of little influence
-    does, and stays. All stay where a pass takes more than `LONGEST_PASS` seconds.
+    Any size could be met by cutting those, without a loss. One forward pass is made for
+    each layer, with NaN for its weights: a head that is not called, or whose output is
+    dropped, leaves no trace of it. A layer of little influence does, and stays, and so
+    does one whose weight is used without calling it. Where a pass takes more than
+    `LONGEST_PASS` seconds, only layers that are not called are left out.
 
     Args:
         network: The reference network.
-        layers: The layers in play.
+        layers: From `find_layers`.
         few: Two inputs, on the network's device.
-        inputs: As many as in a trial, for a second look where the few do not show it.
+        inputs: As many as in a trial, for a second look where the few do not show it: a
+            layer may be called for some inputs only.
 
     Returns:
         The layers that the outputs depend on.
@@ -70,31 +46,61 @@ def effective_layers(
         ValueError: when they depend on none.
     """
     copied = copy_network(network)  # which may keep a NaN
+    without: dict[str, list[LayerSpec]] = {}
     with evaluation_mode(copied):
+        with input_shapes(copied, layers) as shapes:
+            dense = forward(copied, inputs)
         began = time.perf_counter()
-        dense = forward(copied, few)
-        if time.perf_counter() - began > LONGEST_PASS:
-            return tuple(layers)
-        without = [
-            layer
-            for layer in layers
-            if not _changes(copied, layer.name, few, dense)
-            and not _changes(copied, layer.name, inputs, forward(copied, inputs))
-        ]
-    return _left(layers, without, "the outputs do not depend on it")
-
-
-def _changes(network: nn.Module, name: str, inputs: Tensor, dense: Tensor) -> bool:
-    """Return whether outputs change where those of a layer are NaN."""
-    handle = network.get_submodule(name).register_forward_hook(
-        lambda module, _, output: torch.full_like(output, torch.nan)
+        dense_few = forward(copied, few)
+        slow = time.perf_counter() - began > LONGEST_PASS
+        for layer in layers:
+            called = bool(shapes[layer.name])
+            if slow:
+                used = called
+            else:
+                module = copied.get_submodule(layer.name)
+                used = _changes(copied, module, few, dense_few)
+                used = used or _changes(copied, module, inputs, dense)
+            if not used:
+                reason = "the outputs do not depend on it"
+                if not called:
+                    reason = "the forward pass (of a copy) does not call it"
+                without.setdefault(reason, []).append(layer)
+    left = tuple(
+        layer for layer in layers if not any(layer in some for some in without.values())
     )
+    found = "; ".join(
+        f"{', '.join(repr(layer.name) for layer in some)}: {reason}"
+        for reason, some in without.items()
+    )
+    if not left:
+        raise ValueError(
+            f"No layer to compress is left. Of layer {found}. Choose layers that the "
+            "outputs depend on (choose, include, exclude)."
+        )
+    if without:
+        warnings.warn(
+            f"These layers take no part in the search and stay dense. {found}. Leave "
+            "them out (exclude) to silence this.",
+            stacklevel=4,
+        )
+    return left
+
+
+def _changes(
+    network: nn.Module, layer: nn.Module, inputs: Tensor, dense: Tensor
+) -> bool:
+    """Return whether outputs change where the weights of a layer are NaN."""
+    weights = [(weight, weight.detach().clone()) for weight in layer_weights(layer)]
     try:
+        for weight, _ in weights:
+            weight.fill_(torch.nan)
         return not dense.equal(forward(network, inputs))
     except Exception:  # whatever the network says to NaN: it has seen it
         return True
     finally:
-        handle.remove()
+        for weight, before in weights:
+            weight.copy_(before)
 
 
 def require_parity(
@@ -174,22 +180,3 @@ def _outputs(
 def _alone(layer: LayerSpec, layers: Iterable[LayerSpec]) -> dict[str, Rank]:
     """Return the ranks that cut one layer to rank 1 and no other."""
     return {each.name: 1 if each is layer else DENSE for each in layers}
-
-
-def _left(
-    layers: Sequence[LayerSpec], without: Sequence[LayerSpec], reason: str
-) -> tuple[LayerSpec, ...]:
-    """Drop layers with a warning, refusing to drop all."""
-    names = ", ".join(repr(layer.name) for layer in without)
-    if without and len(without) == len(layers):
-        raise ValueError(
-            f"No layer to compress is left. Of {names}: {reason}. Choose layers that "
-            "the outputs depend on (choose, include, exclude)."
-        )
-    if without:
-        warnings.warn(
-            f"Layer {names} takes no part in the search and stays dense: {reason}. "
-            "Leave it out (exclude) to silence this.",
-            stacklevel=4,
-        )
-    return tuple(layer for layer in layers if layer not in without)

@@ -10,6 +10,7 @@ deep copy of the network of a trial, so the two cannot differ.
 import copy
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from types import CellType, FunctionType, MethodType
 from typing import Any, Final
 
@@ -105,13 +106,14 @@ def copy_network(network: nn.Module, pairs: Iterable[Pair] = ()) -> nn.Module:
             # refuses these.
             if isinstance(value, Tensor) and not value.is_leaf:
                 memo[id(value)] = value.detach().clone()
-        functions = _functions(network, held)
+        modules = set(network.modules())
+        functions = _functions(modules, held)
         memo |= {id(old): new for old, new in functions}
         computed = dict(memo)
         try:
             copied = copy.deepcopy(network, memo)
             for old, new in functions:
-                _fill(old, new, memo)
+                _fill(old, new, modules, memo)
         except Exception as error:  # whatever an object raises that refuses
             path, value = _uncopyable(network, computed)
             raise ValueError(
@@ -205,50 +207,62 @@ def _become(
     object.__setattr__(old, "__dict__", state)
 
 
+def _inside(value: Any) -> tuple[Any, ...]:
+    """Return what a container, a function or a bound method refers to."""
+    if isinstance(value, dict):
+        return tuple(value.values())
+    if isinstance(value, list | tuple | set | frozenset):
+        return tuple(value)
+    if isinstance(value, partial):
+        return (value.func, *value.args, *value.keywords.values())
+    if isinstance(value, MethodType):
+        return (value.__func__, value.__self__)
+    if isinstance(value, FunctionType):
+        defaults = (value.__defaults__ or (), value.__kwdefaults__ or {})
+        return (*_contents(value), *defaults)
+    return ()
+
+
 def _held(network: nn.Module) -> Iterator[Any]:
-    """List what the modules of a network hold, inside lists and dictionaries too."""
+    """List what the modules of a network hold, inside of it and of functions too."""
     todo: list[Any] = [vars(module) for module in network.modules()]
     seen: set[int] = set()
     while todo:
         value = todo.pop()
-        if id(value) in seen:
-            continue
-        seen.add(id(value))
-        if isinstance(value, dict):
-            todo.extend(value.values())
-        elif isinstance(value, list | tuple | set | frozenset):
-            todo.extend(value)
-        else:
+        if id(value) not in seen:
+            seen.add(id(value))
             yield value
+            todo.extend(_inside(value))
+
+
+def _mentions(
+    value: Any, modules: set[nn.Module], above: frozenset[int] = frozenset()
+) -> bool:
+    """Return whether a value refers to modules, directly or by what is inside it."""
+    if isinstance(value, nn.Module):
+        return value in modules
+    above |= {id(value)}
+    return any(
+        _mentions(part, modules, above)
+        for part in _inside(value)
+        if id(part) not in above
+    )
 
 
 def _functions(
-    network: nn.Module, held: Iterable[Any]
+    modules: set[nn.Module], held: Iterable[Any]
 ) -> list[tuple[FunctionType, FunctionType]]:
-    """Copy the functions that refer to modules of the network, cells still empty."""
-    modules = set(network.modules())
-
-    def mentions(value: Any) -> bool:
-        if isinstance(value, list | tuple):
-            return any(map(mentions, value))
-        if isinstance(value, dict):
-            return any(map(mentions, value.values()))
-        return isinstance(value, nn.Module) and value in modules
-
+    """Copy the functions that refer to modules, with their cells still empty."""
     copies = []
     for value in held:
-        if not isinstance(value, FunctionType):
-            continue
-        defaults = (value.__defaults__ or (), value.__kwdefaults__ or {})
-        if not any(map(mentions, (_contents(value), *defaults))):
-            continue
-        cells = tuple(CellType() for _ in value.__closure__ or ())
-        new = FunctionType(
-            value.__code__, value.__globals__, value.__name__, None, cells
-        )
-        vars(new).update(vars(value))
-        new.__qualname__ = value.__qualname__
-        copies.append((value, new))
+        if isinstance(value, FunctionType) and _mentions(value, modules):
+            cells = tuple(CellType() for _ in value.__closure__ or ())
+            new = FunctionType(
+                value.__code__, value.__globals__, value.__name__, None, cells
+            )
+            vars(new).update(vars(value))
+            new.__qualname__ = value.__qualname__
+            copies.append((value, new))
     return copies
 
 
@@ -263,12 +277,16 @@ def _contents(function: FunctionType) -> list[Any]:
     return contents
 
 
-def _fill(old: FunctionType, new: FunctionType, memo: dict[int, Any]) -> None:
+def _fill(
+    old: FunctionType,
+    new: FunctionType,
+    modules: set[nn.Module],
+    memo: dict[int, Any],
+) -> None:
     """Let a copied function refer to the copies of modules, else to what it did."""
 
     def copied(value: Any) -> Any:
-        plain = not isinstance(value, nn.Module | list | tuple | dict)
-        return value if plain else copy.deepcopy(value, memo)
+        return copy.deepcopy(value, memo) if _mentions(value, modules) else value
 
     for cell, value in zip(new.__closure__ or (), _contents(old), strict=True):
         cell.cell_contents = copied(value)

@@ -194,10 +194,10 @@ class Frozen(Net):
 )
 def test_a_size_is_not_met_by_layers_that_do_nothing(make, reason):
     settings = {"delta": 0.5, "max_gammas": 2, "max_trials": 8}
-    with pytest.warns(UserWarning, match=f"Layer 'head' takes no part.*{reason}"):
+    with pytest.warns(UserWarning, match=f"take no part.*'head': .*{reason}"):
         compression_problem(make(), INPUTS, gamma=1.0)
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Layer 'head' takes no part")
+        warnings.filterwarnings("ignore", message="These layers take no part")
         result = compress_to(make(), INPUTS, ratio="60%", **settings)
     assert set(result.ranks) == {"a", "b"}
     assert type(result.network.head) is nn.Linear
@@ -345,3 +345,29 @@ def test_a_dry_run_leaves_the_problem_and_the_random_state_as_they_are():
     )
     assert one.ranks == other.ranks
     assert one.loss == pytest.approx(other.loss, rel=1e-6)
+
+
+def test_where_a_pass_takes_long_only_layers_that_are_not_called_are_left_out(
+    monkeypatch,
+):
+    monkeypatch.setattr("compression_adapters.network.parity.LONGEST_PASS", -1.0)
+    dropped = compression_problem(UnusedHead(True), INPUTS, gamma=1.0)
+    assert [layer.name for layer in dropped.layers] == ["a", "b", "head"]
+    with pytest.warns(UserWarning, match="'head': the forward pass.*does not call it"):
+        unused = compression_problem(UnusedHead(False), INPUTS, gamma=1.0)
+    assert [layer.name for layer in unused.layers] == ["a", "b"]
+
+
+class CallsForward(Net):
+    """Calls `forward` of its layers, which no hook sees."""
+
+    def forward(self, x):
+        return self.b.forward(torch.tanh(self.a.forward(x)))
+
+
+def test_layers_whose_forward_is_called_directly_take_part():
+    problem = compression_problem(CallsForward(), INPUTS, gamma=1.0)
+    assert [layer.name for layer in problem.layers] == ["a", "b"]
+    same = compression_problem(Net(), INPUTS, gamma=1.0)
+    point = {"a": 0.0, "b": 0.0}
+    assert problem.evaluate(point, seed=0) == same.evaluate(point, seed=0)
