@@ -120,6 +120,9 @@ from .network.fine_tuning import (
 from .network.fine_tuning import (
     reestimate_batch_norm as reestimate_batch_norm,
 )
+from .network.plain import (
+    plain_layers as plain_layers,
+)
 from .network.profile import (
     NetworkProfile as NetworkProfile,
 )
@@ -178,6 +181,9 @@ from .search.loop import (
 from .search.result import (
     CompressionResult as CompressionResult,
 )
+from .search.result import (
+    UnmeasuredNetworkError as UnmeasuredNetworkError,
+)
 from .search.targets import (
     compress_at as compress_at,
 )
@@ -217,6 +223,7 @@ __all__ = [
     "Sampler",
     "SearchOptions",
     "Stage",
+    "UnmeasuredNetworkError",
     "apply_sem_floor",
     "choose_linear",
     "choose_low_rank",
@@ -245,6 +252,7 @@ __all__ = [
     "num_weights",
     "pairwise_mean_and_sem",
     "parameterization_from_ranks",
+    "plain_layers",
     "profile",
     "range_parameters",
     "rank_parameters",

@@ -6,15 +6,13 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-from ax.api.client import Client
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from ax_pac.experiment.settings import CertificateSettings
 from compression_adapters.evaluation.losses import Loss
-from compression_adapters.evaluation.problem import build_problem
 from compression_adapters.layers.selection import Choose, Selectors, choose_low_rank
 from compression_adapters.options import (
     AUTO,
@@ -27,10 +25,14 @@ from compression_adapters.options import (
 )
 from compression_adapters.rank_space.parameters import Tie
 from compression_adapters.search.auto import search_auto
+from compression_adapters.search.dry_run import checked_problem
 from compression_adapters.search.result import CompressionResult
 from compression_adapters.search.run import search_problem
 from compression_adapters.search.sample_size import most_samples
 from compression_adapters.search.targets import search_target
+
+if TYPE_CHECKING:
+    from ax.api.client import Client
 
 
 def compress(
@@ -76,7 +78,7 @@ def compress(
     the best one with the probability that `level` stands for.
 
     Args:
-        network: Any PyTorch network; not modified.
+        network: Any PyTorch network. It is left exactly as it is: all runs on a copy.
         inputs: A pool of inputs (tensor or dataset), or a function
             `(num_samples, rng)` that generates them.
         gamma: Weight of the loss, positive. A larger one keeps more weights. Pass
@@ -137,6 +139,9 @@ def compress(
         ValueError: When an argument is invalid; the message states which and why.
         ImportError: When an extra is missing: `sql` for `db`, `ray` for `workers`.
         EvaluationError: When three evaluations in a row fail.
+        UnmeasuredNetworkError: When the network to return does not lose what the search
+            measured, so that its certificate would be of another network.
+            Whatever fails after the search began carries its `client`.
 
     Source: Ma et al. 2019. Deviations: the log encoding, "left dense" as the last bin,
     and bounds on the likelihood fit are not in the source.
@@ -219,7 +224,7 @@ def compress_with(
             )
         return search_target(network, inputs, options)
     began = time.perf_counter()
-    problem = build_problem(network, inputs, gamma, options.problem)
+    problem = checked_problem(network, inputs, gamma, options.problem)
     factorize_seconds = time.perf_counter() - began
     if options.problem.num_samples == AUTO:
         most = most_samples(inputs, problem)

@@ -17,6 +17,7 @@ from compression_adapters.network.checkpoint import load_compressed, save_compre
 from compression_adapters.network.counts import compression_ratio
 from compression_adapters.options import CompressionOptions
 from compression_adapters.report.versioned_json import read_versioned, write_versioned
+from compression_adapters.search.dry_run import carrying
 
 STAGE_FILE: Final = "stage.json"
 LAYERS_FILE: Final = "layers.csv"
@@ -172,7 +173,8 @@ def run_stages(
         layers, ranks = result.problem.layers, result.ranks
         current = result.network
         if stage.then is not None:
-            current = stage.then(current).eval()
+            with carrying(result.client):
+                current = stage.then(current).eval()
         left = sum(int(w.count_nonzero()) for w in layer_weights(current))
         row = {
             "stage": stage.name,
@@ -187,7 +189,8 @@ def run_stages(
             "seconds": result.timings["total"],
         }
         if place is not None:
-            save_compressed(current, layers, ranks, place)
+            with carrying(result.client):
+                save_compressed(current, layers, ranks, place)
             result.layers.to_csv(place / LAYERS_FILE, index=False)
             result.trials.to_csv(place / TRIALS_FILE, index=False)
             _write(place, row, kept)

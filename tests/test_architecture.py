@@ -87,7 +87,8 @@ ROWS: dict[str, set[str]] = {
     | {"compression_adapters.options", "compression_adapters.search"},
     "compression_adapters.stages": {"torch", "pandas", "compression_adapters.layers"}
     | {"compression_adapters.options", "compression_adapters.network"}
-    | {"compression_adapters.report", "compression_adapters.api"},
+    | {"compression_adapters.report", "compression_adapters.search"}
+    | {"compression_adapters.api"},
     "compression_adapters.cli": {"torch", "pandas", "plotly", "click", "ax_pac"}
     | {"compression_adapters.options"}
     | {"compression_adapters.layers", "compression_adapters.network"}

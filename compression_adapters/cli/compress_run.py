@@ -23,6 +23,7 @@ from ax_pac.analysis.plots import (
     plot_times,
     time_table,
 )
+from ax_pac.ax_internals import experiment_of
 from compression_adapters.api import compress_with
 from compression_adapters.cli.options import Request
 from compression_adapters.cli.reload import reloads_equal
@@ -93,7 +94,7 @@ def _summary(
     source: Source, result: CompressionResult, options: dict[str, Any]
 ) -> dict[str, Any]:
     """Collect settings and results as plain JSON values."""
-    problem, experiment = result.problem, result.client._experiment
+    problem, experiment = result.problem, experiment_of(result.client)
     best = incumbent_arm(result.client)
     incumbent = next(
         index for index, trial in experiment.trials.items() if trial.arm == best
@@ -165,7 +166,7 @@ def _trials_with_accuracy(source: Source, result: CompressionResult) -> Any:
     """
     if not isinstance(source.test, tuple):
         return result.trials
-    problem, experiment = result.problem, result.client._experiment
+    problem, experiment = result.problem, experiment_of(result.client)
     table = result.trials.copy()
     table["accuracy"] = float("nan")
     for row in table.index[table["status"] == "COMPLETED"]:

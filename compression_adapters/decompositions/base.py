@@ -115,12 +115,18 @@ def require_rank(rank: int, full_rank: int, what: str) -> None:
 
 
 def has_plain_weight(layer: nn.Module) -> bool:
-    """Return whether the weight is a parameter of the layer itself.
+    """Return whether the layer is what its type says: a weight, a bias, its forward.
 
     A weight that is computed from other parameters (weight norm, pruning masks) is not:
-    its layer would overwrite it.
+    its layer would overwrite it. Neither is a layer with further parameters or parts,
+    or whose `forward` was replaced on the instance.
     """
-    return isinstance(layer._parameters.get("weight"), nn.Parameter)
+    return (
+        isinstance(layer._parameters.get("weight"), nn.Parameter)
+        and layer._parameters.keys() <= {"weight", "bias"}
+        and not layer._modules
+        and "forward" not in vars(layer)
+    )
 
 
 def in_single_precision(weight: Tensor) -> Tensor:

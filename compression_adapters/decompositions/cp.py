@@ -97,9 +97,9 @@ class CPConv2d(nn.Module):
             self.horizontal.weight.flatten(1),
         )
 
-    def forward(self, inputs: Tensor) -> Tensor:
+    def forward(self, input: Tensor) -> Tensor:
         """Apply the layer, as `nn.Conv2d` does."""
-        outputs: Tensor = self.last(self.horizontal(self.vertical(self.first(inputs))))
+        outputs: Tensor = self.last(self.horizontal(self.vertical(self.first(input))))
         return outputs
 
 

@@ -85,9 +85,9 @@ class LowRankConv2d(nn.Module):
         horizontal = self.horizontal.weight.squeeze(2).unflatten(0, (groups, -1))
         return torch.einsum("grch,gnrw->gnchw", vertical, horizontal).flatten(0, 1)
 
-    def forward(self, inputs: Tensor) -> Tensor:
+    def forward(self, input: Tensor) -> Tensor:
         """Apply the layer, as `nn.Conv2d` does."""
-        outputs: Tensor = self.horizontal(self.vertical(inputs))
+        outputs: Tensor = self.horizontal(self.vertical(input))
         return outputs
 
 

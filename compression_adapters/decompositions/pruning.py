@@ -73,7 +73,9 @@ class MagnitudePruning:
         """Accept plain linear layers and 2d convolutions, and their factored forms."""
         if type(layer) in _DENSE:
             return has_plain_weight(layer)
-        return type(layer) in FACTORED_LAYERS
+        return type(layer) in FACTORED_LAYERS and not any(
+            "forward" in vars(part) for part in layer.modules()
+        )
 
     def max_rank(self, layer: nn.Module) -> int:
         """Return the rank that keeps every weight: 1000, or their number if less."""
@@ -81,7 +83,7 @@ class MagnitudePruning:
 
     def factorize(self, layer: nn.Module) -> PruningFactors:
         """Sort the weights by magnitude, once."""
-        own = copy.deepcopy(_supported(layer))
+        own = _bare(_supported(layer))
         weights = _weights(own)
         flat = torch.cat([weight.detach().flatten() for weight in weights]).abs()
         order = flat.argsort(descending=True, stable=True)
@@ -135,7 +137,7 @@ class MagnitudePruning:
         layer = _supported(layer)
         _require_rank(rank, _levels(_size(layer)))
         with torch.no_grad():
-            return copy.deepcopy(layer).requires_grad_(False)
+            return _bare(layer)
 
 
 def sparse_bytes(size: int, kept: int, bytes_per_weight: int) -> int:
@@ -157,6 +159,22 @@ def sparse_bytes(size: int, kept: int, bytes_per_weight: int) -> int:
         (4200, 640)
     """
     return kept * bytes_per_weight + min(-(-size // 8), 4 * kept)
+
+
+def _bare(layer: nn.Module) -> nn.Module:
+    """Copy a layer without its hooks and what else a user put on it."""
+    bare = object.__new__(type(layer))
+    nn.Module.__init__(bare)
+    for name, value in vars(layer).items():
+        # Sizes and settings; the types are ours and torch's.
+        if isinstance(value, int | str | tuple | list):
+            object.__setattr__(bare, name, copy.copy(value))
+    for name, p in layer._parameters.items():
+        copied = None if p is None else nn.Parameter(p.detach().clone(), False)
+        bare.register_parameter(name, copied)
+    for name, part in layer.named_children():
+        bare.add_module(name, _bare(part))
+    return bare
 
 
 def _weights(layer: nn.Module) -> list[nn.Parameter]:

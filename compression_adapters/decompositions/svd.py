@@ -94,9 +94,9 @@ class LowRankLinear(nn.Module):
         """The dense weight of this layer, `out_features x in_features`."""
         return self.left @ self.right
 
-    def forward(self, inputs: Tensor) -> Tensor:
+    def forward(self, input: Tensor) -> Tensor:
         """Apply the layer. Shape `... x in_features` to `... x out_features`."""
-        return F.linear(F.linear(inputs, self.right), self.left, self.bias)
+        return F.linear(F.linear(input, self.right), self.left, self.bias)
 
     def extra_repr(self) -> str:
         """Describe the layer as `nn.Linear` does, with its rank."""

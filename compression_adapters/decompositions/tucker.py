@@ -80,9 +80,9 @@ class TuckerConv2d(nn.Module):
         first, last = self.first.weight.flatten(1), self.last.weight.flatten(1)
         return torch.einsum("no,oihw,ic->nchw", last, self.core.weight, first)
 
-    def forward(self, inputs: Tensor) -> Tensor:
+    def forward(self, input: Tensor) -> Tensor:
         """Apply the layer, as `nn.Conv2d` does."""
-        outputs: Tensor = self.last(self.core(self.first(inputs)))
+        outputs: Tensor = self.last(self.core(self.first(input)))
         return outputs
 
 

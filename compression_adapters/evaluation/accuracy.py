@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset, Subset
 
-from compression_adapters.network.modes import evaluation_mode
+from compression_adapters.network.modes import evaluation_mode, forward
 
 
 def top_accuracies(
@@ -52,8 +52,8 @@ def top_accuracies(
 
 def _top(network: nn.Module, sample: Tensor) -> int:
     """Return 5, or the number of classes if there are fewer."""
-    with evaluation_mode(network), torch.inference_mode():
-        return min(5, network(sample).shape[1])
+    with evaluation_mode(network):
+        return min(5, forward(network, sample).shape[1])
 
 
 def accuracy(
@@ -89,11 +89,11 @@ def accuracy(
             f"images and labels of shape {tuple(labels.shape)}."
         )
     hits = dict.fromkeys(topk, 0)
-    with evaluation_mode(network), torch.inference_mode():
+    with evaluation_mode(network):
         for x, y in zip(
             images.split(batch_size), labels.split(batch_size), strict=True
         ):
-            outputs = network(x)
+            outputs = forward(network, x)
             if not all(1 <= k <= outputs.shape[1] for k in topk):
                 raise ValueError(
                     f"topk must lie in 1 to {outputs.shape[1]}, the number of classes; "

@@ -11,7 +11,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from compression_adapters.evaluation.sampling import Batch
-from compression_adapters.network.modes import forward
+from compression_adapters.network.modes import (
+    forward,
+    in_float,
+    squared_distance,
+)
 
 Loss = Callable[[nn.Module, Batch], Tensor]
 """`(network, batch) -> values` of shape `m`: one value per sample, never reduced."""
@@ -23,7 +27,8 @@ def squared_l2(network: nn.Module, batch: Batch) -> Tensor:
         l(x) = ||f(x) - f*(x)||^2
 
     with f the compressed and f* the reference network, summed over all output
-    dimensions. Its mean is the squared L2 distance of the two functions. No labels.
+    dimensions; of complex outputs the absolute value squared. Half precision is summed
+    in single. Its mean is the squared L2 distance of the two functions. No labels.
 
     Args:
         network: The compressed network.
@@ -42,8 +47,7 @@ def squared_l2(network: nn.Module, batch: Batch) -> Tensor:
         >>> squared_l2(nn.Identity(), batch)
         tensor([2., 2., 2.])
     """
-    outputs, reference = _outputs_and_reference(network, batch)
-    return (outputs - reference).square().flatten(1).sum(dim=1)
+    return squared_distance(*_outputs_and_reference(network, batch))
 
 
 @dataclass(frozen=True)
@@ -111,8 +115,9 @@ class RelativeSquaredL2:
         Raises:
             ValueError: when they are all zero.
         """
-        squares = reference_outputs.double().square().flatten(1).sum(dim=1)
-        scale = float(squares.mean())
+        zeros = torch.zeros_like(reference_outputs)
+        squares = squared_distance(reference_outputs, zeros)
+        scale = float(squares.double().mean())
         if scale == 0.0:
             raise ValueError(
                 "The network's outputs are all zero, so nothing can be measured "
@@ -169,7 +174,10 @@ class _KLDivergence:
         return "kl_divergence"
 
     def __call__(self, network: nn.Module, batch: Batch) -> Tensor:
-        outputs, reference = _outputs_and_reference(network, batch)
+        outputs, reference = (
+            _logits(outputs, "kl_divergence")
+            for outputs in _outputs_and_reference(network, batch)
+        )
         log_p = F.log_softmax(outputs / self.temperature, dim=-1)
         log_p_reference = F.log_softmax(reference / self.temperature, dim=-1)
         terms = log_p_reference.exp() * (log_p_reference - log_p)
@@ -284,8 +292,7 @@ class IntermediateSquaredL2:
             Shape `m`. Unit: squared unit of the layer's outputs.
         """
         outputs = self.outputs(network, batch.inputs)
-        reference = _reference_like(outputs, batch)
-        return (outputs - reference).square().flatten(1).sum(dim=1)
+        return squared_distance(outputs, _reference_like(outputs, batch))
 
     def outputs(self, network: nn.Module, inputs: Tensor) -> Tensor:
         """Run a network and return the layer's output; no hook remains.
@@ -306,7 +313,7 @@ class IntermediateSquaredL2:
 
         handle = layer.register_forward_hook(keep)
         try:
-            network(inputs)
+            network(inputs.clone())
         finally:
             handle.remove()
         if not seen:
@@ -426,12 +433,23 @@ def _reference_like(outputs: Tensor, batch: Batch) -> Tensor:
             "reference_outputs; evaluate it through CompressionProblem, or fill them "
             "in with ReferenceCache."
         )
-    if reference.shape != outputs.shape or outputs.ndim < 2:
+    if reference.shape != outputs.shape:
         raise ValueError(
-            "Outputs and reference outputs must have one shape (m, ...); got "
+            "Outputs and reference outputs must have one shape; got "
             f"{tuple(outputs.shape)} and {tuple(reference.shape)}."
         )
     return reference
+
+
+def _logits(outputs: Tensor, loss: str) -> Tensor:
+    """Return outputs in single precision at least, refusing what has no classes."""
+    if outputs.ndim < 2 or outputs.is_complex():
+        raise ValueError(
+            f"The loss {loss!r} needs real outputs of shape (m, ..., classes); got "
+            f"{tuple(outputs.shape)} of {outputs.dtype}. Use squared_l2 or "
+            "relative_squared_l2, which take any outputs."
+        )
+    return in_float(outputs)
 
 
 def _outputs_and_labels(
@@ -443,7 +461,7 @@ def _outputs_and_labels(
             f"The loss {loss!r} needs labels, and there are none. Pass `labels`, or "
             "choose a loss without labels: squared_l2 or kl_divergence."
         )
-    outputs = forward(network, batch.inputs)
+    outputs = _logits(forward(network, batch.inputs), loss)
     if outputs.ndim != 2:
         raise ValueError(
             f"The loss {loss!r} needs outputs of shape (m, classes); got "

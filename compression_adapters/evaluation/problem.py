@@ -38,6 +38,11 @@ from compression_adapters.network.checks import (
 from compression_adapters.network.counts import compression_ratio
 from compression_adapters.network.macs import drop_ranks_without_gain
 from compression_adapters.network.modes import evaluation_mode
+from compression_adapters.network.parity import (
+    layers_in_use,
+    require_parity,
+)
+from compression_adapters.network.replacement import copy_network
 from compression_adapters.network.truncation import (
     factorize_network,
     truncate_network,
@@ -68,8 +73,9 @@ class CompressionProblem:
     Build it with `compression_problem`.
 
     Args:
-        network: The reference network. Its layers are swapped during an evaluation and
-            restored afterwards, so do not use it from another thread.
+        network: The reference network, a copy of the user's. Its layers are truncated
+            during an evaluation and restored afterwards, so do not use it from another
+            thread.
         layers: The layers in play.
         parameters: The search space.
         factors: Layer name to factors.
@@ -231,7 +237,7 @@ class CompressionProblem:
 
     def _losses(self, network: nn.Module, batch: Batch) -> Tensor:
         """Return the loss of each sample, checked."""
-        with evaluation_mode(network), torch.inference_mode():
+        with evaluation_mode(network):
             values = self.loss(network, batch)
         self._check_values(values)
         return values
@@ -247,7 +253,7 @@ class CompressionProblem:
             batch = replace(batch, inputs=images)
         if self.reference is None or batch.reference_outputs is not None:
             return batch
-        with evaluation_mode(self.network), torch.inference_mode():
+        with evaluation_mode(self.network):
             return replace(batch, reference_outputs=self.reference.outputs(batch))
 
     def _check_values(self, values: Any) -> None:
@@ -266,7 +272,8 @@ class CompressionProblem:
         if bad:
             raise ValueError(
                 f"The loss {name!r} must be finite; {bad} of {len(values)} values are "
-                "NaN or infinite. Look for a logarithm of zero or a division by it."
+                "NaN or infinite. Look for a logarithm of zero, a division by it, or "
+                "an overflow (of half precision from 65504 on)."
             )
         if self.binary_loss and not bool(((values == 0) | (values == 1)).all()):
             raise ValueError(
@@ -285,9 +292,10 @@ def compression_problem(
     """Find and factorize a network's layers, and set up their evaluation.
 
     Args:
-        network: The reference network; not modified. It may be in any mode, unless it
-            has batch norm, which must be in eval mode. `DataParallel` and
-            `torch.compile` are removed. It runs on the device of its weights.
+        network: The reference network. Everything runs on a copy, on the device of its
+            weights, so that the network is left as it is. It may be in any mode, unless
+            it has batch norm, which must be in eval mode. `DataParallel` and
+            `torch.compile` are removed.
         inputs: A pool (tensor or dataset), or a function `(num_samples, rng)` that
             generates any number of inputs. A pool has at least `num_samples` inputs.
         gamma: Weight of the loss in the objective, positive.
@@ -295,6 +303,12 @@ def compression_problem(
             them: `labels`, `loss`, `num_samples` (a number), `choose`, `include`,
             `exclude`, `tie`, `encoding`, `at_max`, `min_rank`, `round_to`,
             `skip_no_gain`, `objective`, `binary_loss`.
+
+    Before anything is decomposed, the network runs on a few inputs. Layers that the
+    outputs do not depend on take no part, with a warning; to find them takes a pass on
+    two inputs for each layer, and where one takes more than a second only those that
+    are not called are found. At the smallest ranks the outputs of
+    a trial have to be those of the copy to keep.
 
     Returns:
         The problem.
@@ -336,6 +350,7 @@ def build_problem(
     sampler = _sampler(inputs, options.labels, num_samples)
     network = unwrap(network)
     require_searchable(network)
+    # By the user's own modules, which `choose` may compare by identity.
     layers = find_layers(
         network,
         options.choose or choose_low_rank,
@@ -343,10 +358,15 @@ def build_problem(
         exclude=options.exclude,
     )
     require_slices(layers)
-    few = sampler(2, torch.Generator().manual_seed(0)).inputs
+    network = copy_network(network)
+    device = next(network.parameters()).device
+    few, many = (
+        sampler(n, torch.Generator().manual_seed(0)).inputs.to(device)
+        for n in (2, num_samples)
+    )
     channels_last = check_forward(network, few, getattr(loss, "outputs", None))
+    layers = layers_in_use(network, layers, few, many)
     if options.skip_no_gain:
-        few = few.to(next(network.parameters()).device)
         layers = drop_ranks_without_gain(network, layers, few)
     factors = factorize_network(network, layers)
     spectra = {
@@ -362,6 +382,8 @@ def build_problem(
         round_to=options.round_to,
         singular_values=spectra,
     )
+    smallest = layer_ranks({p.name: 0.0 for p in parameters}, parameters)
+    require_parity(network, layers, factors, smallest, few)
     problem = CompressionProblem(
         network=network,
         layers=layers,

@@ -1,6 +1,6 @@
 """Draw the samples of a trial, and cache the reference network's outputs."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -131,7 +131,7 @@ def generator_sampler(
                 f"samples, batch first; got {came}."
             )
         _require_finite(inputs)
-        return Batch(inputs)
+        return Batch(inputs.clone())  # it may be a tensor that the function keeps
 
     return draw
 
@@ -241,16 +241,56 @@ def _tensor_sampler(inputs: Tensor, labels: Tensor | None) -> Sampler:
 def _collate(items: list[Any]) -> tuple[Tensor, Tensor | None]:
     """Stack the inputs of dataset items, and their labels if they have any."""
     if not isinstance(items[0], tuple | list):
-        return torch.stack([torch.as_tensor(item) for item in items]), None
-    if not all(1 <= len(item) <= 2 for item in items):
+        return _stack(items, "inputs"), None
+    parts = {len(item) if isinstance(item, tuple | list) else 0 for item in items}
+    if len(parts) > 1 or not parts <= {1, 2}:
         raise ValueError(
             "A dataset's items must be an input or a pair of input and label; got "
-            f"{len(items[0])} parts."
+            f"{', '.join(map(str, sorted(parts)))} parts."
         )
-    batch = torch.stack([torch.as_tensor(item[0]) for item in items])
+    batch = _stack([item[0] for item in items], "inputs")
     if len(items[0]) == 1:
         return batch, None
-    return batch, torch.stack([torch.as_tensor(item[1]) for item in items])
+    return batch, _stack([item[1] for item in items], "labels")
+
+
+def _stack(items: list[Any], what: str) -> Tensor:
+    """Make one tensor of the inputs or labels of dataset items, refused by name."""
+    tensors = []
+    for item in items:
+        try:
+            tensors.append(torch.as_tensor(item))
+        except (TypeError, ValueError, RuntimeError) as error:
+            kind = f"{type(item).__module__}.{type(item).__name__}"
+            raise ValueError(
+                f"The {what} of a dataset must be tensors, arrays or numbers; got "
+                f"{kind.removeprefix('builtins.')}{_remedy(item)}"
+            ) from error
+    shapes = {(tuple(tensor.shape), tensor.dtype) for tensor in tensors}
+    if len(shapes) > 1:
+        found = " and ".join(
+            f"{shape} of {dtype}" for shape, dtype in sorted(shapes, key=str)[:2]
+        )
+        raise ValueError(
+            f"The {what} of a dataset must have one shape and dtype; got {found}. "
+            "Bring them to one size in the dataset (resize, crop or pad)."
+        )
+    return torch.stack(tensors)
+
+
+def _remedy(item: Any) -> str:
+    """Say how an item that is no tensor becomes one."""
+    if isinstance(item, Mapping):
+        return (
+            f" with the keys {', '.join(map(str, item))}. Wrap the dataset in one that "
+            "returns the tensor, such as item['input'], and the label."
+        )
+    if type(item).__module__.startswith("PIL."):
+        return (
+            ". Give the dataset a transform that makes tensors, such as "
+            "torchvision.transforms.ToTensor()."
+        )
+    return ". Wrap the dataset in one that returns tensors."
 
 
 def _draw_indices(size: int, num_samples: int, rng: torch.Generator) -> Tensor:

@@ -172,7 +172,8 @@ def survey_layers(
             if tied_to is None:
                 layers.append(_layer_spec(name, module, decomposition))
                 continue
-        if isinstance(module, _LAYER_TYPES):
+        weight = module._parameters.get("weight")
+        if isinstance(module, _LAYER_TYPES) or (weight is not None and weight.ndim > 1):
             kind = type(module).__name__
             reason = reason or _why_left(module) or "not chosen"
             skipped.append(SkippedLayer(name, kind, reason, tied_to is not None))
@@ -255,6 +256,11 @@ def _require_usable(name: str, module: nn.Module, decomposition: Decomposition) 
 
 def _why_left(module: nn.Module) -> str | None:
     """Say why no decomposition takes a layer, None where it was simply not chosen."""
+    if any("forward" in vars(part) for part in module.modules()):
+        return (
+            "its forward was replaced on the instance, so that it may do something "
+            "else; take that off by `del layer.forward`, or use a forward hook"
+        )
     if torch.nn.utils.parametrize.is_parametrized(module):
         return (
             "its weight is computed by a parametrization; make it permanent by "
@@ -271,11 +277,22 @@ def _why_left(module: nn.Module) -> str | None:
         return "its weight is computed and not a parameter of the layer itself"
     for plain in (nn.Linear, nn.Conv2d):
         if type(module) is plain:
+            extra = [
+                *(module._parameters.keys() - {"weight", "bias"}),
+                *module._modules,
+            ]
+            if extra:
+                return f"holds more than a weight and a bias: {', '.join(extra)}"
             if choose_low_rank("", module) is None:
                 return "no rank makes it smaller"
             return None
         if isinstance(module, plain):
             return f"a subclass of nn.{plain.__name__}, which may do something else"
+    if type(module).__name__ == "Conv1D":
+        return (
+            "a linear layer with a transposed weight (Hugging Face Conv1D), which no "
+            "decomposition supports; replace it by nn.Linear with weight.T"
+        )
     return f"no decomposition supports {type(module).__name__}"
 
 
@@ -315,6 +332,13 @@ def _weight_owners(network: nn.Module) -> dict[int, list[tuple[str, nn.Module]]]
     """Map each parameter's identity to the modules that hold it, and their names."""
     owners: dict[int, list[tuple[str, nn.Module]]] = {}
     for name, module in network.named_modules():
-        for parameter in module.parameters(recurse=False):
-            owners.setdefault(id(parameter), []).append((name, module))
+        held: list[object] = [*module._parameters.values()]
+        for value in vars(module).values():
+            # A plain list of weights is used without calling their layers.
+            if isinstance(value, list | tuple):
+                held += value
+            elif isinstance(value, dict) and value is not module._modules:
+                held += value.values()
+        for parameter in {id(p): p for p in held if isinstance(p, nn.Parameter)}:
+            owners.setdefault(parameter, []).append((name, module))
     return owners

@@ -1,8 +1,10 @@
 """Save a compressed network, and rebuild it without any decomposition."""
 
+import json
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import safetensors
 import safetensors.torch
@@ -27,14 +29,17 @@ from compression_adapters.network.recipe import (
     recipe_of,
     record_recipe,
 )
+from compression_adapters.network.replacement import copy_network, replace_in_place
 from compression_adapters.network.sparse import pack, unpack
-from compression_adapters.network.truncation import copy_with_layers, put_layers
 from compression_adapters.rank_space.scales import DENSE, Rank
 
 RECIPE_FILE: Final = "recipe.json"
 
 
 WEIGHTS_FILE: Final = "weights.safetensors"
+
+_EXTRA: Final = "json:"
+"""In the metadata of the weights, before the name of a state that is no tensor."""
 
 
 def save_compressed(
@@ -131,9 +136,9 @@ def load_compressed(
             if new is not None:
                 replacements.append((onto.get_submodule(layer.name), new))
         if loaded is None:
-            loaded = copy_with_layers(network, replacements)
+            loaded = copy_network(network, replacements)
         else:
-            put_layers(loaded, replacements)
+            replace_in_place(replacements)
     if loaded is None:  # cannot happen: a recipe has a layer
         raise ValueError(f"{folder}: the recipe is empty.")
     record_recipe(loaded, recipe.layers)
@@ -248,8 +253,10 @@ def _empty_layer(
 
 def _write_weights(network: nn.Module, path: Path) -> None:
     """Write the weights, sparse where that is smaller."""
+    tensors, others = _split(network.state_dict())
+    extra = {f"{_EXTRA}{name}": _as_json(name, value) for name, value in others.items()}
     # This writes one of several tensors that share memory, and the others' names.
-    safetensors.torch.save_model(network, str(path))
+    safetensors.torch.save_model(_State(tensors), str(path), extra)  # type: ignore[arg-type]
     with safetensors.safe_open(str(path), framework="pt") as file:
         shared = file.metadata()
         tensors = {name: file.get_tensor(name) for name in file.keys()}
@@ -261,13 +268,50 @@ def _write_weights(network: nn.Module, path: Path) -> None:
         smaller.replace(path)
 
 
-def _tensors(network: nn.Module, path: Path) -> dict[str, torch.Tensor]:
+@dataclass(frozen=True)
+class _State:
+    """What safetensors asks of a module: its tensors."""
+
+    tensors: dict[str, torch.Tensor]
+
+    def state_dict(self) -> dict[str, torch.Tensor]:
+        return self.tensors
+
+
+def _split(state: Mapping[str, Any]) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    """Separate the tensors of a state from what `get_extra_state` returned."""
+    tensors = {n: v for n, v in state.items() if isinstance(v, torch.Tensor)}
+    return tensors, {n: v for n, v in state.items() if n not in tensors}
+
+
+def _as_json(name: str, value: Any) -> str:
+    """Write a state that is no tensor as JSON, refusing what JSON would change."""
+    try:
+        text = json.dumps(value)
+        same = bool(json.loads(text) == value)
+    except (TypeError, ValueError):
+        same = False
+    if not same:
+        raise ValueError(
+            f"The state {name!r} is a {type(value).__name__} that JSON cannot hold as "
+            "it is. Return numbers, text, lists and dictionaries from get_extra_state, "
+            "with text as keys, or register its tensors as buffers."
+        )
+    return text
+
+
+def _tensors(network: nn.Module, path: Path) -> dict[str, Any]:
     """Read a weights file, refusing one without exactly the network's tensors."""
-    state = network.state_dict()
+    state, others = _split(network.state_dict())
     try:
         with safetensors.safe_open(str(path), framework="pt") as file:
             # One of several tensors that share memory is stored, the rest are metadata.
             shared = file.metadata() or {}
+            extra = {
+                name.removeprefix(_EXTRA): json.loads(text)
+                for name, text in shared.items()
+                if name.startswith(_EXTRA)
+            }
             saved = {name: file.get_tensor(name) for name in sorted(file.keys())}
     except safetensors.SafetensorError as error:
         raise ValueError(f"{path} cannot be read: {error}") from error
@@ -278,9 +322,8 @@ def _tensors(network: nn.Module, path: Path) -> dict[str, torch.Tensor]:
     for name in state:
         if name not in saved and shared.get(name) in saved:
             saved[name] = saved[shared[name]]
-    names = set(saved)
-    missing = sorted(set(state) - names)
-    unknown = sorted(names - set(state))
+    missing = sorted({*state, *others} - {*saved, *extra})
+    unknown = sorted({*saved, *extra} - {*state, *others})
     if missing or unknown:
         raise ValueError(
             f"{path} does not fit the network; missing weights: "
@@ -292,4 +335,4 @@ def _tensors(network: nn.Module, path: Path) -> dict[str, torch.Tensor]:
                 f"{path}: weight {name!r} is {tuple(tensor.shape)} {tensor.dtype}, the "
                 f"network needs {tuple(state[name].shape)} {state[name].dtype}."
             )
-    return saved
+    return saved | extra

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from compression_adapters.layers.survey import LayerSpec
-from compression_adapters.network.modes import evaluation_mode, forward
+from compression_adapters.network.modes import evaluation_mode, forward, in_float
 
 CHANNELS_LAST_FROM = 64
 """Height and width of images from which convolutions are faster channels-last.
@@ -98,13 +98,13 @@ def check_forward(
 
     Raises:
         ValueError: when the network cannot run on the inputs, does not return one
-            output per sample, or returns NaN or infinite values; the message names the
-            layer.
+            output per sample, returns NaN or infinite values, or other outputs when it
+            runs again (dropout that is always on); the message names the layer.
     """
     weights = next(network.parameters(), None)
     if weights is not None:
         inputs = inputs.to(weights.device)
-    with evaluation_mode(network), torch.inference_mode():
+    with evaluation_mode(network):
         with _explained(network, inputs):
             outputs = forward(network, inputs)
         if not bool(torch.isfinite(outputs).all()):
@@ -112,9 +112,37 @@ def check_forward(
                 "The reference network returns NaN or infinite values for finite "
                 f"inputs; they first appear in {_first_not_finite(network, inputs)}."
             )
+        again = forward(network, inputs)
+        if not agree(outputs, again):
+            raise ValueError(
+                "The network returns other outputs for the same inputs when it runs "
+                f"again, beginning in {_first_random(network, inputs)}. It draws "
+                "random numbers or keeps a state, so that no loss measures what "
+                "compression changes. Give F.dropout training=self.training, pass "
+                "noise as an input, or reset the state in the forward pass."
+            )
         if outputs_of is not None:
             outputs_of(network, inputs)
         return _takes_channels_last(network, inputs)
+
+
+def agree(one: Tensor, other: Tensor) -> bool:
+    """Return whether two outputs are equal up to rounding in their precision.
+
+    The largest difference is compared with the largest value, times the root of the
+    precision: half of the digits.
+
+    Args:
+        one: Outputs of any dtype but Boolean.
+        other: The same shape and dtype.
+    """
+    coarse = one.dtype if one.is_floating_point() or one.is_complex() else torch.double
+    one, other = in_float(one), in_float(other)
+    if one.numel() == 0 or torch.equal(one, other):
+        return True
+    scale = max(float(one.abs().max()), float(other.abs().max()))
+    gap = float((one - other).abs().max())
+    return gap <= torch.finfo(coarse).eps ** 0.5 * scale
 
 
 def _takes_channels_last(network: nn.Module, inputs: Tensor) -> bool:
@@ -124,7 +152,7 @@ def _takes_channels_last(network: nn.Module, inputs: Tensor) -> bool:
     if min(inputs.shape[2:]) < CHANNELS_LAST_FROM:
         return False
     try:
-        network(inputs.contiguous(memory_format=torch.channels_last))
+        forward(network, inputs.contiguous(memory_format=torch.channels_last))
     except RuntimeError:
         return False  # such as a `view` of memory in another layout
     return True
@@ -171,8 +199,37 @@ def _first_not_finite(network: nn.Module, inputs: Tensor) -> str:
         for name, module in network.named_modules()
     ]
     try:
-        network(inputs)
+        network(inputs.clone())
     finally:
         for handle in handles:
             handle.remove()
     return found[0] if found else "the network itself"
+
+
+def _first_random(network: nn.Module, inputs: Tensor) -> str:
+    """Name the first layer whose output differs between two passes."""
+    seen: list[tuple[str, Any]] = []
+
+    def look(name: str, module: nn.Module, output: Any) -> None:
+        copied = output.clone() if isinstance(output, Tensor) else None
+        seen.append((f"layer {name!r} ({type(module).__name__})", copied))
+
+    handles = [
+        module.register_forward_hook(lambda m, _, out, name=name: look(name, m, out))
+        for name, module in network.named_modules()
+        if name
+    ]
+    try:
+        network(inputs.clone())
+        first = list(seen)
+        seen.clear()
+        network(inputs.clone())
+    finally:
+        for handle in handles:
+            handle.remove()
+    for (name, one), (_, other) in zip(first, seen, strict=False):
+        if one is not None and not (
+            isinstance(other, Tensor) and one.shape == other.shape and agree(one, other)
+        ):
+            return f"or before {name}"
+    return "the network itself"

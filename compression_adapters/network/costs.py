@@ -75,6 +75,7 @@ def measure_cost(
     sample = example[:1].to(device)
     with evaluation_mode(network):
         macs = count_macs(network, sample)
+    with evaluation_mode(network, compiled=True):
         latency = {
             size: _median_seconds(network, _batch(example, size, device), repeats)
             for size in batch_sizes
@@ -205,8 +206,10 @@ def _relative_error(dense: nn.Module, small: nn.Module) -> float:
 
 def _distinct(network: nn.Module) -> list[Tensor]:
     """List the tensors of a saved network, shared ones once."""
-    tensors = {t.data_ptr(): t for t in network.state_dict().values() if t.numel()}
-    return list(tensors.values())
+    state = network.state_dict().values()
+    # The state may hold what is no tensor, from get_extra_state.
+    tensors = [t for t in state if isinstance(t, Tensor) and t.numel()]
+    return list({t.data_ptr(): t for t in tensors}.values())
 
 
 def _batch(example: Tensor, size: int, device: torch.device) -> Tensor:
@@ -218,13 +221,13 @@ def _batch(example: Tensor, size: int, device: torch.device) -> Tensor:
 def _median_seconds(network: nn.Module, inputs: Tensor, repeats: int) -> float:
     """Time forward passes; the first one is a warm-up and not counted."""
     times = []
-    with torch.inference_mode():
-        for _ in range(repeats + 1):
-            _wait(inputs.device)
-            start = time.perf_counter()
-            network(inputs)
-            _wait(inputs.device)
-            times.append(time.perf_counter() - start)
+    for _ in range(repeats + 1):
+        own = inputs.clone()  # the forward pass may change it
+        _wait(inputs.device)
+        start = time.perf_counter()
+        network(own)
+        _wait(inputs.device)
+        times.append(time.perf_counter() - start)
     return statistics.median(times[1:])
 
 

@@ -11,7 +11,12 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from compression_adapters.layers.survey import layer_weights
-from compression_adapters.network.modes import evaluation_mode
+from compression_adapters.network.modes import (
+    evaluation_mode,
+    forward,
+    in_float,
+    squared_distance,
+)
 from compression_adapters.network.recipe import recipe_of
 from compression_adapters.rank_space.scales import DENSE
 
@@ -161,12 +166,12 @@ def reestimate_batch_norm(
             norm.reset_running_stats()
             norm.momentum = None  # the average over all batches
             norm.train()
-        device = next(iter(renewed.state_dict().values())).device
+        device = next(b.device for b in renewed.buffers())
         used = 0
         for batch in loader:
             if max_batches is not None and used >= max_batches:
                 break
-            renewed(_inputs_of(batch).to(device))
+            renewed(_inputs_of(batch).to(device).clone())
             used += 1
         if used == 0:
             raise ValueError("There was no batch to estimate statistics from.")
@@ -212,14 +217,14 @@ def _loss(
     """Return the mean loss of a batch, against the reference network or labels."""
     device = next(network.parameters()).device
     inputs = _inputs_of(batch).to(device)
-    outputs: Tensor = network(inputs)
+    outputs = forward(network, inputs)
     if reference_network is not None:
-        with evaluation_mode(reference_network), torch.no_grad():
-            target = reference_network(inputs)
-        return (outputs - target).square().flatten(1).sum(dim=1).mean()
+        with evaluation_mode(reference_network):
+            target = forward(reference_network, inputs)
+        return squared_distance(outputs, target).mean()
     if not isinstance(batch, tuple | list) or len(batch) < 2:
         raise ValueError(
             "The loader gives no labels. Pass pairs of inputs and labels, or "
             "reference_network, which needs none."
         )
-    return F.cross_entropy(outputs, batch[1].to(device))
+    return F.cross_entropy(in_float(outputs), batch[1].to(device))

@@ -1,8 +1,9 @@
 """Count multiply-adds, and drop ranks that save none."""
 
-import copy
+import warnings
 from bisect import bisect_left
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 
 import torch
@@ -15,6 +16,7 @@ from compression_adapters.layers.survey import (
     layer_weights,
 )
 from compression_adapters.network.modes import evaluation_mode, forward
+from compression_adapters.network.replacement import bare_copy
 
 
 def drop_ranks_without_gain(
@@ -45,10 +47,10 @@ def drop_ranks_without_gain(
         >>> layers[0].max_rank, few[0].max_rank
         (12, 7)
     """
-    inputs, _ = _run(network, tuple(layers), example)
+    inputs, _ = run_counted(network, layers, example)
     kept = []
     for layer in layers:
-        module = copy.deepcopy(network.get_submodule(layer.name)).to("meta")
+        module = bare_copy(network.get_submodule(layer.name))
         smallest = layer.decomposition.empty(module, 1)
         if type(smallest) is type(module):
             kept.append(layer)
@@ -96,46 +98,83 @@ def count_macs(module: nn.Module, inputs: Tensor) -> int:
         >>> count_macs(nn.Linear(30, 20), torch.zeros(2, 30))
         1200
     """
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
-        module(inputs)
+    with _counted() as counter, torch.no_grad():
+        module(inputs.clone())
     # One multiply-add is two floating point operations.
     return int(counter.get_total_flops()) // 2
 
 
-def _run(
-    network: nn.Module, layers: tuple[LayerSpec, ...], example: Tensor
+def run_counted(
+    network: nn.Module, layers: Sequence[LayerSpec], example: Tensor
 ) -> tuple[dict[str, list[torch.Size]], int]:
-    """Run the network once; return each layer's input shapes, and multiply-adds."""
+    """Run a network once and see which of its layers are called.
+
+    Args:
+        network: Its hooks and modes are left as they are.
+        layers: Layers of it.
+        example: A batch of inputs. Shape `n x ...`.
+
+    Returns:
+        The shapes of the inputs of each layer, one per call; and the multiply-adds of
+        the network, for all n samples together.
+    """
+    # Scaled dot products are not counted where they are one operation.
+    with (
+        input_shapes(network, layers) as shapes,
+        evaluation_mode(network),
+        sdpa_kernel(SDPBackend.MATH),
+        _counted() as counter,
+    ):
+        forward(network, example)
+    return shapes, int(counter.get_total_flops()) // 2
+
+
+@contextmanager
+def input_shapes(
+    network: nn.Module, layers: Iterable[LayerSpec]
+) -> Iterator[dict[str, list[torch.Size]]]:
+    """Note the shapes of the inputs of layers while the network runs.
+
+    Args:
+        network: Its hooks are left as they are.
+        layers: Layers of it.
+
+    Yields:
+        Layer name to the shapes, one per call; filled by forward passes.
+    """
     shapes: dict[str, list[torch.Size]] = {layer.name: [] for layer in layers}
     handles = []
-    for layer in layers:
-        seen = shapes[layer.name]
+    for name, seen in shapes.items():
 
         def note(
             module: nn.Module,
             arguments: tuple[Tensor, ...],
+            keywords: dict[str, Tensor],
             seen: list[torch.Size] = seen,
         ) -> None:
-            seen.append(arguments[0].shape)
+            (first, *_) = (*arguments, *keywords.values())
+            seen.append(first.shape)
 
-        module = network.get_submodule(layer.name)
-        handles.append(module.register_forward_pre_hook(note))
+        module = network.get_submodule(name)
+        handles.append(module.register_forward_pre_hook(note, with_kwargs=True))
+    # Without gradients torch runs whole encoder layers as one operation, and attention,
+    # without calling their parts.
+    fused = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
     try:
-        # Fused operations are not counted: without gradients torch runs whole encoder
-        # layers as one, and attention as one unless told otherwise.
-        with (
-            evaluation_mode(network),
-            torch.inference_mode(False),
-            torch.enable_grad(),
-            sdpa_kernel(SDPBackend.MATH),
-            FlopCounterMode(display=False) as counter,
-        ):
-            example = example.detach().clone()
-            forward(network, example.requires_grad_(example.is_floating_point()))
+        yield shapes
     finally:
+        torch.backends.mha.set_fastpath_enabled(fused)
         for handle in handles:
             handle.remove()
-    return shapes, int(counter.get_total_flops()) // 2
+
+
+@contextmanager
+def _counted() -> Iterator[FlopCounterMode]:
+    """Count operations without the warning that compiled modules raise."""
+    with warnings.catch_warnings(), FlopCounterMode(display=False) as counter:
+        warnings.filterwarnings("ignore", message=r"Using `torch\.compile\(module\)`")
+        yield counter
 
 
 def _meta_macs(module: nn.Module, shapes: list[torch.Size]) -> int:

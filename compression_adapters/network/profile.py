@@ -1,6 +1,5 @@
 """A table of a network's layers and possible ranks, before any decomposition."""
 
-import copy
 from dataclasses import dataclass, field
 
 import pandas as pd
@@ -16,8 +15,9 @@ from compression_adapters.layers.survey import (
 )
 from compression_adapters.network.macs import (
     _meta_macs,
-    _run,
+    run_counted,
 )
+from compression_adapters.network.replacement import bare_copy
 from compression_adapters.rank_space.scales import rank_scale
 
 _POINTS = ("min", "centre", "max")
@@ -115,7 +115,7 @@ def profile(
     inputs: dict[str, list[torch.Size]] = {}
     num_macs = None
     if example is not None:
-        inputs, total = _run(network, layers, example)
+        inputs, total = run_counted(network, layers, example)
         num_macs = total // len(example)
     rows = []
     for layer in layers:
@@ -169,7 +169,7 @@ def _macs_row(
     if not shapes:
         return dict.fromkeys(names, float("nan"))
     # Without memory and without arithmetic: the meta device knows shapes only.
-    dense = copy.deepcopy(module).to("meta")
+    dense = bare_copy(module)
     modules = [dense]
     for point in _POINTS:
         rank = row[f"rank_{point}"]

@@ -1,6 +1,5 @@
-"""Put truncated layers into a network, and count their weights."""
+"""Factorize the layers of a network, and put truncated ones in their place."""
 
-import copy
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 
@@ -13,6 +12,7 @@ from compression_adapters.network.counts import (
     _rank_of,
 )
 from compression_adapters.network.recipe import entries_for, recipe_of, record_recipe
+from compression_adapters.network.replacement import Pair, copy_network, replaced
 from compression_adapters.rank_space.scales import DENSE, Rank
 
 
@@ -60,11 +60,11 @@ def truncated(
     layers: Iterable[LayerSpec],
     ranks: Mapping[str, Rank],
 ) -> Iterator[nn.Module]:
-    """Swap truncated layers into the network, and always restore the layers.
+    """Truncate the layers of the network in place, and always restore them.
 
-    For trials: the network is not copied, and the new layers share memory with the
-    factors. A module that is registered at several paths is replaced at all of them by
-    the same new module.
+    For trials: the network is not copied, and the layers share memory with the factors.
+    Each layer stays the object that it is, see `replaced`: whatever refers to it runs
+    it truncated, and its hooks are called.
 
     Args:
         network: The reference network; changed inside the `with` block only.
@@ -89,16 +89,8 @@ def truncated(
         >>> print(network[0])
         Linear(in_features=30, out_features=20, bias=True)
     """
-    replacements = _replacements(network, factors, layers, ranks, final=False)
-    new_of = {id(old): new for old, new in replacements}
-    slots = _slots(network, new_of)
-    try:
-        for parent, name, child in slots:
-            parent._modules[name] = new_of[id(child)]
+    with replaced(_replacements(network, factors, layers, ranks, final=False)):
         yield network
-    finally:
-        for parent, name, child in slots:
-            parent._modules[name] = child
 
 
 def truncate_network(
@@ -134,54 +126,22 @@ def truncate_network(
         )
     """
     layers = tuple(layers)
-    replacements = _replacements(network, factors, layers, ranks, final=True)
-    small = copy_with_layers(network, replacements)
+    final = _replacements(network, factors, layers, ranks, final=True)
+    small = copy_network(network, final)
     record_recipe(small, (*recipe_of(network), *entries_for(layers, ranks)))
     return small
 
 
-def copy_with_layers(
-    network: nn.Module, replacements: Iterable[tuple[nn.Module, nn.Module]]
+def copy_of_trial(
+    network: nn.Module,
+    factors: Mapping[str, Factors],
+    layers: Iterable[LayerSpec],
+    ranks: Mapping[str, Rank],
 ) -> nn.Module:
-    """Copy a network with some of its modules replaced.
-
-    Args:
-        network: Neither modified nor aliased.
-        replacements: Pairs of a module of `network` and its replacement, which is used
-            everywhere the module is registered. The new modules themselves go into the
-            copy; their parameters are cloned, because they may be views.
-
-    Returns:
-        The copy.
-    """
-    # The memo makes deepcopy use the new module in place of the old one: replaced
-    # weights are never copied.
-    memo: dict[int, nn.Module | torch.Tensor] = {}
-    with torch.inference_mode(False), torch.no_grad():
-        for tensor in _computed_tensors(network):
-            memo[id(tensor)] = tensor.detach().clone()
-        for old, new in replacements:
-            _give_own_memory(new, old)
-            memo[id(old)] = new
-        return copy.deepcopy(network, memo)
-
-
-def put_layers(
-    network: nn.Module, replacements: Iterable[tuple[nn.Module, nn.Module]]
-) -> None:
-    """Replace modules of a network permanently, everywhere they are registered.
-
-    Args:
-        network: Changed in place.
-        replacements: As for `copy_with_layers`.
-    """
-    replacements = tuple(replacements)
-    with torch.inference_mode(False), torch.no_grad():
-        for old, new in replacements:
-            _give_own_memory(new, old)
-    new_of = {id(old): new for old, new in replacements}
-    for parent, name, child in _slots(network, new_of):
-        parent._modules[name] = new_of[id(child)]
+    """Copy the network of a trial: `truncate_network` without `finalize`."""
+    return copy_network(
+        network, _replacements(network, factors, layers, ranks, final=False)
+    )
 
 
 def _replacements(
@@ -191,7 +151,7 @@ def _replacements(
     ranks: Mapping[str, Rank],
     *,
     final: bool,
-) -> list[tuple[nn.Module, nn.Module]]:
+) -> list[Pair]:
     """Pair each layer that is not dense with its truncated or final form."""
     pairs = []
     for layer in layers:
@@ -207,35 +167,6 @@ def _replacements(
             raise ValueError(f"Layer {layer.name!r}: {error}") from error
         pairs.append((old, new.train(old.training)))
     return pairs
-
-
-def _slots(
-    network: nn.Module, wanted: Mapping[int, nn.Module]
-) -> list[tuple[nn.Module, str, nn.Module]]:
-    """List the places of registered modules: parent, name, and the module."""
-    return [
-        (parent, name, child)
-        for parent in network.modules()
-        for name, child in parent._modules.items()
-        if child is not None and id(child) in wanted
-    ]
-
-
-def _give_own_memory(new: nn.Module, old: nn.Module) -> None:
-    """Clone a module's parameters, trainable where those of another module are."""
-    trainable = any(p.requires_grad for p in old.parameters())
-    for module in new.modules():
-        for name, p in module.named_parameters(recurse=False):
-            owned = p.detach().clone(memory_format=torch.contiguous_format)
-            module.register_parameter(name, nn.Parameter(owned, trainable))
-
-
-def _computed_tensors(network: nn.Module) -> Iterator[torch.Tensor]:
-    """List tensors computed by masks and old-style norms, which deepcopy refuses."""
-    for module in network.modules():
-        for value in vars(module).values():
-            if isinstance(value, torch.Tensor) and not value.is_leaf:
-                yield value
 
 
 def _layer(network: nn.Module, name: str) -> nn.Module:

@@ -11,6 +11,7 @@ from ax.api.client import Client
 from ax.api.configs import RangeParameterConfig
 from ax.core.trial_status import TrialStatus
 
+from ax_pac.ax_internals import experiment_of, properties
 from compression_adapters.evaluation.estimates import MeanSEM
 from compression_adapters.evaluation.problem import CompressionProblem
 from compression_adapters.rank_space.parameters import RankParameter
@@ -53,12 +54,12 @@ def reweighted_client(client: Client, problem: CompressionProblem) -> Client:
         ValueError: when the client belongs to another search.
     """
     check_same_space(client, problem)
-    experiment = client._experiment
+    experiment = experiment_of(client)
     data = experiment.lookup_data().df
     fresh = new_client(problem)
-    if SAMPLE_SIZE_PROPERTY in experiment._properties:
-        chosen = experiment._properties[SAMPLE_SIZE_PROPERTY]
-        fresh._experiment._properties[SAMPLE_SIZE_PROPERTY] = chosen
+    if SAMPLE_SIZE_PROPERTY in properties(experiment):
+        chosen = properties(experiment)[SAMPLE_SIZE_PROPERTY]
+        properties(experiment_of(fresh))[SAMPLE_SIZE_PROPERTY] = chosen
     for index, trial in experiment.trials.items():
         if trial.status != TrialStatus.COMPLETED:
             continue
@@ -79,7 +80,7 @@ def reweighted_client(client: Client, problem: CompressionProblem) -> Client:
 
 def check_same_space(client: Client, problem: CompressionProblem) -> None:
     """Refuse to continue a search of other layers."""
-    known = set(client._experiment.search_space.parameters)
+    known = set(experiment_of(client).search_space.parameters)
     expected = {parameter.name for parameter in problem.parameters}
     if known != expected:
         raise ValueError(

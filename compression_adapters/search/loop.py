@@ -17,6 +17,7 @@ from ax_pac import (
     certify_experiment,
     latest_certificate,
 )
+from ax_pac.ax_internals import experiment_of
 from compression_adapters.evaluation.estimates import MeanSEM
 from compression_adapters.evaluation.problem import CompressionProblem
 from compression_adapters.options import SearchOptions
@@ -69,7 +70,7 @@ class SearchLoop:
         self.problem = problem
         self.client = client
         self.options = options
-        self.experiment = client._experiment
+        self.experiment = experiment_of(client)
         self.ask_seconds = 0.0
         self.evaluate_seconds = 0.0
         self.first_record = len(certificate_records(self.experiment))

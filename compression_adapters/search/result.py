@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -13,14 +14,19 @@ from ax.api.client import Client
 from torch import nn
 
 from ax_pac import PACCertificate
-from compression_adapters.evaluation.estimates import MeanSEM
+from compression_adapters.evaluation.estimates import MeanSEM, apply_sem_floor
 from compression_adapters.evaluation.problem import CompressionProblem
 from compression_adapters.network.checkpoint import save_compressed
 from compression_adapters.network.costs import NetworkCost, compare_costs, measure_cost
 from compression_adapters.network.counts import compression_ratio
+from compression_adapters.network.truncation import copy_of_trial
 from compression_adapters.rank_space.scales import DENSE, Rank
 from compression_adapters.search.loop import StopReason
 from compression_adapters.search.sample_size import SampleSize
+from compression_adapters.search.trials import fresh_seed
+
+_EXACT = 1e-4
+"""Share of the largest loss of a search below which a difference is none."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -117,6 +123,90 @@ def summed(timings: Iterable[Mapping[str, float]]) -> dict[str, float]:
         for part, seconds in one.items():
             total[part] = total.get(part, 0.0) + seconds
     return total
+
+
+class UnmeasuredNetworkError(RuntimeError):
+    """The network of a result does not lose what its search measured.
+
+    Args:
+        message: The error message.
+        client: The client, with all trials.
+        network: The network that would have been returned.
+    """
+
+    def __init__(self, message: str, client: Client, network: nn.Module) -> None:
+        super().__init__(message)
+        self.client = client
+        self.network = network
+
+
+def require_measured(result: CompressionResult) -> None:
+    """Refuse a result whose network is not the one that was measured.
+
+    Its loss on fresh samples is compared with the mean of the trials with its ranks.
+    They may differ by five standard errors of the two together, more for few samples:
+
+        t = sqrt(v (exp(z^2 / v) - 1)),  z = 5, v = num_samples - 1
+
+    is Student's quantile with the tail of z, up to its second digit. A decomposition
+    whose `finalize` is better than the slice of a trial may lose less.
+
+    Args:
+        result: Before it is returned.
+
+    Raises:
+        UnmeasuredNetworkError: when they differ by more.
+    """
+    problem, table = result.problem, result.trials
+    same = table["status"] == "COMPLETED"
+    for name, rank in result.ranks.items():
+        same &= table[f"rank_{name}"] == rank
+    means, sems = (table.loc[same, name].to_numpy() for name in ("loss", "loss_sem"))
+    if not len(means):
+        return  # the trials with these ranks are of another number of samples
+    measured = MeanSEM(float(means.mean()), float((sems**2).sum()) ** 0.5 / len(means))
+    largest = float(table["loss"].abs().max())
+    freedom = problem.num_samples - 1
+    width = math.sqrt(freedom * math.expm1(min(25.0 / freedom, 700.0)))
+
+    def gap(loss: MeanSEM) -> float:
+        """Return how far a loss lies outside, negative below."""
+        floored = apply_sem_floor(
+            loss,
+            num_samples=problem.num_samples,
+            binary=bool(problem.binary_loss),
+            earlier=[measured],
+        )
+        allowed = width * math.hypot(floored.sem, measured.sem) + _EXACT * largest
+        difference = loss.mean - measured.mean
+        return math.copysign(max(0.0, abs(difference) - allowed), difference)
+
+    outside = gap(result.loss)
+    if outside < 0:
+        # Better than its slice, which then is what was measured and has its structure.
+        slices = copy_of_trial(
+            problem.network, problem.factors, problem.layers, result.ranks
+        )
+        if _structure(slices) == _structure(result.network):
+            seed = fresh_seed(result.seed)
+            outside = gap(problem.network_loss(slices, seed=seed))
+    if outside:
+        raise UnmeasuredNetworkError(
+            f"The network at the ranks {result.ranks} loses {result.loss.mean:.4g} "
+            f"(standard error {result.loss.sem:.2g}) on fresh samples; the search "
+            f"measured {measured.mean:.4g} ({measured.sem:.2g}) there, in "
+            f"{len(means)} trials. The certificate would be of another network. Have "
+            "the inputs or the network changed during the search, or since an earlier "
+            "one that it continues? Do outputs depend on the batch or on a state? "
+            "`client` and `network` of this error hold the search and the network.",
+            result.client,
+            result.network,
+        )
+
+
+def _structure(network: nn.Module) -> dict[str, torch.Size]:
+    """Return the shapes of all parameters, by name."""
+    return {name: p.shape for name, p in network.named_parameters()}
 
 
 def warn_if_worse_than_dense(result: CompressionResult) -> None:

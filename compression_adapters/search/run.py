@@ -3,23 +3,29 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 
+import torch
 from ax.api.client import Client
 
-from ax_pac import incumbent_arm, pac_generation_strategy
+from ax_pac import PACCertificate, incumbent_arm, pac_generation_strategy
+from ax_pac.ax_internals import experiment_of
 from compression_adapters.evaluation.problem import CompressionProblem
 from compression_adapters.network.costs import layer_losses
 from compression_adapters.network.counts import layer_table
 from compression_adapters.options import SearchOptions
 from compression_adapters.rank_space.parameters import bin_edges
 from compression_adapters.search.client import check_same_space, new_client, quiet_ax
+from compression_adapters.search.dry_run import carrying
 from compression_adapters.search.initial_design import (
     attach_diagonal,
     begins_on_diagonal,
 )
+from compression_adapters.search.loop import StopReason
 from compression_adapters.search.ray_loop import check_workers, search_loop
 from compression_adapters.search.result import (
     CompressionResult,
+    require_measured,
     warn_if_worse_than_dense,
 )
 from compression_adapters.search.sample_size import recorded_sample_size
@@ -48,6 +54,7 @@ def search_problem(
     Raises:
         ValueError: as `compress` does.
         EvaluationError: when three evaluations in a row fail.
+        UnmeasuredNetworkError: see `require_measured`.
     """
     began = time.perf_counter()
     check_workers(problem, options.workers)
@@ -70,24 +77,46 @@ def search_problem(
         client, known = open_search(problem, strategy, options, start=client)
     elif client is None:
         client = new_client(problem)
-    with quiet_ax():
+    # The model is fitted by gradients, whatever mode the caller is in.
+    with (
+        quiet_ax(),
+        carrying(client),
+        torch.inference_mode(False),
+        torch.enable_grad(),
+    ):
         if options.db is None:
             client.set_generation_strategy(strategy)
         diagonal = begins_on_diagonal(options, problem)
-        if diagonal and not client._experiment.trials:
+        if diagonal and not experiment_of(client).trials:
             attach_diagonal(client, problem, most=options.max_trials)
             known = 0  # they count as trials of this search
         search = search_loop(problem, client, options, known=known)
         stop_reason = search.run(options.max_trials)
         certificate = search.certify()
-    if stop_reason == "max_trials" and certificate.holds:
-        stop_reason = "certified"
+        if stop_reason == "max_trials" and certificate.holds:
+            stop_reason = "certified"
+        result = _result(problem, client, options, certificate, stop_reason)
+        require_measured(result)
+    timings = {"factorize": 0.0, **search.timings()}
+    timings["total"] = time.perf_counter() - began
+    result = replace(result, timings=timings)
+    warn_if_worse_than_dense(result)
+    return result
+
+
+def _result(
+    problem: CompressionProblem,
+    client: Client,
+    options: SearchOptions,
+    certificate: PACCertificate,
+    stop_reason: StopReason,
+) -> CompressionResult:
+    """Build the network at the incumbent, and measure it."""
     arm = incumbent_arm(client)
     if arm is None:
         raise RuntimeError("there is no trial at the incumbent; please report this")
     parameterization = {name: float(value) for name, value in arm.parameters.items()}
     ranks = problem.ranks(parameterization)
-    timings = search.timings()
     chosen = recorded_sample_size(client)
     if chosen is not None and chosen.num_samples != problem.num_samples:
         chosen = None  # continued with another number from the caller
@@ -95,7 +124,7 @@ def search_problem(
     lost = layer_losses(
         problem.network, compressed, problem.layers, problem.factors, ranks
     )
-    result = CompressionResult(
+    return CompressionResult(
         network=compressed,
         parameterization=parameterization,
         ranks=ranks,
@@ -105,14 +134,8 @@ def search_problem(
         trials=trial_table(client, problem),
         client=client,
         problem=problem,
-        timings={
-            "factorize": 0.0,
-            **timings,
-            "total": time.perf_counter() - began,
-        },
+        timings={},
         stop_reason=stop_reason,
         seed=options.seed,
         sample_size=chosen,
     )
-    warn_if_worse_than_dense(result)
-    return result

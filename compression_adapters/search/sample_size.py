@@ -11,6 +11,7 @@ from ax.api.client import Client
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from ax_pac.ax_internals import experiment_of, properties
 from compression_adapters.evaluation.problem import CompressionProblem
 from compression_adapters.options import FEWEST_SAMPLES
 
@@ -108,10 +109,10 @@ def most_samples(
 
 def record_sample_size(client: Client, chosen: SampleSize) -> None:
     """Store a choice with a search, in memory and in its file."""
-    client._experiment._properties[SAMPLE_SIZE_PROPERTY] = asdict(chosen)
+    properties(experiment_of(client))[SAMPLE_SIZE_PROPERTY] = asdict(chosen)
 
 
 def recorded_sample_size(client: Client) -> SampleSize | None:
     """Return the choice of a search, or None if it made none."""
-    known = client._experiment._properties.get(SAMPLE_SIZE_PROPERTY)
+    known = properties(experiment_of(client)).get(SAMPLE_SIZE_PROPERTY)
     return None if known is None else SampleSize(**known)

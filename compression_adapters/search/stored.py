@@ -14,6 +14,12 @@ from ax.generation_strategy.generation_strategy import GenerationStrategy
 from torch import nn
 
 from ax_pac import StoredClient, open_client
+from ax_pac.ax_internals import (
+    experiment_of,
+    maybe_experiment_of,
+    maybe_strategy_of,
+    properties,
+)
 from compression_adapters.evaluation.losses import is_stored_loss, stored_loss_name
 from compression_adapters.evaluation.problem import CompressionProblem
 from compression_adapters.options import SearchOptions
@@ -66,7 +72,7 @@ def open_search(
     asked = _settings_of(problem) | {n: getattr(options, n) for n in _KEPT_OPTIONS}
     with quiet_ax():
         client = open_client(options.db, name)
-        if client._maybe_experiment is None:
+        if maybe_experiment_of(client) is None:
             return client, _begin(client, problem, strategy, asked, name, start)
     where = f"{name!r} in {client.database}"
     return client, _check(client, asked, where)
@@ -85,10 +91,10 @@ def _begin(
         if start is None:
             configure_client(client, problem, name)
         else:
-            start._experiment._name = name
-            client.set_experiment(start._experiment)
-        known = len(client._experiment.trials)
-        client._experiment._properties[SEARCH_PROPERTY] = {
+            experiment_of(start).name = name
+            client.set_experiment(experiment_of(start))
+        known = len(experiment_of(client).trials)
+        properties(experiment_of(client))[SEARCH_PROPERTY] = {
             "format_version": FORMAT_VERSION,
             "known": known,
             "settings": asked,
@@ -99,9 +105,9 @@ def _begin(
 
 def _check(client: StoredClient, asked: dict[str, Any], where: str) -> int:
     """Refuse to continue a search with other settings."""
-    kept = client._experiment._properties.get(SEARCH_PROPERTY)
+    kept = properties(experiment_of(client)).get(SEARCH_PROPERTY)
     other = "Give another name (name=, --name) or another database."
-    if not isinstance(kept, dict) or client._maybe_generation_strategy is None:
+    if not isinstance(kept, dict) or maybe_strategy_of(client) is None:
         raise ValueError(f"The experiment {where} is not a search of ax-pac. {other}")
     if kept.get("format_version") != FORMAT_VERSION:
         raise ValueError(

@@ -11,10 +11,12 @@ from typing import Any
 import pandas as pd
 from torch import nn
 
-from compression_adapters.evaluation.problem import CompressionProblem, build_problem
+from ax_pac.ax_internals import experiment_of
+from compression_adapters.evaluation.problem import CompressionProblem
 from compression_adapters.options import AUTO, CompressionOptions, read_ratio
 from compression_adapters.search.auto import search_auto
-from compression_adapters.search.client import reweighted_client
+from compression_adapters.search.client import new_client, reweighted_client
+from compression_adapters.search.dry_run import carrying, checked_problem
 from compression_adapters.search.result import CompressionResult, summed
 from compression_adapters.search.run import search_problem
 from compression_adapters.search.sample_size import most_samples
@@ -115,7 +117,7 @@ def search_target(
     wanted = options.target
     target = None if wanted.ratio is None else read_ratio(wanted.ratio)
     search, auto = options.search, options.problem.num_samples == AUTO
-    problem = build_problem(network, inputs, 1.0, options.problem)
+    problem = checked_problem(network, inputs, 1.0, options.problem)
     factorize_seconds = time.perf_counter() - began
     gamma = 1.0 / _largest_loss(problem, search.seed)
     low = high = None  # gammas that keep too little, or too much
@@ -128,7 +130,7 @@ def search_target(
         known = 0
         if client is not None:
             client = reweighted_client(client, weighted)
-            known = len(client._experiment.trials)
+            known = len(experiment_of(client).trials)
         if auto and client is None:
             most = most_samples(inputs, problem)
             result = search_auto(weighted, search, most=most)
@@ -167,11 +169,12 @@ def search_target(
             high = gamma
         gamma = _next(low, high)
     if best is None:
-        raise ValueError(
-            "No gamma that was tried meets the target; they reached\n"
-            f"{pd.DataFrame(rows).to_string(index=False)}\nAllow more (max_gammas), or "
-            "choose another target."
-        )
+        with carrying(client or new_client(problem)):
+            raise ValueError(
+                "No gamma that was tried meets the target; they reached\n"
+                f"{pd.DataFrame(rows).to_string(index=False)}\nAllow more "
+                "(max_gammas), or choose another target."
+            )
     spent = {
         **summed(timings),
         "factorize": factorize_seconds,
@@ -233,7 +236,7 @@ def compress_at(
             f"{', '.join(refused) or 'num_samples=' + repr(AUTO)}."
         )
     asked = CompressionOptions.of(**options)
-    problem = build_problem(network, inputs, min(gammas), asked.problem)
+    problem = checked_problem(network, inputs, min(gammas), asked.problem)
     results: dict[float, CompressionResult] = {}
     client = None
     for number, gamma in enumerate(sorted(gammas), 1):

@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 from ax.api.client import Client
 
+from ax_pac.ax_internals import experiment_of, node_of
 from compression_adapters.evaluation.problem import CompressionProblem
 from compression_adapters.search.client import (
     _METRICS,
@@ -32,14 +33,14 @@ def trial_table(client: Client, problem: CompressionProblem) -> pd.DataFrame:
         client: The client of a search.
         problem: The problem of the search.
     """
-    experiment = client._experiment
+    experiment = experiment_of(client)
     data = experiment.lookup_data().df
     rows = []
     for index, trial in experiment.trials.items():
         row: dict[str, Any] = {
             "trial_index": index,
             "status": trial.status.name,
-            "node": trial.generator_runs[0]._generation_node_name,
+            "node": node_of(trial.generator_runs[0]),
         }
         for metric in _METRICS:
             row[metric] = row[f"{metric}_sem"] = math.nan

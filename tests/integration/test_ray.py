@@ -179,7 +179,11 @@ class TestOnOneCluster:
         assert sorted(ended) == [i for i, s in enumerate(status) if s != "ABANDONED"]
 
     def test_three_failures_in_a_row_give_up_and_keep_what_was_completed(self):
+        here = os.getpid()
+
         def loss(network, batch):
+            if os.getpid() == here:  # the dry run before the search
+                return squared_l2(network, batch)
             raise FloatingPointError("overflow")
 
         # Four where the third and the fourth end between two looks at them.

@@ -138,7 +138,7 @@ def test_channels_last_is_used_for_large_images_where_the_network_takes_it(
     problem = compression_problem(network, pool, gamma=1.0)
     assert problem.channels_last is expected
     seen = []
-    network.register_forward_pre_hook(
+    problem.network.register_forward_pre_hook(
         lambda module, args: seen.append(
             args[0].is_contiguous(memory_format=torch.channels_last)
         )

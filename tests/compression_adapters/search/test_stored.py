@@ -29,7 +29,8 @@ class Interrupting:
     """The squared L2 loss, interrupted at one call or failing from it on."""
 
     def __init__(self, at: int, error: type[BaseException] = KeyboardInterrupt) -> None:
-        self.at, self.error, self.count = at, error, 0
+        # The dry run before the search is call 0.
+        self.at, self.error, self.count = at, error, -1
 
     def __call__(self, network, batch):
         self.count += 1
