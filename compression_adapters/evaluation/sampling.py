@@ -85,7 +85,7 @@ def dataset_sampler(
 
     def draw(num_samples: int, rng: torch.Generator) -> Batch:
         indices = _draw_indices(size, num_samples, rng)
-        batch, batch_labels = _collate([inputs[int(i)] for i in indices])
+        batch, batch_labels = _collate([_item(inputs, int(i)) for i in indices])
         _require_finite(batch)
         return Batch(batch, batch_labels, indices)
 
@@ -217,6 +217,17 @@ class ReferenceCache:
             self._rows[self._filled : end] = outputs.detach()
             self._position[indices] = torch.arange(self._filled, end)
         self._filled = end
+
+
+def _item(dataset: Dataset[Any], index: int) -> Any:
+    """Read one item, and name it if that fails."""
+    try:
+        return dataset[index]
+    except Exception as error:
+        raise ValueError(
+            f"Item {index} of the dataset cannot be read: {type(error).__name__}: "
+            f"{error}. Repair it, or leave it out (torch.utils.data.Subset)."
+        ) from error
 
 
 def _tensor_sampler(inputs: Tensor, labels: Tensor | None) -> Sampler:

@@ -128,7 +128,9 @@ class Selection:
         for i in sorted(self.unmatched):
             names = [n for n, m in network.named_modules() if n and not [*m.children()]]
             shown = ", ".join(names[:8]) + (", ..." if len(names) > 8 else "")
+            selector = self.selectors[i]
+            named = selector.__name__ if isinstance(selector, type) else repr(selector)
             raise ValueError(
-                f"{self.argument}={self.selectors[i]!r} matches no layer of the "
-                f"network; its layers are {shown}."
+                f"{self.argument}={named} matches no layer of the network; its layers "
+                f"are {shown}."
             )

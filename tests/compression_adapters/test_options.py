@@ -82,6 +82,13 @@ def test_help_imports_nothing_slow():
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
 
 
+@pytest.mark.parametrize("name", ["compress", "compress_to", "EvaluationError"])
+def test_imports_say_nothing(name):
+    command = [sys.executable, "-c", f"from compression_adapters import {name}"]
+    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    assert done.stdout == done.stderr == ""
+
+
 @pytest.mark.parametrize(
     ("keywords", "message"),
     [

@@ -106,6 +106,10 @@ def dictionaries():
     return Items(lambda i: {"x": torch.ones(20)})
 
 
+def broken():
+    return Items(lambda i: open("disk on fire"))
+
+
 def wrong_labels():
     return TensorDataset(pool(100), torch.arange(100))
 """
@@ -200,6 +204,14 @@ CASES = {
     "wide": (call(data="mine:wide"), "Pass inputs as the network was trained on"),
     "integers": (call(data="mine:integers"), "Pass inputs as the network was trained"),
     "NaN": (call(data="mine:nan"), "Leave these samples out"),
+    "words": (call(data="mine:words"), "got str. Wrap the dataset"),
+    "ragged": (call(data="mine:ragged"), "one shape and dtype.*resize, crop or pad"),
+    "dictionaries": (call(data="mine:dictionaries"), "dict with the keys x. Wrap"),
+    "broken item": (call(data="mine:broken"), r"Item \d+ .* disk on fire'. Repair it"),
+    "wrong labels": (
+        call(data="mine:wrong_labels", loss="cross_entropy"),
+        "labels must lie in 0 to 4",
+    ),
     "no classes": (call(data="no_classes"), "must hold one folder of images per class"),
     "no images": (call(data="no_images"), "Found no valid file for the classes a, b"),
     "corrupt": (
