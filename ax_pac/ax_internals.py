@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 from ax.adapter.base import Adapter
+from ax.adapter.transforms.one_hot import OH_PARAM_INFIX
 from ax.api.client import Client
 from ax.core.data import Data
 from ax.core.experiment import Experiment
@@ -204,6 +205,23 @@ def fitted_model(adapter: Adapter | None) -> Model | None:
     """
     surrogate = getattr(getattr(adapter, "generator", None), "_surrogate", None)
     return getattr(surrogate, "_model", None)
+
+
+def one_hot_groups(names: Sequence[str]) -> tuple[tuple[int, ...], ...]:
+    """Return the coordinates that are the indicators of one unordered choice.
+
+    Args:
+        names: Names of the coordinates of a transformed search space.
+
+    Checked on Ax 1.3.1: `OneHot` names the indicators of parameter `p`
+    `p_OH_PARAM_0`, `p_OH_PARAM_1` and so on.
+    """
+    groups: dict[str, list[int]] = {}
+    for j, name in enumerate(names):
+        parameter, infix, number = name.rpartition(OH_PARAM_INFIX)
+        if infix and number.isdecimal():
+            groups.setdefault(parameter, []).append(j)
+    return tuple(tuple(group) for group in groups.values())
 
 
 def last_acquisition(adapter: Adapter) -> Acquisition:

@@ -20,13 +20,14 @@ class FittedState:
     for as long as the data stay the same.
 
     Args:
-        certificates: The certificates that were computed with the model.
+        certificates: The certificates that were computed with the model, by their
+            settings and the values of coordinates that were held.
         unevaluated: Points that were tried and have no observation, `p x d`.
     """
 
-    certificates: dict[CertificateSettings, PACCertificate] = dataclasses.field(
-        default_factory=dict
-    )
+    certificates: dict[
+        tuple[CertificateSettings, tuple[tuple[int, float], ...]], PACCertificate
+    ] = dataclasses.field(default_factory=dict)
     unevaluated: Tensor | None = None
 
 
