@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 from ax.adapter.base import Adapter
+from ax.adapter.registry import Generators
 from ax.adapter.transforms.one_hot import OH_PARAM_INFIX
 from ax.api.client import Client
 from ax.core.data import Data
@@ -132,6 +133,20 @@ def set_transition_criteria(
     Checked on Ax 1.3.1: `GenerationNode._transition_criteria`.
     """
     node._transition_criteria = criteria
+
+
+def allow_repetitions(node: GenerationNode) -> None:
+    """Let a node with Ax's Sobol generator propose points that were tried.
+
+    Called before the node's first proposal, as its generator keeps its arguments.
+
+    Checked on Ax 1.3.1: `GeneratorSpec.generator_kwargs` are what the generator is made
+    of; `GenerationNode.should_deduplicate` is public.
+    """
+    node.should_deduplicate = False
+    for spec in node.generator_specs:
+        if spec.generator_enum is Generators.SOBOL:
+            spec.generator_kwargs["deduplicate"] = False
 
 
 class HasData(Protocol):

@@ -28,7 +28,8 @@ ROWS: dict[str, set[str]] = {
     "ax_pac.certificate": NUMERICS
     | {"ax_pac.cells", "ax_pac.domain", "ax_pac.surrogate", "ax_pac.acquisition"},
     "ax_pac.experiment": {"ax", "numpy", "pandas"}
-    | {"ax_pac.ax_internals", "ax_pac.cells", "ax_pac.surrogate", "ax_pac.certificate"},
+    | {"ax_pac.ax_internals", "ax_pac.cells", "ax_pac.domain"}
+    | {"ax_pac.surrogate", "ax_pac.certificate"},
     "ax_pac.adapter": NUMERICS
     | {"ax", "pandas", "ax_pac.ax_internals", "ax_pac.cells", "ax_pac.domain"}
     | {"ax_pac.surrogate"}

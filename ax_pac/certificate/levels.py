@@ -20,10 +20,12 @@ from ax_pac.acquisition.optimize import (
     scored_points,
 )
 from ax_pac.cells import CellEdges, Cells
+from ax_pac.certificate.exhaustive import exhaustive_failure
 from ax_pac.certificate.joint import JointFailure, filled_in, joint_failure
 from ax_pac.certificate.marginal import MarginalFailure, marginal_failure
 from ax_pac.certificate.record import (
     DEFAULT_LEVEL,
+    EXHAUSTIVE,
     LEVELS,
     PACCertificate,
     check_settings,
@@ -79,6 +81,10 @@ def certify(
     of simulation: a check on n observations spends `0.1 epsilon / (n (n + 1))`, which
     sums to `0.1 epsilon` over all n, however often a search is resumed. Both levels
     make no claim on fewer than `fewest_observations(d)` observations.
+
+    Where every point of a finite domain was observed, the claim of any level is first
+    made without a model of the function, see `exhaustive_failure`, however few the
+    observations are.
 
     It works on any BoTorch model, whichever acquisition function chose the points. A
     missed maximum leads to a false certificate, so a second, independent search, four
@@ -142,10 +148,7 @@ def certify(
         inputs=inputs,
         seeds={"joint": seeds[2], "marginal": seeds[3]},
     )
-    for reached in LEVELS[: LEVELS.index(level) + 1]:
-        finding = _EVALUATE[reached](check)
-        if not finding.passes:
-            break
+    reached, finding = _evaluated(check)
     certificate = PACCertificate(
         delta=acquisition.delta,
         epsilon=epsilon,
@@ -160,6 +163,20 @@ def certify(
         **finding.fields,
     )
     return dataclasses.replace(certificate, reason=reason_of(certificate))
+
+
+def _evaluated(check: _Check) -> tuple[str, _Finding]:
+    """Evaluate the levels in turn; where every point was observed, that first."""
+    every = _exhaustive(check)
+    if every is not None and every.fields["failure_probability"] <= check.epsilon:
+        return EXHAUSTIVE, every
+    for reached in LEVELS[: LEVELS.index(check.level) + 1]:
+        finding = _EVALUATE[reached](check)
+        if not finding.passes:
+            break
+    if every is not None and not finding.fields["certifiable"]:
+        return EXHAUSTIVE, every
+    return reached, finding
 
 
 def _search_twice(
@@ -217,6 +234,19 @@ class _Finding(NamedTuple):
 
     passes: bool
     fields: dict[str, Any]
+
+
+def _exhaustive(check: _Check) -> _Finding | None:
+    """Evaluate each point's own observations; None where one has none."""
+    result = exhaustive_failure(check.acquisition, check.domain)
+    if result is None:
+        return None
+    fields = {
+        "failure_probability": result.upper_bound,
+        "certifiable": True,
+        "challenger": tuple(result.challenger.squeeze(0).tolist()),
+    }
+    return _Finding(False, fields)
 
 
 def _pairwise(check: _Check) -> _Finding:
