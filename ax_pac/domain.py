@@ -295,7 +295,7 @@ class Domain:
         share = torch.linspace(0.0, 1.0, len(inner), dtype=torch.float64)
         share = share.pow(1.0 / self.dim).unsqueeze(-1)
         moved[inner] = self._centre + share * (moved[inner] - self._centre)
-        return moved
+        return self.nearest(moved) if self.discrete else moved
 
     def canonical(self, points: Tensor) -> Tensor:
         """Return the point of the domain that stands for each: the same, rounded."""

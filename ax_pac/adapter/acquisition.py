@@ -251,7 +251,10 @@ class CertifyingAcquisition(Acquisition):
     def _domain(self) -> Domain:
         """The search space, in the model's input units."""
         domain = domain_of(
-            self.search_space_digest, self._constraints, dict(self.settings.cells)
+            self.search_space_digest,
+            self._constraints,
+            cells=dict(self.settings.cells),
+            rounded=state_of(self.surrogate.model).rounded,
         )
         return domain.fixed_at(self._fixed) if self._fixed else domain
 

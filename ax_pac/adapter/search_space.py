@@ -16,6 +16,7 @@ def domain_of(
     digest: Any,
     constraints: tuple[Tensor, Tensor] | None,
     cells: Mapping[str, Sequence[float]],
+    rounded: Mapping[str, tuple[float, ...]],
 ) -> Domain:
     """Return the domain of a transformed search space.
 
@@ -28,11 +29,14 @@ def domain_of(
         digest: Ax's `SearchSpaceDigest` of the transformed search space.
         constraints: Ax's `A` and `b` of the linear constraints `A x <= b`, or None.
         cells: Edges of the bins of coordinates, by name.
+        rounded: Values of the float parameters that Ax rounds, by name.
     """
     names = list(digest.feature_names)
+    # Cells of a coordinate take the place of its values.
+    rounded = {name: v for name, v in rounded.items() if name not in cells}
     values = [
-        tuple(sorted(map(float, digest.discrete_choices.get(j, ()))))
-        for j in range(len(names))
+        tuple(sorted(map(float, digest.discrete_choices.get(j, rounded.get(name, ())))))
+        for j, name in enumerate(names)
     ]
     rows: list[tuple[tuple[float, ...], float]] = []
     if constraints is not None:

@@ -29,6 +29,7 @@ from ax_pac.experiment.observations import (
     running_arms_with_data,
     unevaluated_arms,
 )
+from ax_pac.experiment.space import rounded_parameters
 from ax_pac.surrogate.noise import DEFAULT_NUM_SAMPLES, smoothed_sems
 
 
@@ -256,7 +257,9 @@ class UnevaluatedPoints(Transform):
             experiment = experiment_of_adapter(adapter)
             arms = unevaluated_arms(experiment) + running_arms_with_data(experiment)
             features = [ObservationFeatures(dict(arm.parameters)) for arm in arms]
-            state_of(model).unevaluated = (
+            state = state_of(model)
+            state.rounded = rounded_parameters(experiment.search_space)
+            state.unevaluated = (
                 adapter.transform_observation_features(features) if features else None
             )
         return optimization_config

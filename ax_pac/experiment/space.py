@@ -4,11 +4,17 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 from ax.core.arm import Arm
 from ax.core.experiment import Experiment
-from ax.core.parameter import ChoiceParameter, ParameterType, RangeParameter
+from ax.core.parameter import (
+    ChoiceParameter,
+    Parameter,
+    ParameterType,
+    RangeParameter,
+)
 from ax.core.search_space import SearchSpace
 
 from ax_pac.domain import MAX_ENUMERATED
@@ -16,6 +22,8 @@ from ax_pac.experiment.session import session_of
 
 # With at most this many points a search may repeat one from its beginning.
 FEW_POINTS = 100
+
+MANY_VALUES = 10_000
 
 
 def number_of_points(experiment: Experiment) -> float:
@@ -35,35 +43,60 @@ def number_of_points(experiment: Experiment) -> float:
 
 def _number_of_points(space: SearchSpace) -> float:
     """Count the points of a search space."""
-    sizes = {name: _size(p) for name, p in space.tunable_parameters.items()}
-    number = math.prod(sizes.values())
+    values = {name: values_of(p) for name, p in space.tunable_parameters.items()}
+    number = math.prod(math.inf if v is None else len(v) for v in values.values())
     if not space.parameter_constraints or number > MAX_ENUMERATED:
         return number
-    values = [
-        p.values
-        if isinstance(p, ChoiceParameter)
-        else range(int(p.lower), int(p.upper) + 1)
-        for p in space.tunable_parameters.values()
-    ]
+    points = itertools.product(*(v for v in values.values() if v is not None))
     return sum(
         all(
-            constraint.check(dict(zip(sizes, point, strict=True)))
+            constraint.check(dict(zip(values, point, strict=True)))
             for constraint in space.parameter_constraints
         )
-        for point in itertools.product(*values)
+        for point in points
     )
 
 
-def _size(parameter: object) -> float:
-    """Number of values of a parameter."""
+def values_of(parameter: Parameter) -> Sequence[Any] | None:
+    """Return the values of a parameter, None for a continuous one.
+
+    A float parameter that Ax rounds to some digits has values too; with more of them
+    than `MANY_VALUES` it is taken to be continuous, as rounding hardly moves a point.
+    """
     if isinstance(parameter, ChoiceParameter):
-        return len(parameter.values)
-    if (
-        isinstance(parameter, RangeParameter)
-        and parameter.parameter_type == ParameterType.INT
-    ):
-        return int(parameter.upper) - int(parameter.lower) + 1
-    return math.inf
+        return list(parameter.values)
+    if not isinstance(parameter, RangeParameter):
+        return None
+    if parameter.parameter_type == ParameterType.INT:
+        return range(int(parameter.lower), int(parameter.upper) + 1)
+    if parameter.digits is None:
+        return None
+    unit = 10.0**parameter.digits
+    first = math.ceil(parameter.lower * unit - 1e-6)
+    last = math.floor(parameter.upper * unit + 1e-6)
+    if last - first >= MANY_VALUES:
+        return None
+    return [round(k / unit, parameter.digits) for k in range(first, last + 1)]
+
+
+def rounded_parameters(space: SearchSpace) -> dict[str, tuple[float, ...]]:
+    """Return the values of the float parameters that Ax rounds, as the model sees them.
+
+    Args:
+        space: An Ax search space.
+
+    Returns:
+        By name; the logarithm to base 10 of those on a logarithmic scale.
+    """
+    found: dict[str, tuple[float, ...]] = {}
+    for name, p in space.tunable_parameters.items():
+        if not isinstance(p, RangeParameter) or p.parameter_type != ParameterType.FLOAT:
+            continue
+        values = values_of(p)
+        if values is not None and not p.logit_scale:
+            logs = (math.log10(v) if p.log_scale else float(v) for v in values)
+            found[name] = tuple(logs)
+    return found
 
 
 def covers_every_point(experiment: Experiment, arms: Iterable[Arm]) -> bool:

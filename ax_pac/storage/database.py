@@ -263,6 +263,7 @@ def stored_stamp(
         who left none, or is gone.
     """
     table = SQAExperiment.__table__
+    expected: Stamp | None
     if experiment.db_id is None:
         row = table.c.name == experiment.name
         expected = None
