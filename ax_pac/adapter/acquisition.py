@@ -19,7 +19,7 @@ from ax_pac.acquisition.optimize import (
     relative_lengthscales,
 )
 from ax_pac.adapter.fitted import state_of
-from ax_pac.adapter.search_space import domain_of, refuse_unsupported
+from ax_pac.adapter.search_space import domain_of
 from ax_pac.adapter.transforms import with_unevaluated
 from ax_pac.ax_internals import objective_model, objective_transform
 from ax_pac.certificate.levels import certify
@@ -68,7 +68,6 @@ class CertifyingAcquisition(Acquisition):
     ) -> None:
         self._constraints = torch_opt_config.linear_constraints
         self._fixed = torch_opt_config.fixed_features or {}
-        refuse_unsupported(search_space_digest, torch_opt_config)
         super().__init__(
             surrogate, search_space_digest, torch_opt_config, *arguments, **options
         )

@@ -51,37 +51,3 @@ def domain_of(
         # With a single cell there is no challenger and nothing to certify.
         grid if any(grid.edges) and grid.number > 1 else None,
     )
-
-
-def refuse_unsupported(digest: Any, config: Any) -> None:
-    """Refuse what a certificate cannot be about, by name.
-
-    Args:
-        digest: Ax's `SearchSpaceDigest`.
-        config: Ax's `TorchOptConfig`.
-
-    Raises:
-        ValueError: For equality constraints, hierarchical search spaces, and task or
-            fidelity parameters.
-    """
-    if getattr(config, "equality_constraints", None) is not None:
-        raise ValueError(
-            "equality constraints between parameters are not supported: leave one of "
-            "the parameters out of the search space and compute it from the others "
-            "(a derived parameter of Ax)."
-        )
-    if digest.hierarchical_dependencies:
-        raise ValueError(
-            "hierarchical search spaces are not supported: the certificate would be "
-            "about parameters that are not in use. Make one search per branch."
-        )
-    for kind, features in (
-        ("task", digest.task_features),
-        ("fidelity", digest.fidelity_features),
-    ):
-        if features:
-            names = [digest.feature_names[j] for j in features]
-            raise ValueError(
-                f"{kind} parameters are not supported: {names}. A certificate is about "
-                "one task, evaluated in full: fix the parameter."
-            )

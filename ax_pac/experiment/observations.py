@@ -15,6 +15,7 @@ from ax.core.search_space import SearchSpace
 from ax.core.trial_status import TrialStatus
 
 from ax_pac.experiment.session import session_of
+from ax_pac.experiment.space import refuse_unsupported
 
 
 def observed_data(experiment: Experiment) -> pd.DataFrame:
@@ -33,9 +34,10 @@ def observed_data(experiment: Experiment) -> pd.DataFrame:
         which a warning reports (Ax drops both).
 
     Raises:
-        ValueError: For several objectives or outcome constraints, for an infinite mean,
-            and for a missing, infinite or negative standard error, naming the trial.
-            Ax would ignore the first two and infer the noise for the last.
+        ValueError: For several objectives or outcome constraints, for search spaces
+            that `refuse_unsupported` names, for an infinite mean, and for a missing,
+            infinite or negative standard error, naming the trial. Ax would ignore the
+            first two and infer the noise for the last.
     """
     source, session = Source.of(experiment), session_of(experiment)
     if session.observations is None or session.observations[0] != source:
@@ -61,7 +63,12 @@ class Source:
 
     @classmethod
     def of(cls, experiment: Experiment) -> Source:
-        """Take an experiment's; raises as `objective_metric` does."""
+        """Take an experiment's.
+
+        Raises:
+            ValueError: As `objective_metric` and `refuse_unsupported`.
+        """
+        refuse_unsupported(experiment.search_space)
         return cls(
             experiment.lookup_data(),
             experiment.search_space,

@@ -79,6 +79,34 @@ def values_of(parameter: Parameter) -> Sequence[Any] | None:
     return [round(k / unit, parameter.digits) for k in range(first, last + 1)]
 
 
+def refuse_unsupported(space: SearchSpace) -> None:
+    """Refuse what a certificate cannot be about, by name.
+
+    Raises:
+        ValueError: For equality constraints, hierarchical search spaces, and task or
+            fidelity parameters.
+    """
+    if space.is_hierarchical:
+        raise ValueError(
+            "hierarchical search spaces are not supported: a certificate would be "
+            "about parameters that are not in use. Make one search for each branch."
+        )
+    equalities = [c for c in space.parameter_constraints if c.is_equality]
+    if equalities:
+        raise ValueError(
+            f"equality constraints between parameters are not supported: {equalities}. "
+            "Leave one of the parameters out of the search space and compute it from "
+            "the others (a derived parameter of Ax)."
+        )
+    for name, p in space.parameters.items():
+        kind = "fidelity" if p.is_fidelity else "task"
+        if p.is_fidelity or getattr(p, "is_task", False):
+            raise ValueError(
+                f"{kind} parameters are not supported: {name!r}. A certificate is "
+                "about one task, evaluated in full: fix the parameter."
+            )
+
+
 def rounded_parameters(space: SearchSpace) -> dict[str, tuple[float, ...]]:
     """Return the values of the float parameters that Ax rounds, as the model sees them.
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import urllib.parse
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -46,9 +45,8 @@ def database_url(db: str | Path) -> str:
         raise ValueError("expected a path or the URL of a database, got nothing")
     if "://" in str(db):
         return str(db)
-    if "?" in str(db):  # begins the options of a URL
-        return f"sqlite:///file:{urllib.parse.quote(str(db))}?uri=true"
-    return f"sqlite:///{db}"
+    # In a URL they begin the options, and the code of a character.
+    return f"sqlite:///{str(db).replace('%', '%25').replace('?', '%3F')}"
 
 
 def open_client(db: str | Path, name: str) -> StoredClient:

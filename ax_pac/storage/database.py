@@ -8,7 +8,6 @@ import json
 import os
 import pathlib
 import socket
-import urllib.parse
 import weakref
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -212,9 +211,7 @@ def _refuse_other_files(url: sqlalchemy.URL) -> None:
     name = url.database or ""
     if url.get_backend_name() != "sqlite" or name in ("", ":memory:"):
         return
-    if name.startswith("file:"):
-        name = urllib.parse.unquote(name.removeprefix("file:"))
-    path = pathlib.Path(name)
+    path = pathlib.Path(name.removeprefix("file:"))
     if not path.is_file():
         return
     with path.open("rb") as file:
