@@ -57,6 +57,7 @@ class CertifyingAcquisition(Acquisition):
     # Set by Ax's constructor; declared here because Ax publishes no types.
     botorch_acqf_classes_with_options: list[tuple[type[Any], dict[str, Any]]]
     X_pending: Tensor | None
+    X_observed: Tensor | None
 
     def __init__(
         self,
@@ -174,8 +175,11 @@ class CertifyingAcquisition(Acquisition):
             else:
                 challenger, score = self._challenger_beside(X_pending, X_taken)
             point = challenger
-            if self.settings.sampling == "leader_challenger" and not bool(
-                self._are_among(self.acqf.incumbent, X_taken).any()
+            incumbent = self.acqf.incumbent
+            if (
+                self.settings.sampling == "leader_challenger"
+                and not bool(self._are_among(incumbent, X_taken).any())
+                and bool(self._domain.is_box or self._domain.contains(incumbent).all())
             ):
                 point = more_informative(self.acqf, challenger)
             pending.append(point)
@@ -224,6 +228,7 @@ class CertifyingAcquisition(Acquisition):
     def _instantiate_acquisition(self) -> None:
         """Set the tolerance in objective units, and the points not to be proposed."""
         self.X_pending = with_unevaluated(self.surrogate.model, self.X_pending)
+        self.X_observed = self._observed
         acqf_class, options = self.botorch_acqf_classes_with_options[0]
         if issubclass(acqf_class, PACAcquisition):
             options = {**options, "delta": self.certificate.delta}
@@ -234,11 +239,13 @@ class CertifyingAcquisition(Acquisition):
     def _observed(self) -> Tensor:
         """Visited points inside the search space, `n x d`."""
         observed = self.X_observed
-        if observed is not None and not self._domain.is_box:
-            # Ax compares constraints without tolerance, and drops visited points on a
-            # face of the search space.
+        if observed is not None and (self._domain.constraints or self._fixed):
+            # Ax compares without tolerance, and drops visited points on a face of the
+            # search space.
             visited = self.surrogate.Xs[0].unique(dim=0)
             observed = visited[self._domain.contains(visited)]
+            if len(observed) == 0 and self._fixed:  # a part nobody visited
+                observed = visited[self._whole_domain.contains(visited)]
         if observed is None or len(observed) == 0:
             raise ValueError(
                 "no visited point lies inside the search space: there is no incumbent "
@@ -248,14 +255,19 @@ class CertifyingAcquisition(Acquisition):
 
     @functools.cached_property
     def _domain(self) -> Domain:
+        """The search space, or the part of it that is asked for."""
+        domain = self._whole_domain
+        return domain.fixed_at(self._fixed) if self._fixed else domain
+
+    @functools.cached_property
+    def _whole_domain(self) -> Domain:
         """The search space, in the model's input units."""
-        domain = domain_of(
+        return domain_of(
             self.search_space_digest,
             self._constraints,
             cells=dict(self.settings.cells),
             rounded=state_of(self.surrogate.model).rounded,
         )
-        return domain.fixed_at(self._fixed) if self._fixed else domain
 
     def _seed(self, num_pending: int) -> int:
         """Derive a seed from the seed of the search and the data.

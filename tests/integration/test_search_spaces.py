@@ -238,9 +238,12 @@ def test_a_part_of_the_space_may_be_asked_for():
     strategy = pac(delta=0.01, level="joint")
     client = new_client(MIXED, strategy)
     search(client, mixed, 8)
-    held = ObservationFeatures({"o": "b"})
-    run = strategy.gen_single_trial(experiment_of(client), fixed_features=held)
-    assert run.arms[0].parameters["o"] == "b"
+    for held in ({"o": "b"}, {"x": 0.123}, {"x": 0.7, "o": "c"}):
+        run = strategy.gen_single_trial(
+            experiment_of(client), fixed_features=ObservationFeatures(dict(held))
+        )
+        parameters = run.arms[0].parameters
+        assert {name: parameters[name] for name in held} == held
     before = latest_certificate(client)
     client.get_next_trials(max_trials=1)
     assert latest_certificate(client) == before
