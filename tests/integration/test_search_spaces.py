@@ -219,6 +219,17 @@ def test_other_spaces_are_certified_too(name):
     assert repetitions(points)[0] <= 3
 
 
+def test_floats_that_ax_rounds_are_searched_value_by_value():
+    client = new_client(SQUARE, pac(level="joint"))
+    for parameter in experiment_of(client).search_space.parameters.values():
+        parameter.set_digits(1)
+    points = search(client, corner, 40)
+    assert len(points) < 40
+    assert corner(certified(client)) <= 0.1
+    for value in (*points[-1].values(), *latest_certificate(client).challenger):
+        assert value == round(value, 1)
+
+
 @pytest.mark.parametrize(
     ("parameters", "constraints", "objective"),
     [(MIXED, [], mixed), (SQUARE, ["x + y <= 0.8"], corner)],
@@ -306,6 +317,28 @@ def test_several_trials_at_once_repeat_points_of_a_small_space():
     points = search(client, lambda p: LETTER[p["o"]], 40, sem=0.1, at_once=4)
     assert 4 <= len(points) < 40
     assert certified(client) == {"o": "a"}
+
+
+def test_a_small_space_is_certified_from_whatever_was_observed_before():
+    client = new_client([choice("o", ["a", "b", "c"])], pac())
+    for _ in range(3):  # as many as the initial design, all at one point
+        index = client.attach_trial({"o": "c"})
+        client.complete_trial(index, {"loss": (0.5, 0.05)})
+    search(client, lambda p: LETTER[p["o"]], 20, sem=0.05)
+    assert certified(client) == {"o": "a"}
+
+
+def test_a_point_that_cannot_be_evaluated_withholds_the_certificate():
+    client = new_client([choice("o", ["a", "b", "c"])], pac())
+    for _ in range(12):
+        ((index, point),) = client.get_next_trials(max_trials=1).items()
+        if point["o"] == "c":
+            client.mark_trial_failed(index)
+        else:
+            client.complete_trial(index, {"loss": (LETTER[point["o"]], 0.05)})
+    certificate = latest_certificate(client)
+    assert not certificate.holds
+    assert "gave no observation" in certificate.reason
 
 
 def test_an_integer_with_many_trials_asked_for_first_repeats_its_values():
