@@ -34,11 +34,16 @@ with quiet_imports():
     from ax_pac.cells import Cells
     from ax_pac.certificate.levels import certify
     from ax_pac.certificate.record import DEFAULT_LEVEL, LEVELS, PACCertificate
+    from ax_pac.domain import Domain
     from ax_pac.experiment.records import certificate_records
     from ax_pac.experiment.settings import CertificateSettings
     from ax_pac.orchestration.ray_orchestrator import ray_orchestrator
     from ax_pac.storage import registry as _registry
-    from ax_pac.storage.client import StoredClient, open_client
+    from ax_pac.storage.client import (
+        SearchChangedError,
+        StoredClient,
+        open_client,
+    )
     from ax_pac.strategy.certification import (
         certify_experiment,
         incumbent_arm,
@@ -82,6 +87,7 @@ __all__ = [  # noqa: RUF022 - by room, in the order in which they are used
     # Keep it in a database, run it on several machines.
     "open_client",
     "StoredClient",
+    "SearchChangedError",
     "ray_orchestrator",
     # Without Ax: any BoTorch model.
     "fit_model",
@@ -90,6 +96,7 @@ __all__ = [  # noqa: RUF022 - by room, in the order in which they are used
     "PACAcquisition",
     "PACExpectedImprovement",
     "LogPACExpectedImprovement",
+    "Domain",
     "find_challenger",
     "certify",
 ]

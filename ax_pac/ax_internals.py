@@ -10,6 +10,8 @@ from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 from ax.adapter.base import Adapter
+from ax.adapter.registry import Generators
+from ax.adapter.transforms.one_hot import OH_PARAM_INFIX
 from ax.api.client import Client
 from ax.core.data import Data
 from ax.core.experiment import Experiment
@@ -133,6 +135,20 @@ def set_transition_criteria(
     node._transition_criteria = criteria
 
 
+def allow_repetitions(node: GenerationNode) -> None:
+    """Let a node with Ax's Sobol generator propose points that were tried.
+
+    Called before the node's first proposal, as its generator keeps its arguments.
+
+    Checked on Ax 1.3.1: `GeneratorSpec.generator_kwargs` are what the generator is made
+    of; `GenerationNode.should_deduplicate` is public.
+    """
+    node.should_deduplicate = False
+    for spec in node.generator_specs:
+        if spec.generator_enum is Generators.SOBOL:
+            spec.generator_kwargs["deduplicate"] = False
+
+
 class HasData(Protocol):
     """What the transformed data of an adapter depend on; compared by `==`."""
 
@@ -204,6 +220,23 @@ def fitted_model(adapter: Adapter | None) -> Model | None:
     """
     surrogate = getattr(getattr(adapter, "generator", None), "_surrogate", None)
     return getattr(surrogate, "_model", None)
+
+
+def one_hot_groups(names: Sequence[str]) -> tuple[tuple[int, ...], ...]:
+    """Return the coordinates that are the indicators of one unordered choice.
+
+    Args:
+        names: Names of the coordinates of a transformed search space.
+
+    Checked on Ax 1.3.1: `OneHot` names the indicators of parameter `p`
+    `p_OH_PARAM_0`, `p_OH_PARAM_1` and so on.
+    """
+    groups: dict[str, list[int]] = {}
+    for j, name in enumerate(names):
+        parameter, infix, number = name.rpartition(OH_PARAM_INFIX)
+        if infix and number.isdecimal():
+            groups.setdefault(parameter, []).append(j)
+    return tuple(tuple(group) for group in groups.values())
 
 
 def last_acquisition(adapter: Adapter) -> Acquisition:

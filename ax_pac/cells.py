@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -101,7 +100,7 @@ class Cells:
         """
         columns = []
         for column, bins in zip(points.detach().unbind(-1), self._bins, strict=True):
-            columns.append(column if bins is None else bins.centres[bins.of(column)])
+            columns.append(column if bins is None else bins.values[bins.of(column)])
         return torch.stack(columns, dim=-1)
 
     def are_same(self, points: Tensor, point: Tensor) -> Tensor:
@@ -116,60 +115,42 @@ class Cells:
         """
         return (self.canonical(points) == self.canonical(point)).all(-1)
 
-    def neighbours(self, points: Tensor) -> Tensor:
-        """Return the canonical points one bin away along one coordinate.
-
-        Args:
-            points: Canonical points. Shape `N x d`.
-
-        Returns:
-            Shape `M x d` with M at most `2 N d`.
-        """
-        found = [points[:0]]
-        for j, bins in enumerate(self._bins):
-            if bins is None:
-                continue
-            here = bins.of(points[:, j])
-            for there in (here - 1, here + 1):
-                inside = (there >= 0) & (there < len(bins.centres))
-                moved = points[inside]
-                moved[:, j] = bins.centres[there[inside]]
-                found.append(moved)
-        return torch.cat(found)
-
-    def all_points(self) -> Tensor:
-        """Return the canonical point of every cell, `number x d`.
-
-        Raises:
-            ValueError: When a coordinate has no bins.
-        """
-        if not math.isfinite(self.number):
-            raise ValueError("a coordinate without bins has no finite set of points")
-        grid = itertools.product(*(b.centres.tolist() for b in self._bins if b))
-        return torch.tensor(list(grid), dtype=torch.float64)
-
     @cached_property
-    def _bins(self) -> tuple[_Bins | None, ...]:
+    def _bins(self) -> tuple[Grid | None, ...]:
         """The bins of each coordinate."""
-        return tuple(_Bins(edges) if edges else None for edges in self.edges)
+        return tuple(Grid.of_bins(edges) if edges else None for edges in self.edges)
 
 
-class _Bins:
-    """The bins of one coordinate, as tensors.
+class Grid:
+    """The values of one coordinate, and which of them stands for a number.
 
     Args:
-        edges: Strictly increasing.
+        values: Strictly increasing. Shape `k`.
+        limits: Where the value that stands for a number changes. Shape `k - 1`.
     """
 
-    def __init__(self, edges: tuple[float, ...]) -> None:
+    def __init__(self, values: Tensor, limits: Tensor) -> None:
+        self.values, self._limits = values, limits.contiguous()
+
+    @classmethod
+    def of_values(cls, values: Sequence[float]) -> Grid:
+        """Return the grid of values; the nearest one stands for a number."""
+        points = torch.tensor(values, dtype=torch.float64)
+        return cls(points, (points[:-1] + points[1:]) / 2)
+
+    @classmethod
+    def of_bins(cls, edges: Sequence[float]) -> Grid:
+        """Return the grid of the centres of bins; the centre stands for its bin."""
         points = torch.tensor(edges, dtype=torch.float64)
-        self._inner = points[1:-1].contiguous()
         # To the last bit what `(low + high) / 2` gives in Python.
-        self.centres = (points[:-1] + points[1:]) / 2
+        return cls((points[:-1] + points[1:]) / 2, points[1:-1])
+
+    def __len__(self) -> int:
+        return len(self.values)
 
     def of(self, column: Tensor) -> Tensor:
-        """Return the indices of the bins that coordinates lie in."""
-        return torch.searchsorted(self._inner, column.contiguous(), right=True)
+        """Return the indices of the values that stand for numbers."""
+        return torch.searchsorted(self._limits, column.contiguous(), right=True)
 
 
 def frozen_edges(cells: Cells | CellEdges | FrozenEdges | None) -> FrozenEdges:

@@ -113,6 +113,11 @@ class LogPACExpectedImprovement(AcquisitionFunction):
         )
         self.X_pending = self.score.X_pending
 
+    @property
+    def incumbent(self) -> Tensor:
+        """The visited point that others are compared with, `1 x d`."""
+        return self.score.incumbent
+
     def set_X_pending(self, X_pending: Tensor | None = None) -> None:
         """Replace the points under evaluation.
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -17,6 +17,7 @@ from torch.quasirandom import SobolEngine
 
 from ax_pac.acquisition.analytic import PACAcquisition
 from ax_pac.cells import Cells
+from ax_pac.domain import MAX_ENUMERATED, Domain
 
 # Size of one search for the challenger: the smallest counts at which no larger search
 # refuted a certificate in two, four and six dimensions.
@@ -30,15 +31,24 @@ _NUM_POLISHED = 8
 
 _MAX_ITERATIONS = 100
 
-# Spaces of at most this many cells are searched by enumeration; in larger ones a point
-# climbs from cell to cell for at most this many rounds.
-_MAX_ENUMERATED = 4096
-
+# Where not every point is scored, a point climbs from neighbour to neighbour, for at
+# most this many rounds.
 _MAX_CLIMBS = 50
 
 
+class Score(Protocol):
+    """A function of a point that is compared with an incumbent, to be maximised."""
+
+    incumbent: Tensor
+    model: Model
+
+    def __call__(self, X: Tensor) -> Tensor:
+        """Evaluate points, `... x 1 x d` to `...`."""
+        ...
+
+
 class ChallengerSearch(NamedTuple):
-    """What one search of the box found.
+    """What one search of the domain found.
 
     Args:
         challenger: The point with the highest score. Shape `1 x d`.
@@ -54,15 +64,15 @@ class ChallengerSearch(NamedTuple):
 
 
 def find_challenger(
-    acquisition: PACAcquisition,
+    acquisition: Score,
     X_observed: Tensor,
-    bounds: Tensor,
+    bounds: Tensor | Domain,
     *,
     seed: int | None = None,
     effort: int = 1,
     cells: Cells | None = None,
 ) -> ChallengerSearch:
-    """Search the box for the point with the highest score.
+    """Search a box or a domain for the point with the highest score.
 
     The maximum typically lies in a thin shell around the incumbent, often on a face of
     the box; space-filling points miss both in more than a few dimensions. So the
@@ -70,62 +80,87 @@ def find_challenger(
     around incumbent and visited points, and the visited points. The best of them, not
     all in one place, are optimised by gradient.
 
-    With `cells`, the candidates are the centres of the cells, and the incumbent's cell
-    is not one of them: it scores minus infinity. A small number of cells are all
-    scored; in a larger grid the best found as above climb to better neighbours.
+    In a `Domain` that is not a box, every candidate is one of its points: starting
+    points are moved into it, gradient steps keep its constraints, and discrete
+    coordinates climb from value to value. The incumbent is no candidate, nor what is
+    the same as it: they score minus infinity. A small finite number of points are all
+    scored.
 
     Args:
         acquisition: The score, with its incumbent.
         X_observed: Visited points. Shape `n x d`.
-        bounds: The box, lower row first. Shape `2 x d`.
+        bounds: The box, lower row first, `2 x d`, or a domain.
         seed: Seed of the random starting points; None draws a fresh one.
         effort: Multiple of the usual number of starting points and of polished ones.
-        cells: Cells of points that are the same; None for a box without cells.
+        cells: Cells of points that are the same, in a box; None for none.
 
     Returns:
         The challenger, its score, and every point that was scored.
     """
-    if cells is not None and cells.number <= _MAX_ENUMERATED:
-        points, scores = scored_cells(acquisition, cells.all_points(), cells)
+    domain = Domain.of(bounds, cells)
+    if domain.number <= MAX_ENUMERATED:
+        points, scores = scored_points(acquisition, domain.all_points(), domain)
         return _ranked(points, scores)
-    lower, width = bounds[0], bounds[1] - bounds[0]
+    lower, width = domain.box[0], domain.box[1] - domain.box[0]
 
     def score_in_unit_box(U: Tensor) -> Tensor:
         return acquisition(lower + width * U)
 
+    starts = _starting_points(acquisition, X_observed, domain.box, seed, effort)
+    if domain.is_box:
+        with torch.no_grad():
+            scores = score_in_unit_box(starts.unsqueeze(-2))
+        best = _spread_out_best(starts, scores, effort * _NUM_POLISHED)
+        polished = _polished(score_in_unit_box, best)
+        with torch.no_grad():
+            scores = torch.cat([score_in_unit_box(polished), scores])
+        scores = scores.nan_to_num(nan=-math.inf)
+        points = torch.cat([polished.squeeze(-2), starts])
+        return _ranked(torch.minimum(lower + width * points, domain.box[1]), scores)
+    points = domain.spread(lower + width * starts)
+    points, scores = scored_points(acquisition, points, domain)
+    starts = (points - lower) / width
+    best = _spread_out_best(starts, scores, effort * _NUM_POLISHED)
+    polished = _polished_within(score_in_unit_box, best, domain, relaxed=True)
+    points = lower + width * torch.cat([polished, starts])
+    return _climbed(acquisition, points, domain, effort * _NUM_POLISHED)
+
+
+def _polished(
+    score: Callable[[Tensor], Tensor],
+    starts: Tensor,
+    held: Sequence[int] = (),
+    constraints: Sequence[tuple[Tensor, Tensor, float]] = (),
+) -> Tensor:
+    """Climb from each start, `k x d`, within the unit box; return `k x 1 x d`.
+
+    Args:
+        score: The score of points in the unit box.
+        starts: Shape `k x d`.
+        held: Coordinates that stay as they are.
+        constraints: As in BoTorch, `(indices, coefficients, rhs)` with the sum at least
+            `rhs`. The starts keep them.
+    """
+    zeros = torch.zeros(starts.shape[-1], dtype=torch.float64)
+    keep = torch.zeros(starts.shape[-1], dtype=torch.bool)
+    keep[list(held)] = True
+    starts = starts.unsqueeze(-2)
+
     def compressed(U: Tensor) -> Tensor:
         # Monotone, so the maximiser stays; it flattens the drop to minus infinity
         # around the incumbent.
-        return torch.asinh(score_in_unit_box(U))
+        return torch.asinh(score(torch.where(keep, U.detach(), U) if held else U))
 
-    starts = _starting_points(acquisition, X_observed, bounds, seed, effort)
-    if cells is None:
-        with torch.no_grad():
-            scores = score_in_unit_box(starts.unsqueeze(-2))
-    else:
-        points, scores = scored_cells(acquisition, lower + width * starts, cells)
-        starts = (points - lower) / width
-    best = _spread_out_best(starts, scores, effort * _NUM_POLISHED)
-    polished = _polished(compressed, best)
-    if cells is not None:
-        points = lower + width * torch.cat([polished.squeeze(-2), starts])
-        return _climbed(acquisition, points, cells, effort * _NUM_POLISHED)
-    with torch.no_grad():
-        scores = torch.cat([score_in_unit_box(polished), scores])
-    scores = scores.nan_to_num(nan=-math.inf)
-    points = torch.cat([polished.squeeze(-2), starts])
-    return _ranked(torch.minimum(lower + width * points, bounds[1]), scores)
-
-
-def _polished(score: Callable[[Tensor], Tensor], starts: Tensor) -> Tensor:
-    """Climb from each start, `k x d`, within the unit box; return `k x 1 x d`."""
-    zeros = torch.zeros(starts.shape[-1], dtype=torch.float64)
     with warnings.catch_warnings(record=True) as caught:
         points, _ = gen_candidates_scipy(
-            starts.unsqueeze(-2),
-            score,
+            starts,
+            compressed,
             lower_bounds=zeros,
             upper_bounds=zeros + 1.0,
+            inequality_constraints=list(constraints) or None,
+            fixed_features={j: float(starts[0, 0, j]) for j in held}
+            if constraints
+            else None,
             options={"maxiter": _MAX_ITERATIONS},
         )
     for warning in caught:
@@ -138,51 +173,98 @@ def _polished(score: Callable[[Tensor], Tensor], starts: Tensor) -> Tensor:
     return points.detach()
 
 
+def _polished_within(
+    score: Callable[[Tensor], Tensor], starts: Tensor, domain: Domain, *, relaxed: bool
+) -> Tensor:
+    """Climb from points of a domain, in units of its box; shape `k x d` as they came.
+
+    Args:
+        score: The score of points in the unit box.
+        starts: Points of the domain. Shape `k x d`.
+        domain: The domain.
+        relaxed: Whether coordinates with ordered values vary continuously; they have to
+            be rounded afterwards. Choices always stay as they are: between two of them
+            there is nothing.
+    """
+    held = domain.choices if relaxed else domain.discrete
+    if len(held) == domain.dim or len(starts) == 0:
+        return starts
+    if not domain.constraints:
+        return _polished(score, starts.clamp(0.0, 1.0), held).squeeze(-2)
+    lower, width = domain.box[0], domain.box[1] - domain.box[0]
+    A, b = domain.linear_constraints
+    rows = [
+        (a.nonzero().squeeze(-1), -(a * width)[a != 0.0], float(a @ lower - bound))
+        for a, bound in zip(A, b, strict=True)
+    ]
+    # One at a time: together they would be one problem, whose cost is cubic.
+    found = []
+    for start in starts.split(1):
+        free = [row for row in rows if not set(row[0].tolist()) <= set(held)]
+        start = start.clamp(0.0, 1.0)
+        polished = _polished(score, start, held, free).squeeze(-2).clamp(0.0, 1.0)
+        inside = domain.drawn_to(lower + width * start, lower + width * polished)
+        found.append((inside - lower) / width)
+    return torch.cat(found)
+
+
 def _ranked(points: Tensor, scores: Tensor) -> ChallengerSearch:
     """Pick the highest score."""
     top = int(scores.argmax())
     return ChallengerSearch(points[top : top + 1], float(scores[top]), points, scores)
 
 
-def scored_cells(
-    acquisition: PACAcquisition, points: Tensor, cells: Cells
+def scored_points(
+    acquisition: Score, points: Tensor, domain: Domain
 ) -> tuple[Tensor, Tensor]:
-    """Score the cells that points lie in, each cell once.
+    """Score the points of a domain that are nearest to points, each once.
 
     Args:
         acquisition: The score, with its incumbent.
         points: Shape `N x d`.
-        cells: Which points are the same.
+        domain: The domain. Points that cannot be moved into it are left out.
 
     Returns:
-        The cells' canonical points, `M x d` with M at most N, and their scores, `M`:
-        minus infinity for the incumbent's cell.
+        Points of the domain, `M x d` with M at most N, and their scores, `M`: minus
+        infinity for what is the same as the incumbent.
     """
-    points = cells.canonical(points).unique(dim=0)
+    points = domain.nearest(points).unique(dim=0)
+    if domain.constraints:
+        points = points[domain.contains(points)]
     with torch.no_grad():
         scores = acquisition(points.unsqueeze(-2)).nan_to_num(nan=-math.inf)
     return points, scores.masked_fill(
-        cells.are_same(points, acquisition.incumbent), -math.inf
+        domain.are_same(points, acquisition.incumbent), -math.inf
     )
 
 
 def _climbed(
-    acquisition: PACAcquisition, points: Tensor, cells: Cells, num_best: int
+    acquisition: Score, points: Tensor, domain: Domain, num_best: int
 ) -> ChallengerSearch:
-    """Move the best cells to better neighbours: rounding may miss the maximum."""
-    found = [scored_cells(acquisition, points, cells)]
+    """Move the best points to better neighbours: rounding may miss the maximum."""
+    found = [scored_points(acquisition, points, domain)]
     points, scores = found[0]
     best = points[scores.topk(min(num_best, len(scores))).indices]
     level = torch.full((len(best),), -math.inf, dtype=torch.float64)
-    for _ in range(_MAX_CLIMBS):
-        around = torch.cat([best, cells.neighbours(best)])
-        points, scores = scored_cells(acquisition, around, cells)
+    for _ in range(_MAX_CLIMBS if domain.discrete else 0):
+        around = torch.cat([best, domain.neighbours(best)])
+        points, scores = scored_points(acquisition, around, domain)
         found.append((points, scores))
         top = scores.topk(len(best))
         # Scored in another batch, a point differs by rounding.
         if not (top.values > level + 1e-9).any():
             break
         best, level = points[top.indices], top.values
+    if 0 < len(domain.discrete) < domain.dim:
+        # What is continuous was optimised beside other values.
+        lower, width = domain.box[0], domain.box[1] - domain.box[0]
+        polished = _polished_within(
+            lambda U: acquisition(lower + width * U),
+            (best - lower) / width,
+            domain,
+            relaxed=False,
+        )
+        found.append(scored_points(acquisition, lower + width * polished, domain))
     points, where = torch.cat([points for points, _ in found]).unique(
         dim=0, return_inverse=True
     )
@@ -193,7 +275,7 @@ def _climbed(
 
 
 def _starting_points(
-    acquisition: PACAcquisition,
+    acquisition: Score,
     X_observed: Tensor,
     bounds: Tensor,
     seed: int | None,

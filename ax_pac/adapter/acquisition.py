@@ -19,11 +19,12 @@ from ax_pac.acquisition.optimize import (
     relative_lengthscales,
 )
 from ax_pac.adapter.fitted import state_of
+from ax_pac.adapter.search_space import domain_of
 from ax_pac.adapter.transforms import with_unevaluated
 from ax_pac.ax_internals import objective_model, objective_transform
-from ax_pac.cells import Cells
 from ax_pac.certificate.levels import certify
 from ax_pac.certificate.record import PACCertificate
+from ax_pac.domain import Domain
 from ax_pac.experiment.settings import CertificateSettings
 from ax_pac.surrogate.fit import fewest_distinct_points
 
@@ -43,14 +44,12 @@ class CertifyingAcquisition(Acquisition):
     score reported with a proposal is always the challenger's, so that of a repeated
     incumbent does not look like a certificate.
 
-    With `cells` its challengers are cells other than the incumbent's, and the transform
+    Challengers, and every other point that a certificate is about, are points of the
+    search space: integers, choices and linear constraints are those of `domain_of`.
+    With `cells` they are cells other than the incumbent's, and the transform
     `CanonicalPoints` makes the centre of a cell its only point.
 
     Its options (`acquisition_options`) are the fields of `CertificateSettings`.
-
-    The certificate is about the box that contains the search space: parameter
-    constraints, integers and choices only remove points from it, so it stays valid
-    there. Proposals in such spaces are left to Ax's own optimisers.
 
     Checked on Ax 1.3.1, whose contract for subclasses is not guaranteed.
     """
@@ -58,6 +57,21 @@ class CertifyingAcquisition(Acquisition):
     # Set by Ax's constructor; declared here because Ax publishes no types.
     botorch_acqf_classes_with_options: list[tuple[type[Any], dict[str, Any]]]
     X_pending: Tensor | None
+    X_observed: Tensor | None
+
+    def __init__(
+        self,
+        surrogate: Any,
+        search_space_digest: Any,
+        torch_opt_config: Any,
+        *arguments: Any,
+        **options: Any,
+    ) -> None:
+        self._constraints = torch_opt_config.linear_constraints
+        self._fixed = torch_opt_config.fixed_features or {}
+        super().__init__(
+            surrogate, search_space_digest, torch_opt_config, *arguments, **options
+        )
 
     @functools.cached_property
     def settings(self) -> CertificateSettings:
@@ -70,20 +84,21 @@ class CertifyingAcquisition(Acquisition):
         settings = self.settings
         model = objective_model(self)
         computed = state_of(model).certificates
-        if settings not in computed:
-            computed[settings] = certify(
+        # Ax may be asked for a part of the search space.
+        question = (settings, tuple(sorted(self._fixed.items())))
+        if question not in computed:
+            computed[question] = certify(
                 model,
                 self._observed,
-                self._bounds,
+                self._domain,
                 delta=settings.delta,
                 epsilon=settings.epsilon,
                 level=settings.level,
                 relative=settings.relative,
                 posterior_transform=objective_transform(self, PACAcquisition),
                 seed=self._seed(0),
-                cells=self._cells,
             )
-        return computed[settings]
+        return computed[question]
 
     def optimize(
         self,
@@ -103,26 +118,21 @@ class CertifyingAcquisition(Acquisition):
             n: Number of points. The second and later ones are conditioned on those
                 before them.
             search_space_digest: Ax's description of the search space.
-            inequality_constraints: As in Ax; if any, Ax's optimiser is used.
-            equality_constraints: As in Ax; if any, Ax's optimiser is used.
-            fixed_features: As in Ax; if any, Ax's optimiser is used.
+            inequality_constraints: As in Ax; those of the constructor are used.
+            equality_constraints: As in Ax; none, they are refused.
+            fixed_features: As in Ax; those of the constructor are used.
             rounding_func: As in Ax.
-            optimizer_options: As in Ax; of no effect on a plain box.
+            optimizer_options: As in Ax; for Ax's optimiser, which maximises expected
+                improvement in a box.
             candidate_set: As in Ax; if given, Ax selects from it.
             sampling_strategy: As in Ax.
 
         Returns:
             Candidates, shape `n x d`; their scores, shape `n`; weights, shape `n`.
         """
-        if (
-            not isinstance(self.acqf, PACAcquisition)
-            or search_space_digest.ordinal_features
-            or search_space_digest.categorical_features
-            or inequality_constraints
-            or equality_constraints
-            or fixed_features
-            or candidate_set is not None
-        ):
+        is_pac = isinstance(self.acqf, PACAcquisition)
+        is_plain = self._domain.is_box and not (inequality_constraints or self._fixed)
+        if candidate_set is not None or (is_plain and not is_pac):
             with warnings.catch_warnings():
                 # A line search that ends early, as at the drop around the incumbent,
                 # has climbed nevertheless, and BoTorch starts it again elsewhere.
@@ -157,7 +167,7 @@ class CertifyingAcquisition(Acquisition):
             X_taken = X_pending
             if self._needs_new_points(len(X_pending)):
                 X_taken = torch.cat([self._observed, *pending])
-            if len(X_taken) == 0:
+            if len(X_taken) == 0 and isinstance(self.acqf, PACAcquisition):
                 challenger = torch.tensor(
                     [self.certificate.challenger], dtype=torch.float64
                 )
@@ -165,8 +175,11 @@ class CertifyingAcquisition(Acquisition):
             else:
                 challenger, score = self._challenger_beside(X_pending, X_taken)
             point = challenger
-            if self.settings.sampling == "leader_challenger" and not bool(
-                self._are_among(self.acqf.incumbent, X_taken).any()
+            incumbent = self.acqf.incumbent
+            if (
+                self.settings.sampling == "leader_challenger"
+                and not bool(self._are_among(incumbent, X_taken).any())
+                and bool(self._domain.is_box or self._domain.contains(incumbent).all())
             ):
                 point = more_informative(self.acqf, challenger)
             pending.append(point)
@@ -181,9 +194,9 @@ class CertifyingAcquisition(Acquisition):
             or self.settings.sampling != "leader_challenger"
         ):
             return False
-        num_cells = math.inf if self._cells is None else self._cells.number
         num_distinct, dim = self._observed.shape
-        return num_distinct + num_pending < fewest_distinct_points(dim, num_cells)
+        fewest = fewest_distinct_points(dim, self._domain.number)
+        return num_distinct + num_pending < fewest
 
     def _challenger_beside(
         self, X_pending: Tensor, X_taken: Tensor
@@ -192,26 +205,22 @@ class CertifyingAcquisition(Acquisition):
         if len(X_pending):
             self.acqf.set_X_pending(X_pending)
         search = find_challenger(
-            self.acqf,
-            self._observed,
-            self._bounds,
-            seed=self._seed(len(X_pending)),
-            cells=self._cells,
+            self.acqf, self._observed, self._domain, seed=self._seed(len(X_pending))
         )
         taken = self._are_among(search.points, X_taken)
         scores = search.scores.masked_fill(taken, -math.inf)
         best = int(scores.argmax())
-        if scores[best] == -math.inf:  # fewer cells than evaluations under way
+        if scores[best] == -math.inf:  # fewer points than evaluations under way
             return search.challenger, search.score
         return search.points[best : best + 1], float(scores[best])
 
     def _are_among(self, points: Tensor, others: Tensor) -> Tensor:
         """Whether points (`N x d`) are the same as one of the others, `N`."""
-        if self._cells is not None:
-            same = [self._cells.are_same(points, x.unsqueeze(0)) for x in others]
+        if len(self._domain.discrete) == self._domain.dim:
+            same = [self._domain.are_same(points, x.unsqueeze(0)) for x in others]
             none = torch.zeros(len(points), dtype=torch.bool)
             return torch.stack([none, *same]).any(0)
-        width = self._bounds[1] - self._bounds[0]
+        width = self._domain.box[1] - self._domain.box[0]
         scale = width * relative_lengthscales(objective_model(self), len(width))
         near = torch.cdist(points / scale, others / scale) < _SAME_DISTANCE
         return near.any(-1)
@@ -219,6 +228,7 @@ class CertifyingAcquisition(Acquisition):
     def _instantiate_acquisition(self) -> None:
         """Set the tolerance in objective units, and the points not to be proposed."""
         self.X_pending = with_unevaluated(self.surrogate.model, self.X_pending)
+        self.X_observed = self._observed
         acqf_class, options = self.botorch_acqf_classes_with_options[0]
         if issubclass(acqf_class, PACAcquisition):
             options = {**options, "delta": self.certificate.delta}
@@ -228,26 +238,36 @@ class CertifyingAcquisition(Acquisition):
     @property
     def _observed(self) -> Tensor:
         """Visited points inside the search space, `n x d`."""
-        if self.X_observed is None:
+        observed = self.X_observed
+        if observed is not None and (self._domain.constraints or self._fixed):
+            # Ax compares without tolerance, and drops visited points on a face of the
+            # search space.
+            visited = self.surrogate.Xs[0].unique(dim=0)
+            observed = visited[self._domain.contains(visited)]
+            if len(observed) == 0 and self._fixed:  # a part nobody visited
+                observed = visited[self._whole_domain.contains(visited)]
+        if observed is None or len(observed) == 0:
             raise ValueError(
                 "no visited point lies inside the search space: there is no incumbent "
                 "to certify. Evaluate some points first."
             )
-        return self.X_observed
-
-    @property
-    def _bounds(self) -> Tensor:
-        """The box, `2 x d`."""
-        return torch.tensor(self.search_space_digest.bounds, dtype=torch.float64).T
+        return observed
 
     @functools.cached_property
-    def _cells(self) -> Cells | None:
-        """The cells by coordinate; None without any."""
-        edges = dict(self.settings.cells)
-        names = self.search_space_digest.feature_names
-        cells = Cells(tuple(edges.get(name, ()) for name in names))
-        # With a single cell there is no challenger and nothing to certify.
-        return cells if edges and cells.number > 1 else None
+    def _domain(self) -> Domain:
+        """The search space, or the part of it that is asked for."""
+        domain = self._whole_domain
+        return domain.fixed_at(self._fixed) if self._fixed else domain
+
+    @functools.cached_property
+    def _whole_domain(self) -> Domain:
+        """The search space, in the model's input units."""
+        return domain_of(
+            self.search_space_digest,
+            self._constraints,
+            cells=dict(self.settings.cells),
+            rounded=state_of(self.surrogate.model).rounded,
+        )
 
     def _seed(self, num_pending: int) -> int:
         """Derive a seed from the seed of the search and the data.

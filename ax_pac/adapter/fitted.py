@@ -20,14 +20,17 @@ class FittedState:
     for as long as the data stay the same.
 
     Args:
-        certificates: The certificates that were computed with the model.
+        certificates: The certificates that were computed with the model, by their
+            settings and the values of coordinates that were held.
         unevaluated: Points that were tried and have no observation, `p x d`.
+        rounded: Values of the float parameters that Ax rounds, by name.
     """
 
-    certificates: dict[CertificateSettings, PACCertificate] = dataclasses.field(
-        default_factory=dict
-    )
+    certificates: dict[
+        tuple[CertificateSettings, tuple[tuple[int, float], ...]], PACCertificate
+    ] = dataclasses.field(default_factory=dict)
     unevaluated: Tensor | None = None
+    rounded: dict[str, tuple[float, ...]] = dataclasses.field(default_factory=dict)
 
 
 _STATES: weakref.WeakKeyDictionary[Model, FittedState] = weakref.WeakKeyDictionary()

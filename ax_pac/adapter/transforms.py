@@ -24,7 +24,12 @@ from ax_pac.ax_internals import (
     forget_saved_argument,
 )
 from ax_pac.cells import Cells, frozen_edges
-from ax_pac.experiment.observations import unevaluated_arms
+from ax_pac.experiment.observations import (
+    is_evidence,
+    running_arms_with_data,
+    unevaluated_arms,
+)
+from ax_pac.experiment.space import rounded_parameters
 from ax_pac.surrogate.noise import DEFAULT_NUM_SAMPLES, smoothed_sems
 
 
@@ -149,7 +154,8 @@ class SmoothedNoise(Transform):
     proposals and certificates see the same noise, and the experiment keeps every
     standard error as it was reported. Last in the list, so that coordinates are
     numbers by then. A metric with a missing standard error is left alone, and so are
-    those that no model is fitted to. Its configuration has one entry, `num_samples`.
+    those that no model is fitted to, and only completed trials are smoothed, see
+    `UnevaluatedPoints`. Its configuration has one entry, `num_samples`.
 
     Checked on Ax 1.3.1.
     """
@@ -165,6 +171,7 @@ class SmoothedNoise(Transform):
         Returns:
             The data with other values in its `sem` columns.
         """
+        experiment_data = _completed(experiment_data, self.adapter)
         observations = experiment_data.observation_data.copy()
         arms = experiment_data.arm_data.drop(columns="metadata", errors="ignore")
         for metric in self._modelled(experiment_data.metric_signatures):
@@ -196,18 +203,41 @@ class SmoothedNoise(Transform):
         return [metric for metric in metrics if metric in outcomes] or metrics
 
 
-class UnevaluatedPoints(Transform):
-    """Note, before each proposal, which points were tried and have no observation.
+def _completed(
+    experiment_data: ExperimentData, adapter: Adapter | None
+) -> ExperimentData:
+    """Drop what trials that are not completed have reported."""
+    if adapter is None:
+        return experiment_data
+    trials = experiment_of_adapter(adapter).trials
+    observations = experiment_data.observation_data
+    indices = observations.index.get_level_values("trial_index")
+    keep = [is_evidence(trials[index].status) for index in indices]
+    if all(keep):
+        return experiment_data
+    return ExperimentData(
+        arm_data=experiment_data.arm_data, observation_data=observations[keep]
+    )
 
-    Ax treats points under evaluation as pending, but not those that failed, and would
-    propose them again at once. Nothing is transformed: a transform is called with both
-    experiment and fitted model before each proposal, after a reload too. The points are
-    kept with the model, see `state_of`, for `CertifyingAcquisition`.
+
+class UnevaluatedPoints(Transform):
+    """Keep from the model what is no observation, and from the search what was tried.
+
+    Ax also fits a model to what running and early-stopped trials have reported; here
+    completed trials are the evidence, see `observed_data`. And Ax treats points under
+    evaluation as pending, unless they have reported something, but not those that
+    failed, and would propose them again at once. A transform is called with both
+    experiment and fitted model before each proposal, after a reload too: the points
+    are kept with the model, see `state_of`, for `CertifyingAcquisition`.
 
     Checked on Ax 1.3.1.
     """
 
-    no_op_for_experiment_data: bool = True
+    def transform_experiment_data(
+        self, experiment_data: ExperimentData
+    ) -> ExperimentData:
+        """Keep the observations of completed trials; the experiment keeps all."""
+        return _completed(experiment_data, self.adapter)
 
     def transform_optimization_config(
         self,
@@ -224,9 +254,12 @@ class UnevaluatedPoints(Transform):
         """
         model = fitted_model(adapter)
         if model is not None:
-            arms = unevaluated_arms(experiment_of_adapter(adapter))
+            experiment = experiment_of_adapter(adapter)
+            arms = unevaluated_arms(experiment) + running_arms_with_data(experiment)
             features = [ObservationFeatures(dict(arm.parameters)) for arm in arms]
-            state_of(model).unevaluated = (
+            state = state_of(model)
+            state.rounded = rounded_parameters(experiment.search_space)
+            state.unevaluated = (
                 adapter.transform_observation_features(features) if features else None
             )
         return optimization_config

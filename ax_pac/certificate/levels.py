@@ -14,17 +14,24 @@ from torch import Tensor
 
 from ax_pac.acquisition.analytic import PACAcquisition, check_model, select_incumbent
 from ax_pac.acquisition.difference import scalar_weight
-from ax_pac.acquisition.optimize import ChallengerSearch, find_challenger, scored_cells
+from ax_pac.acquisition.optimize import (
+    ChallengerSearch,
+    find_challenger,
+    scored_points,
+)
 from ax_pac.cells import CellEdges, Cells
+from ax_pac.certificate.exhaustive import exhaustive_failure
 from ax_pac.certificate.joint import JointFailure, filled_in, joint_failure
 from ax_pac.certificate.marginal import MarginalFailure, marginal_failure
 from ax_pac.certificate.record import (
     DEFAULT_LEVEL,
+    EXHAUSTIVE,
     LEVELS,
     PACCertificate,
     check_settings,
     reason_of,
 )
+from ax_pac.domain import Domain
 from ax_pac.surrogate.fit import fewest_observations, too_few_observations
 
 # The sign of a mean closer to zero than this many posterior standard deviations is not
@@ -45,7 +52,7 @@ _NUM_CANDIDATES = (150, 100, 600)
 def certify(
     model: Model,
     X_observed: Tensor,
-    bounds: Tensor,
+    bounds: Tensor | Domain,
     *,
     delta: float,
     epsilon: float,
@@ -75,6 +82,10 @@ def certify(
     sums to `0.1 epsilon` over all n, however often a search is resumed. Both levels
     make no claim on fewer than `fewest_observations(d)` observations.
 
+    Where every point of a finite domain was observed, the claim of any level is first
+    made without a model of the function, see `exhaustive_failure`, however few the
+    observations are.
+
     It works on any BoTorch model, whichever acquisition function chose the points. A
     missed maximum leads to a false certificate, so a second, independent search, four
     times as large, looks for a stronger challenger before a certificate is issued.
@@ -83,7 +94,9 @@ def certify(
         model: A fitted single-outcome model in float64, its posterior in objective
             units.
         X_observed: Visited points. Shape `n x d`. Unit: the model's input units.
-        bounds: The box over which "the best" is meant, lower row first. Shape `2 x d`.
+        bounds: What "the best" is meant over: a box, lower row first, of shape `2 x d`,
+            or a `Domain`, whose points alone are compared with the incumbent. Unit: the
+            model's input units.
         delta: Tolerance, positive. Unit: objective units; with `relative=True` a share
             of the absolute posterior mean at the incumbent.
         epsilon: Allowed failure probability, in (0, 1).
@@ -119,28 +132,23 @@ def certify(
     """
     check_settings(delta=delta, epsilon=epsilon, level=level)
     check_model(model, posterior_transform)
-    bounds = _check_bounds(bounds, X_observed)
-    cells = _check_cells(cells, X_observed)
+    domain = _check_domain(bounds, X_observed, cells)
     if relative:
         delta = absolute_delta(model, X_observed, delta, posterior_transform)
     acquisition = PACAcquisition(model, X_observed, delta, posterior_transform)
     seeds = [int(s) for s in np.random.SeedSequence(seed).generate_state(4)]
-    search, gap = _search_twice(acquisition, X_observed, bounds, epsilon, seeds, cells)
+    search, gap = _search_twice(acquisition, X_observed, domain, epsilon, seeds)
     inputs = _inputs(model, X_observed)
     check = _Check(
         acquisition=acquisition,
         search=search,
-        bounds=bounds,
+        domain=domain,
         epsilon=epsilon,
         level=level,
         inputs=inputs,
         seeds={"joint": seeds[2], "marginal": seeds[3]},
-        cells=cells,
     )
-    for reached in LEVELS[: LEVELS.index(level) + 1]:
-        finding = _EVALUATE[reached](check)
-        if not finding.passes:
-            break
+    reached, finding = _evaluated(check)
     certificate = PACCertificate(
         delta=acquisition.delta,
         epsilon=epsilon,
@@ -157,13 +165,26 @@ def certify(
     return dataclasses.replace(certificate, reason=reason_of(certificate))
 
 
+def _evaluated(check: _Check) -> tuple[str, _Finding]:
+    """Evaluate the levels in turn; where every point was observed, that first."""
+    every = _exhaustive(check)
+    if every is not None and every.fields["failure_probability"] <= check.epsilon:
+        return EXHAUSTIVE, every
+    for reached in LEVELS[: LEVELS.index(check.level) + 1]:
+        finding = _EVALUATE[reached](check)
+        if not finding.passes:
+            break
+    if every is not None and not finding.fields["certifiable"]:
+        return EXHAUSTIVE, every
+    return reached, finding
+
+
 def _search_twice(
     acquisition: PACAcquisition,
     X_observed: Tensor,
-    bounds: Tensor,
+    domain: Domain,
     epsilon: float,
     seeds: list[int],
-    cells: Cells | None,
 ) -> tuple[ChallengerSearch, float | None]:
     """Search for the challenger, again and harder where a certificate may be issued.
 
@@ -171,20 +192,13 @@ def _search_twice(
         Both searches as one, and by how much the second found a higher score; None
         where there was one search.
     """
-    search = find_challenger(
-        acquisition, X_observed, bounds, seed=seeds[0], cells=cells
-    )
+    search = find_challenger(acquisition, X_observed, domain, seed=seeds[0])
     if _tail(search.score) > epsilon:
         return search, None
     second = find_challenger(
-        acquisition,
-        X_observed,
-        bounds,
-        seed=seeds[1],
-        effort=_SECOND_EFFORT,
-        cells=cells,
+        acquisition, X_observed, domain, seed=seeds[1], effort=_SECOND_EFFORT
     )
-    return _union(search, second, cells), second.score - search.score
+    return _union(search, second, domain), second.score - search.score
 
 
 @dataclasses.dataclass(frozen=True)
@@ -194,22 +208,20 @@ class _Check:
     Args:
         acquisition: The score, with model, incumbent and delta.
         search: Every point that was scored.
-        bounds: The box, `2 x d`.
+        domain: What "the best" is meant over.
         epsilon: Allowed failure probability.
         level: The level that is asked for.
         inputs: Where observations were made, repetitions included. Shape `n x d`.
         seeds: Seed of the draws of each level.
-        cells: Which points are the same.
     """
 
     acquisition: PACAcquisition
     search: ChallengerSearch
-    bounds: Tensor
+    domain: Domain
     epsilon: float
     level: str
     inputs: Tensor
     seeds: dict[str, int]
-    cells: Cells | None
 
 
 class _Finding(NamedTuple):
@@ -222,6 +234,19 @@ class _Finding(NamedTuple):
 
     passes: bool
     fields: dict[str, Any]
+
+
+def _exhaustive(check: _Check) -> _Finding | None:
+    """Evaluate each point's own observations; None where one has none."""
+    result = exhaustive_failure(check.acquisition, check.domain)
+    if result is None:
+        return None
+    fields = {
+        "failure_probability": result.upper_bound,
+        "certifiable": True,
+        "challenger": tuple(result.challenger.squeeze(0).tolist()),
+    }
+    return _Finding(False, fields)
 
 
 def _pairwise(check: _Check) -> _Finding:
@@ -238,8 +263,7 @@ def _pairwise(check: _Check) -> _Finding:
     }
     passes = math.isfinite(score) and _tail(score) <= check.epsilon
     if passes and check.level != "pairwise":
-        num_cells = math.inf if check.cells is None else check.cells.number
-        too_few = too_few_observations(check.inputs, num_cells)
+        too_few = too_few_observations(check.inputs, check.domain.number)
         if too_few is not None:
             passes = False
             fields["certifiable"] = False
@@ -258,7 +282,7 @@ def _joint(check: _Check) -> _Finding:
     seed = check.seeds["joint"]
     alpha, alpha_of_check = spending(check.epsilon, len(check.inputs))
     points, scores = check.search.points, check.search.scores
-    if check.cells is not None:
+    if not check.domain.is_box:
         points, scores = _candidates(check, torch.Generator().manual_seed(seed))
     result = joint_failure(
         check.acquisition,
@@ -267,7 +291,7 @@ def _joint(check: _Check) -> _Finding:
         epsilon=check.epsilon - alpha,
         alpha=alpha_of_check,
         seed=seed,
-        fill_in=check.cells is None,
+        fill_in=check.domain.is_box,
         num_stages=1 if is_filter else 3,
     )
     fields = {
@@ -292,7 +316,7 @@ def _marginal(check: _Check) -> _Finding:
         )
     alpha, alpha_of_check = spending(check.epsilon, len(check.inputs))
     # No check is made on fewer observations, so their share can be spent as well.
-    first = fewest_observations(check.bounds.shape[-1])
+    first = fewest_observations(check.domain.dim)
     seed = check.seeds["marginal"]
     rng = torch.Generator().manual_seed(seed)
     points, scores = _candidates(check, rng)
@@ -306,8 +330,7 @@ def _marginal(check: _Check) -> _Finding:
         alpha=min(alpha, alpha_of_check * first),
         weight=math.copysign(1.0, weight),
         seed=seed,
-        bounds=check.bounds,
-        cells=check.cells,
+        bounds=check.domain,
     )
     challenger = candidates[result.challenger or 0]  # the first is the search's
     fields = {
@@ -342,14 +365,14 @@ def _reported(
 def _candidates(check: _Check, rng: torch.Generator) -> tuple[Tensor, Tensor]:
     """Points that may beat the incumbent, with as many more around those that matter.
 
-    With cells these are cells, without that of the incumbent.
+    Points of the domain, without what is the same as the incumbent.
     """
     points, scores = filled_in(
         check.acquisition, check.search.points, check.search.scores, check.epsilon, rng
     )
-    if check.cells is None:
+    if check.domain.is_box:
         return points, scores
-    points, scores = scored_cells(check.acquisition, points, check.cells)
+    points, scores = scored_points(check.acquisition, points, check.domain)
     others = scores > -math.inf
     return points[others], scores[others]
 
@@ -375,12 +398,12 @@ def spending(epsilon: float, num_observations: int) -> tuple[float, float]:
 
 
 def _union(
-    first: ChallengerSearch, second: ChallengerSearch, cells: Cells | None
+    first: ChallengerSearch, second: ChallengerSearch, domain: Domain
 ) -> ChallengerSearch:
     """Merge two searches."""
     best = max(first, second, key=lambda search: search.score)
-    if cells is not None and cells.number == len(second.points):
-        return best  # both scored every cell
+    if domain.number == len(second.points):
+        return best  # both scored every point
     return ChallengerSearch(
         best.challenger,
         best.score,
@@ -455,27 +478,30 @@ def _pooled_variance(model: Model) -> float:
     return float(scale) ** 2 / precision
 
 
-def _check_bounds(bounds: Tensor, X_observed: Tensor) -> Tensor:
-    """Return the bounds in float64, or refuse what is not a box around the points."""
-    bounds = torch.as_tensor(bounds)
-    if bounds.shape != (2, X_observed.shape[-1]):
-        raise ValueError(
-            f"bounds must have shape `2 x d` with d = {X_observed.shape[-1]}, lower "
-            f"row first; got shape {tuple(bounds.shape)}"
-        )
-    bounds = bounds.to(torch.float64)
-    if not (bounds.isfinite().all() and (bounds[0] < bounds[1]).all()):
-        raise ValueError(f"bounds must be finite, lower below upper; got {bounds}")
-    return bounds
-
-
-def _check_cells(cells: Cells | CellEdges | None, X_observed: Tensor) -> Cells | None:
-    """Return the cells, or refuse those of another number of coordinates."""
+def _check_domain(
+    bounds: Tensor | Domain, X_observed: Tensor, cells: Cells | CellEdges | None
+) -> Domain:
+    """Return the domain, or refuse what does not fit the points."""
+    dim = X_observed.shape[-1]
     cells = Cells.of(cells)
-    if cells is not None and len(cells.edges) != X_observed.shape[-1]:
+    if cells is not None and len(cells.edges) != dim:
         raise ValueError(
-            f"the cells have {len(cells.edges)} coordinates, the points "
-            f"{X_observed.shape[-1]}: give edges for every coordinate, empty ones for "
-            "a coordinate without bins"
+            f"the cells have {len(cells.edges)} coordinates, the points {dim}: give "
+            "edges for every coordinate, empty ones for a coordinate without bins"
         )
-    return cells
+    if not isinstance(bounds, Domain):
+        bounds = torch.as_tensor(bounds)
+        if bounds.shape != (2, dim):
+            raise ValueError(
+                f"bounds must have shape `2 x d` with d = {dim}, lower row first; got "
+                f"shape {tuple(bounds.shape)}"
+            )
+        bounds = bounds.to(torch.float64)
+        if not (bounds.isfinite().all() and (bounds[0] < bounds[1]).all()):
+            raise ValueError(f"bounds must be finite, lower below upper; got {bounds}")
+    domain = Domain.of(bounds, cells)
+    if domain.dim != dim:
+        raise ValueError(
+            f"the domain has {domain.dim} coordinates, the points have {dim}"
+        )
+    return domain

@@ -19,10 +19,10 @@ from torch import Tensor
 
 from ax_pac.acquisition.analytic import check_delta, check_model, check_points
 from ax_pac.acquisition.difference import is_plain_gp
-from ax_pac.cells import Cells
 from ax_pac.certificate.bounds import betting_upper, is_hopeless, log_wealth
 from ax_pac.certificate.marginal_draws import DifferenceProblem, draw_failures
 from ax_pac.certificate.record import HyperparameterStatus
+from ax_pac.domain import Domain
 from ax_pac.surrogate.fit import OUTPUTSCALE_BOUNDS, too_few_observations
 from ax_pac.surrogate.mcmc import (
     JITTER,
@@ -102,8 +102,7 @@ def marginal_failure(
     alpha: float,
     weight: float = 1.0,
     seed: int,
-    bounds: Tensor | None = None,
-    cells: Cells | None = None,
+    bounds: Tensor | Domain | None = None,
 ) -> MarginalFailure:
     """Bound the probability that the incumbent is not good enough, marginally.
 
@@ -132,9 +131,8 @@ def marginal_failure(
         alpha: Allowed probability of a certificate by sampling error alone, in (0, 1).
         weight: 1 to maximise, -1 to minimise.
         seed: Seed of every random number.
-        bounds: The box, `2 x d`. Default: the range of the candidates.
-        cells: Cells of points that are the same; the maximum is over their centres.
-            None for a box without cells.
+        bounds: What the maximum is over: a box, `2 x d`, or a domain. Default: the
+            range of the candidates.
 
     Returns:
         Counts, bound and status.
@@ -159,9 +157,9 @@ def marginal_failure(
     """
     _check_arguments(model, incumbent, candidates, epsilon, alpha, weight)
     problem = DifferenceProblem(
-        model, incumbent, candidates, check_delta(delta), weight, bounds, cells
+        model, incumbent, candidates, check_delta(delta), weight, bounds
     )
-    refusal = _refusal(model, problem, math.inf if cells is None else cells.number)
+    refusal = _refusal(model, problem)
     if refusal != _OK:
         return MarginalFailure(1.0, 0, 0.0, 1.0, 0, None, *refusal)
     generator = torch.Generator().manual_seed(seed)
@@ -280,11 +278,9 @@ def _diagnosis(sample: HyperparameterSample, fewest: float) -> _Diagnosis:
     return _OK
 
 
-def _refusal(
-    model: SingleTaskGP, problem: DifferenceProblem, num_cells: float
-) -> _Diagnosis:
+def _refusal(model: SingleTaskGP, problem: DifferenceProblem) -> _Diagnosis:
     """Return why these data support no claim, `_OK` if they may."""
-    too_few = too_few_observations(problem.Z, num_cells)
+    too_few = too_few_observations(problem.Z, problem.domain.number)
     if too_few is not None:
         return _Diagnosis("too_few_observations", too_few)
     outputscale = float(model.covar_module.outputscale.detach())

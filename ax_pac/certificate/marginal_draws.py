@@ -11,7 +11,7 @@ from botorch.models import SingleTaskGP
 from torch import Tensor
 
 from ax_pac.acquisition.difference import VARIANCE_FLOOR
-from ax_pac.cells import Cells
+from ax_pac.domain import Domain
 from ax_pac.surrogate.mcmc import (
     JITTER,
     MEAN_VARIANCE,
@@ -52,9 +52,8 @@ class DifferenceProblem:
         candidates: Shape `N x d`. Unit: the model's input units.
         delta: Tolerance. Unit: objective units.
         weight: 1 to maximise, -1 to minimise.
-        bounds: The box, `2 x d`. Unit: the model's input units. Default: the range of
-            the candidates.
-        cells: Cells of points that are the same; added candidates are their centres.
+        bounds: A box, `2 x d`, or a domain, in which added candidates lie. Unit: the
+            model's input units. Default: the range of the candidates.
     """
 
     def __init__(
@@ -64,8 +63,7 @@ class DifferenceProblem:
         candidates: Tensor,
         delta: float,
         weight: float,
-        bounds: Tensor | None = None,
-        cells: Cells | None = None,
+        bounds: Tensor | Domain | None = None,
     ) -> None:
         model.eval()
         transform = getattr(model, "outcome_transform", None)
@@ -78,27 +76,32 @@ class DifferenceProblem:
             self.candidates = model.transform_inputs(candidates).detach()
             if bounds is None:
                 bounds = torch.stack([candidates.amin(0), candidates.amax(0)])
-            self._lower, self._upper = model.transform_inputs(bounds).detach()
+            self.domain = Domain.of(bounds)
+            self._lower, self._upper = model.transform_inputs(self.domain.box).detach()
         self.delta = delta / scale
-        self._cells = cells
         self._transform = getattr(model, "input_transform", None)
 
     def feasible(self, points: Tensor) -> Tensor:
-        """Move points into the box and, where there are cells, to their centres.
+        """Move points into the domain; those that cannot be become the incumbent.
 
         Args:
             points: In the internal units of the surrogate. Shape `... x d`.
         """
         points = torch.maximum(torch.minimum(points, self._upper), self._lower)
-        if self._cells is None:
+        if self.domain.is_box:
             return points
         shape = points.shape
         points = points.reshape(-1, shape[-1])
-        if self._transform is None:
-            return self._cells.canonical(points).reshape(shape)
         with torch.no_grad():
-            centres = self._cells.canonical(self._transform.untransform(points))
-            return self._transform(centres).reshape(shape)
+            if self._transform is not None:
+                points = self._transform.untransform(points)
+            inside = self.domain.nearest(points)
+            lost = ~self.domain.contains(inside) if self.domain.constraints else None
+            if self._transform is not None:
+                inside = self._transform(inside)
+            if lost is not None:  # the incumbent cannot beat itself
+                inside = torch.where(lost.unsqueeze(-1), self.incumbent, inside)
+        return inside.reshape(shape)
 
 
 class _Functions:

@@ -15,6 +15,10 @@ LEVELS = ("pairwise", "joint", "marginal")
 DEFAULT_LEVEL = "marginal"
 """The level whose failure rate comes closest to epsilon with fitted hyperparameters."""
 
+EXHAUSTIVE = "exhaustive"
+"""What a certificate has `reached` where every point of a finite search space was
+observed, and each point's own observations decided, at any level."""
+
 HyperparameterStatus = Literal[
     "ok",
     "too_few_observations",
@@ -72,7 +76,8 @@ class PACCertificate:
             `joint` and `marginal`; None where it was not examined.
         hyperparameter_text: The problem in one sentence; empty without one.
         reached: The level that was evaluated last. A weaker level comes first, and one
-            that does not pass withholds the certificate on its own.
+            that does not pass withholds the certificate on its own. `exhaustive` where
+            every point of a finite search space was observed and no model was needed.
     """
 
     delta: float
@@ -198,6 +203,12 @@ def reason_of(certificate: PACCertificate) -> str:
         f"the probability that any point beats the incumbent by more than {delta} is "
         f"{by} {probability}"
     )
+    if certificate.reached == EXHAUSTIVE:
+        claim = claim.replace("estimated at", "bounded by")
+        return (
+            f"{claim} (every point of the search space was observed: by each point's "
+            "own observations, without a model)"
+        )
     if certificate.reached == "joint":
         return (
             f"{claim} (joint: all points together, the model's hyperparameters taken "

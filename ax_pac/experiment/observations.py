@@ -15,30 +15,29 @@ from ax.core.search_space import SearchSpace
 from ax.core.trial_status import TrialStatus
 
 from ax_pac.experiment.session import session_of
-
-# Ax 1.3.1 fits its models to the data of trials in these states.
-_STATUSES_WITH_DATA = (
-    TrialStatus.COMPLETED,
-    TrialStatus.EARLY_STOPPED,
-    TrialStatus.RUNNING,
-)
+from ax_pac.experiment.space import refuse_unsupported
 
 
 def observed_data(experiment: Experiment) -> pd.DataFrame:
     """Return the objective's observations that the surrogate is fitted to.
 
+    Those of completed trials, see `is_evidence`. Ax would also fit its models to what
+    running and early-stopped trials have reported so far, which is another quantity:
+    a loss after three epochs, say.
+
     Args:
         experiment: An Ax experiment with one objective.
 
     Returns:
-        Columns `trial_index, arm_name, mean, sem`, sorted. A NaN mean is no
-        observation, nor is a point outside the search space, which a warning reports
-        (Ax drops both).
+        Columns `trial_index, arm_name, mean, sem`, sorted. Of several progressions the
+        last one. A NaN mean is no observation, nor is a point outside the search space,
+        which a warning reports (Ax drops both).
 
     Raises:
-        ValueError: For several objectives or outcome constraints, for an infinite mean,
-            and for a missing, infinite or negative standard error, naming the trial.
-            Ax would ignore the first two and infer the noise for the last.
+        ValueError: For several objectives or outcome constraints, for search spaces
+            that `refuse_unsupported` names, for an infinite mean, and for a missing,
+            infinite or negative standard error, naming the trial. Ax would ignore the
+            first two and infer the noise for the last.
     """
     source, session = Source.of(experiment), session_of(experiment)
     if session.observations is None or session.observations[0] != source:
@@ -64,7 +63,12 @@ class Source:
 
     @classmethod
     def of(cls, experiment: Experiment) -> Source:
-        """Take an experiment's; raises as `objective_metric` does."""
+        """Take an experiment's.
+
+        Raises:
+            ValueError: As `objective_metric` and `refuse_unsupported`.
+        """
+        refuse_unsupported(experiment.search_space)
         return cls(
             experiment.lookup_data(),
             experiment.search_space,
@@ -89,13 +93,51 @@ def _observations(experiment: Experiment, source: Source) -> pd.DataFrame:
     columns = ["trial_index", "arm_name", "mean", "sem"]
     if data.empty:
         return pd.DataFrame(columns=columns)
-    usable = data["trial_index"].map(lambda i: statuses[i] in _STATUSES_WITH_DATA)
-    rows = data.loc[usable & (data["metric_name"] == metric), columns]
+    abandoned = _abandoned_arms(experiment)
+    is_usable = [
+        is_evidence(statuses[index]) and (index, name) not in abandoned
+        for index, name in zip(data["trial_index"], data["arm_name"], strict=True)
+    ]
+    usable = (data["metric_name"] == metric) & pd.Series(is_usable, data.index)
+    rows = data.loc[usable, columns]
     rows = rows[~rows["arm_name"].isin(_outside(experiment, set(rows["arm_name"])))]
     rows = rows.sort_values(columns[:2], kind="stable").dropna(subset=["mean"])
     for row in rows.to_dict("records"):
         _check_observation(metric, row["trial_index"], row["mean"], row["sem"])
     return rows.reset_index(drop=True)
+
+
+def is_evidence(status: TrialStatus) -> bool:
+    """Whether the data of a trial in this state are observations.
+
+    Of completed trials only. Whoever stops a trial early has not evaluated its point:
+    to the search it is one that gave no observation, see `unevaluated_arms`.
+    """
+    return status == TrialStatus.COMPLETED
+
+
+def _abandoned_arms(experiment: Experiment) -> set[tuple[int, str]]:
+    """Trial index and name of the arms that were abandoned within their trial."""
+    return {
+        (index, arm.name)
+        for index, trial in experiment.trials.items()
+        for arm in trial.abandoned_arms
+    }
+
+
+def running_arms_with_data(experiment: Experiment) -> list[Arm]:
+    """Return the arms under evaluation that have reported something.
+
+    To Ax they are evaluated, to the search they are pending.
+    """
+    reported = set(experiment.lookup_data().df.get("trial_index", ()))
+    return [
+        arm
+        for index, trial in experiment.trials.items()
+        if index in reported and not trial.status.is_terminal
+        for arm in trial.arms
+        if experiment.search_space.check_membership(arm.parameters)
+    ]
 
 
 def _outside(experiment: Experiment, names: set[str]) -> set[str]:
@@ -127,8 +169,8 @@ def unevaluated_arms(
     """Return the arms that ended without an observation, not to be proposed for now.
 
     An arm without any observation one of whose trials has ended, be it failed,
-    abandoned, or completed without data; and an arm that has one, if its trial was the
-    last to end and brought none, until another trial brings one.
+    abandoned, stopped early, or completed without data; and an arm that has one, if its
+    trial was the last to end and brought none, until another trial brings one.
 
     Args:
         experiment: An experiment with one objective.

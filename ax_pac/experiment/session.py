@@ -8,6 +8,7 @@ from typing import Any, Protocol
 
 import pandas as pd
 from ax.core.experiment import Experiment
+from ax.core.search_space import SearchSpace
 from ax.generation_strategy.generation_node import GenerationNode
 
 
@@ -28,12 +29,14 @@ class Session:
         node: The PAC node that searches the experiment. Certificates with the same
             settings share its fit.
         saver: The client that writes the experiment to a database.
+        number_of_points: The search space, and how many points it has.
     """
 
     observations: tuple[Any, pd.DataFrame] | None = None
     # Weak, because both hold the experiment, which would never be freed.
     node: weakref.ref[GenerationNode] | None = None
     saver: weakref.ref[SavesRecords] | None = None
+    number_of_points: tuple[SearchSpace, float] | None = None
 
 
 # By `id`, because Ax's experiments cannot be hashed; an entry ends with its experiment.

@@ -15,11 +15,16 @@ from ax.core.experiment import Experiment
 from ax.core.runner import Runner
 from ax.generation_strategy.generation_strategy import GenerationStrategy
 
-from ax_pac.ax_internals import maybe_experiment_of, resume, strategy_of
+from ax_pac.ax_internals import (
+    maybe_experiment_of,
+    properties,
+    resume,
+    strategy_of,
+)
 from ax_pac.experiment.records import save_records_by
 
 if TYPE_CHECKING:
-    from ax_pac.storage.database import Database, ExactBundle
+    from ax_pac.storage.database import Database, ExactBundle, Stamp
 
 
 def database_url(db: str | Path) -> str:
@@ -27,6 +32,7 @@ def database_url(db: str | Path) -> str:
 
     Args:
         db: A path, or an SQLAlchemy URL such as `postgresql+psycopg://user@host/name`.
+            In a path every character stands for itself.
 
     Raises:
         ValueError: When it is empty.
@@ -37,7 +43,10 @@ def database_url(db: str | Path) -> str:
     """
     if not str(db).strip():
         raise ValueError("expected a path or the URL of a database, got nothing")
-    return str(db) if "://" in str(db) else f"sqlite:///{db}"
+    if "://" in str(db):
+        return str(db)
+    # In a URL they begin the options, and the code of a character.
+    return f"sqlite:///{str(db).replace('%', '%25').replace('?', '%3F')}"
 
 
 def open_client(db: str | Path, name: str) -> StoredClient:
@@ -55,11 +64,18 @@ def open_client(db: str | Path, name: str) -> StoredClient:
 
     Raises:
         ImportError: When SQLAlchemy, the extra `sql`, is not installed.
-        ValueError: When the database cannot be opened.
+        ValueError: When the name is empty, when the database cannot be opened, or when
+            there is a file that is not a database.
     """
+    if not (isinstance(name, str) and name.strip()):
+        raise ValueError(f"expected the name of a search, got {name!r}")
     client = StoredClient(db)
     client._load(name)
     return client
+
+
+class SearchChangedError(RuntimeError):
+    """Another client wrote a search after this one had read it; nothing was written."""
 
 
 def _saved_at_once(method: Callable[..., Any]) -> Any:
@@ -81,7 +97,9 @@ class StoredClient(Client):
     state before the call or after it. Only what changed is written. Numbers are stored
     exactly, where Ax stores ten decimals. Certificates are saved as they are computed.
 
-    Not for several processes, nor for several threads, at a time.
+    Not for several processes, nor for several threads, at a time. Each write leaves a
+    stamp; a client whose search was written by another one since writes nothing, and
+    raises a `SearchChangedError`. It still reads.
 
     Args:
         db: A path or a URL, see `database_url`. Missing tables are made.
@@ -110,6 +128,8 @@ class StoredClient(Client):
         self._strategy_changed = False
         self._records_changed = False
         self._trials: dict[int, None] = {}
+        self._name: str | None = None
+        self._stamp: Stamp | None = None
         with self._database.sessions():
             super().__init__(
                 storage_config=StorageConfig(url=url, registry_bundle=self._bundle),
@@ -124,7 +144,6 @@ class StoredClient(Client):
     mark_trial_failed = _saved_at_once(Client.mark_trial_failed)
     mark_trial_abandoned = _saved_at_once(Client.mark_trial_abandoned)
     mark_trial_early_stopped = _saved_at_once(Client.mark_trial_early_stopped)
-    configure_experiment = _saved_at_once(Client.configure_experiment)
     configure_optimization = _saved_at_once(Client.configure_optimization)
 
     @property
@@ -153,6 +172,56 @@ class StoredClient(Client):
             if trial.status.is_running
         }
 
+    def configure_experiment(
+        self,
+        parameters: Sequence[Any],
+        parameter_constraints: Sequence[str] | None = None,
+        name: str | None = None,
+        **options: Any,
+    ) -> None:
+        """See Ax's `Client`; the name is the one that the client was opened with.
+
+        Args:
+            parameters: As in Ax.
+            parameter_constraints: As in Ax.
+            name: Name of the experiment, under which it is found again. None for the
+                one given to `open_client`.
+            **options: As in Ax.
+
+        Raises:
+            ValueError: When there is no name, or another one than that of
+                `open_client`: the search would not be found again.
+        """
+        if name is None:
+            name = self._name
+        if name is None or not name.strip():
+            raise ValueError(
+                "an experiment in a database needs a name, by which it is found again: "
+                f"give name=, or use open_client(db, name); got {name!r}"
+            )
+        if self._name is not None and name != self._name:
+            raise ValueError(
+                f"this client was opened for the search {self._name!r}, and the "
+                f"experiment is called {name!r}: open_client({self._name!r}) would not "
+                "find it again. Leave name= out, or open the client with that name"
+            )
+        with self.one_save():
+            super().configure_experiment(
+                parameters, parameter_constraints, name, **options
+            )
+
+    def configure_metrics(self, metrics: Any) -> None:
+        """Refuse metrics that fetch their values, which Ax 1.3.1 cannot store.
+
+        Raises:
+            ValueError: Always.
+        """
+        raise ValueError(
+            "Ax cannot store metrics that fetch their values, and run_trials needs "
+            "them: in a database, write the loop with get_next_trials and "
+            "complete_trial, and name further metrics by configure_tracking_metrics"
+        )
+
     def configure_runner(self, runner: Any) -> None:
         """Refuse a runner, which Ax 1.3.1 cannot store.
 
@@ -171,12 +240,16 @@ class StoredClient(Client):
 
     def _load(self, name: str) -> None:
         """Take over the experiment of a name, if the database has it."""
+        from ax_pac.storage.database import stamp_of
+
+        self._name = name
         if name not in self._database.names():
             return
         with self._database.sessions():
             experiment, strategy = self._load_experiment_and_generation_strategy(name)
         resume(self, experiment, strategy)
         save_records_by(experiment, self)
+        self._stamp = stamp_of(experiment)
 
     # Ax calls these after each change; `_save` writes what they note.
 
@@ -230,9 +303,19 @@ class StoredClient(Client):
         experiment = maybe_experiment_of(self)
         if not (changed or self._trials) or experiment is None:
             return
-        from ax_pac.storage.database import save_changes
+        from ax_pac.storage.database import (
+            LAST_WRITE,
+            new_stamp,
+            save_changes,
+            stored_stamp,
+        )
 
-        with self._database.transaction():
+        with self._database.transaction() as connection:
+            found = stored_stamp(connection, experiment)
+            if found != self._stamp:
+                raise SearchChangedError(self._changed_by(experiment.name, found))
+            stamp = new_stamp(found)
+            properties(experiment)[LAST_WRITE] = stamp
             save_changes(
                 experiment,
                 self._bundle,
@@ -240,5 +323,21 @@ class StoredClient(Client):
                 strategy=strategy_of(self) if self._strategy_changed else None,
                 trials=list(self._trials),
             )
+        self._stamp = stamp
         self._whole = self._strategy_changed = self._records_changed = False
         self._trials = {}
+
+    def _changed_by(self, name: str, found: Stamp | None) -> str:
+        """Say who wrote a search, and what to do."""
+        who = "another client"
+        if found:
+            who += (
+                f" (process {found['process']} on {found['host']}, write number "
+                f"{found['number']} at {found['time']})"
+            )
+        return (
+            f"the search {name!r} in {self.database} was written by {who} since this "
+            "client read it. Nothing was written, because it would replace that. Open "
+            "the search again with open_client and go on there, with one client at a "
+            "time, or give one of the searches another name"
+        )

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import datetime
 import json
+import os
+import pathlib
+import socket
 import weakref
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -42,7 +46,7 @@ from ax.storage.sqa_store.sqa_classes import (
 from ax.storage.sqa_store.sqa_enum import IntEnum, StringEnum
 from sqlalchemy.orm import scoped_session, sessionmaker
 
-from ax_pac.ax_internals import new_runs
+from ax_pac.ax_internals import new_runs, properties
 
 # Ax leaves open whether statements with these types may be cached, so that SQLAlchemy
 # warns and does not cache them. Nor should it: all enumerations would share one entry.
@@ -52,6 +56,11 @@ for _type in (
 ):
     _type.cache_ok = False
 
+
+# The property of an experiment that says who wrote it last. A stored name.
+LAST_WRITE = "ax_pac_last_write"
+
+_SQLITE_HEADER = b"SQLite format 3\x00"
 
 # Columns of a trial that are set when it is first saved.
 _KEYS = ("id", "experiment_id")
@@ -161,6 +170,7 @@ class Database:
                 f"package that brings it (pip install {error.name}), or use a file, "
                 "sqlite:///search.db"
             ) from error
+        _refuse_other_files(self.engine.url)
         # Pooled connections end with the client, not when they are found lying about.
         weakref.finalize(self, self.engine.dispose)
         self.name = self.engine.url.render_as_string(hide_password=True)
@@ -180,16 +190,92 @@ class Database:
             yield
 
     @contextlib.contextmanager
-    def transaction(self) -> Iterator[None]:
+    def transaction(self) -> Iterator[sqlalchemy.Connection]:
         """The same, everything that is written being one transaction."""
         with self.engine.begin() as connection, _sessions_on(connection):
-            yield
+            yield connection
 
     def names(self) -> list[str]:
         """Return the names of the experiments in this database, sorted."""
         with self.engine.connect() as connection:
             rows = connection.execute(sqlalchemy.select(SQAExperiment.name))
             return sorted(str(name) for (name,) in rows)
+
+
+def _refuse_other_files(url: sqlalchemy.URL) -> None:
+    """Refuse a file that is no SQLite database; SQLite overwrites a short one.
+
+    Raises:
+        ValueError: When there is a file with something else in it.
+    """
+    name = url.database or ""
+    if url.get_backend_name() != "sqlite" or name in ("", ":memory:"):
+        return
+    path = pathlib.Path(name.removeprefix("file:"))
+    if not path.is_file():
+        return
+    with path.open("rb") as file:
+        start = file.read(len(_SQLITE_HEADER))
+    if start not in (b"", _SQLITE_HEADER):
+        raise ValueError(
+            f"the database {path} cannot be opened: the file is not a database, it "
+            f"begins with {start!r}. Nothing was written. Give a path where there is "
+            "nothing yet, or that of an SQLite database"
+        )
+
+
+Stamp = dict[str, Any]
+"""Who wrote an experiment last, and when; each one is different."""
+
+
+def stamp_of(experiment: Experiment) -> Stamp | None:
+    """Return who wrote an experiment last, as it was when it was read."""
+    stamp = properties(experiment).get(LAST_WRITE)
+    return None if stamp is None else dict(stamp)
+
+
+def new_stamp(last: Stamp | None) -> Stamp:
+    """Return the stamp of a write that is made now, by this process."""
+    return {
+        "number": 1 if last is None else int(last["number"]) + 1,
+        "process": os.getpid(),
+        "host": socket.gethostname(),
+        "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="microseconds"),
+    }
+
+
+def stored_stamp(
+    connection: sqlalchemy.Connection, experiment: Experiment
+) -> Stamp | None:
+    """Return who wrote an experiment last, as it is now, and keep others from writing.
+
+    Call it within the transaction that writes.
+
+    Args:
+        connection: In a transaction.
+        experiment: The experiment, saved before or not.
+
+    Returns:
+        None where nobody has written it; an empty stamp where it was written by someone
+        who left none, or is gone.
+    """
+    table = SQAExperiment.__table__
+    expected: Stamp | None
+    if experiment.db_id is None:
+        row = table.c.name == experiment.name
+        expected = None
+    else:
+        row = table.c.id == experiment.db_id
+        expected = {}
+        # What takes the lock: SQLite would let another one write after a mere read.
+        connection.execute(table.update().where(row).values(name=table.c.name))
+    found = connection.execute(sqlalchemy.select(table.c.properties).where(row)).first()
+    if found is None:
+        return expected
+    stamp = (found[0] or {}).get(LAST_WRITE)
+    if stamp is None:
+        return None if experiment.db_id is not None else {}
+    return dict(stamp)
 
 
 def unlimited_tables() -> sqlalchemy.MetaData:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 from typing import Any
 
@@ -58,7 +59,8 @@ def register_with_ax() -> None:
         CLASS_TO_REVERSE_REGISTRY[base][_PREFIX + cls.__name__] = cls
     for criterion in _CRITERIA:
         CORE_ENCODER_REGISTRY[criterion] = _criterion_to_dict
-        CORE_DECODER_REGISTRY[_PREFIX + criterion.__name__] = criterion
+        name = _PREFIX + criterion.__name__
+        CORE_DECODER_REGISTRY[name] = functools.partial(_criterion_from_dict, criterion)
     register_transform(SmoothedNoise)
     register_transform(CanonicalPoints)
     register_transform(UnevaluatedPoints)
@@ -71,6 +73,13 @@ def _criterion_to_dict(criterion: Any) -> dict[str, Any]:
     """Encode a transition criterion by its arguments."""
     name = _PREFIX + type(criterion).__name__
     return {**serialize_init_args(obj=criterion), "__type": name}
+
+
+def _criterion_from_dict(criterion: type[Any], **fields: Any) -> Any:
+    """Decode a transition criterion, or refuse one of a newer version."""
+    known = inspect.signature(criterion).parameters
+    refuse_unknown(fields, known, "transition criteria")
+    return criterion(**fields)
 
 
 def _stopping_strategy_from_dict(**fields: Any) -> PACStoppingStrategy:

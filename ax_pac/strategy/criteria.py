@@ -4,13 +4,17 @@ from __future__ import annotations
 
 from typing import Any
 
+import pandas as pd
 from ax.core.experiment import Experiment
+from ax.exceptions.core import SearchSpaceExhausted
 from ax.generation_strategy.generation_node import GenerationNode
 from ax.generation_strategy.transition_criterion import TransitionCriterion
 
+from ax_pac.ax_internals import allow_repetitions
 from ax_pac.certificate.record import PACCertificate
 from ax_pac.experiment.observations import observed_data
 from ax_pac.experiment.settings import CertificateSettings
+from ax_pac.experiment.space import FEW_POINTS, covers_every_point, number_of_points
 from ax_pac.strategy.certification import certificate_of
 from ax_pac.strategy.node_certificate import certify_at, remember_search
 
@@ -27,7 +31,8 @@ class InitialTrialsCompleted(TransitionCriterion):
     Args:
         transition_to: Name of the node that takes over, or of the node itself, where
             its certificate is checked first.
-        num_initial_trials: Number of observations; None for `max(6, d + 2)`.
+        num_initial_trials: Number of observations; None for `max(6, d + 2)`, or the
+            number of points of the search space where it has fewer.
         continue_trial_generation: As in Ax.
     """
 
@@ -41,16 +46,40 @@ class InitialTrialsCompleted(TransitionCriterion):
         self.num_initial_trials = num_initial_trials
 
     def is_met(self, experiment: Experiment, curr_node: GenerationNode) -> bool:
-        """Return whether the experiment has the observations."""
+        """Return whether the experiment has the observations.
+
+        In a search space of few points the initial design may repeat them: Ax's would
+        end the search once each was tried, however noisy, and some after a minute of
+        looking for another one.
+        """
         remember_search(experiment, _pac_node(curr_node))
+        if number_of_points(experiment) <= FEW_POINTS:
+            allow_repetitions(curr_node)
         return has_initial_trials(experiment, self.num_initial_trials)
 
 
 def has_initial_trials(experiment: Experiment, number: int | None) -> bool:
-    """Return whether there are `number` observations; None for `max(6, d + 2)`."""
+    """Return whether there are `number` observations, or one of every point.
+
+    Args:
+        experiment: An Ax experiment.
+        number: None for `max(6, d + 2)`, or the number of points of the search space
+            where it has fewer.
+    """
     if number is None:
         number = max(6, len(experiment.search_space.tunable_parameters) + 2)
-    return len(observed_data(experiment)) >= number
+        number = int(min(number, number_of_points(experiment)))
+    data = observed_data(experiment)
+    return len(data) >= number or has_observed_everything(experiment, data)
+
+
+def has_observed_everything(experiment: Experiment, data: pd.DataFrame) -> bool:
+    """Return whether the search space is finite and every point has an observation."""
+    names = dict.fromkeys(data["arm_name"])
+    if len(names) < number_of_points(experiment):
+        return False
+    arms = [experiment.arms_by_name[name] for name in names]
+    return covers_every_point(experiment, arms)
 
 
 class CertificateHolds(TransitionCriterion):
@@ -89,7 +118,10 @@ class ExperimentCertified(TransitionCriterion):
     Args:
         transition_to: Name of the node itself.
         settings: What `CertificateSettings.to_dict` returned.
-        min_trials: Observations before the first certificate; None: `max(6, d + 2)`.
+        min_trials: Observations before the first certificate; None: `max(6, d + 2)`, or
+            the number of points of the search space where it has fewer.
+        only_when_exhausted: Whether to certify only once every point of a finite search
+            space was observed, as at the nodes before the last one.
         continue_trial_generation: As in Ax.
     """
 
@@ -99,14 +131,38 @@ class ExperimentCertified(TransitionCriterion):
         settings: dict[str, Any],
         min_trials: int | None = None,
         continue_trial_generation: bool | None = False,
+        only_when_exhausted: bool = False,
     ) -> None:
         super().__init__(transition_to, continue_trial_generation)
         self.settings = CertificateSettings.from_dict(settings).to_dict()
         self.min_trials = min_trials
+        self.only_when_exhausted = only_when_exhausted
 
     def is_met(self, experiment: Experiment, curr_node: GenerationNode) -> bool:
-        """Return whether the search is finished, computing each certificate once."""
-        if not has_initial_trials(experiment, self.min_trials):
-            return False
+        """Return whether the search is finished, computing each certificate once.
+
+        Raises:
+            SearchSpaceExhausted: When it is not, every point of the search space was
+                tried, and the node repeats none. Ax would raise it too, some generators
+                after a minute, without a word about the certificate.
+        """
         settings = CertificateSettings.from_dict(self.settings)
-        return certificate_of(experiment, settings).holds
+        reason = "there are too few observations for one"
+        data = observed_data(experiment)
+        if self.only_when_exhausted:
+            is_due = has_observed_everything(experiment, data)
+        else:
+            is_due = has_initial_trials(experiment, self.min_trials)
+        if is_due and not data.empty:
+            certificate = certificate_of(experiment, settings)
+            if certificate.holds:
+                return True
+            reason = certificate.reason
+        tried = experiment.arms_by_signature_for_deduplication.values()
+        if curr_node.should_deduplicate and covers_every_point(experiment, tried):
+            raise SearchSpaceExhausted(
+                f"no certificate: all {number_of_points(experiment):.0f} points of the "
+                f"search space were tried, and node {curr_node.name!r} repeats none "
+                f"({reason}). pac_generation_strategy repeats points as the noise needs"
+            )
+        return False

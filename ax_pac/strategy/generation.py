@@ -14,12 +14,10 @@ from ax_pac.adapter.generator import cells_config, generator_kwargs
 from ax_pac.adapter.transforms import CanonicalPoints
 from ax_pac.cells import CellEdges, Cells, frozen_edges
 from ax_pac.experiment.settings import CertificateSettings
+from ax_pac.experiment.space import FEW_POINTS
 from ax_pac.strategy.criteria import PAC_NODE, CertificateHolds, InitialTrialsCompleted
 
 SOBOL_NODE = "Sobol"
-
-# With at most this many cells the initial design may repeat one.
-_FEW_CELLS = 100
 
 
 def _sobol_kwargs(settings: CertificateSettings) -> dict[str, Any]:
@@ -31,7 +29,7 @@ def _sobol_kwargs(settings: CertificateSettings) -> dict[str, Any]:
         # Ax gives up when it finds no new point, and there may be fewer cells than
         # trials.
         number = math.prod(len(edges) - 1 for _, edges in settings.cells)
-        kwargs["deduplicate"] = number > _FEW_CELLS
+        kwargs["deduplicate"] = number > FEW_POINTS
     return kwargs
 
 
@@ -61,7 +59,8 @@ def pac_generation_strategy(
         level: What the certificate accounts for, one of `LEVELS`.
         relative: Whether delta is a share of the incumbent's posterior mean.
         num_initial_trials: Space-filling trials before the model takes over; None for
-            `max(6, d + 2)`. Trials that the experiment already has are counted.
+            `max(6, d + 2)`, or the number of points of the search space where it has
+            fewer. Trials that the experiment already has are counted.
         sampling: Which point is evaluated next.
         noise: `smoothed` or `raw` standard errors.
         num_samples: Number of samples behind each standard error.

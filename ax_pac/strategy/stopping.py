@@ -83,6 +83,12 @@ def certified_generation_strategy(
         )
     criterion = ExperimentCertified(last.name, settings.to_dict(), min_trials)
     set_transition_criteria(last, [criterion])
+    for node in nodes[:-1]:
+        # A small search space is exhausted before the last node is reached.
+        criterion = ExperimentCertified(
+            node.name, settings.to_dict(), min_trials, only_when_exhausted=True
+        )
+        set_transition_criteria(node, [criterion, *node.transition_criteria])
     return GenerationStrategy(name=f"{strategy.name}+certificate", nodes=nodes)
 
 

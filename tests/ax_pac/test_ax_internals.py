@@ -14,8 +14,11 @@ import pytest
 import torch
 from ax.adapter.registry import Generators
 from ax.adapter.transforms.base import Transform
+from ax.adapter.transforms.one_hot import OneHot
 from ax.api.client import Client
 from ax.core.experiment import Experiment
+from ax.core.parameter import ChoiceParameter, ParameterType
+from ax.core.search_space import SearchSpace
 from ax.generation_strategy.generation_strategy import GenerationStrategy
 from ax.generators.torch.botorch_modular.acquisition import Acquisition
 from ax.global_stopping.strategies.base import BaseGlobalStoppingStrategy
@@ -193,3 +196,27 @@ def test_no_other_module_reads_a_private_name_of_ax():
         for name in private_names(path)
     }
     assert found <= ALLOWED
+
+
+def test_indicators_of_one_choice_are_found_by_their_names():
+    choice = ChoiceParameter(
+        "o",
+        ParameterType.STRING,
+        ["a", "b", "c"],
+        is_ordered=False,
+        sort_values=False,
+    )
+    transform = OneHot(SearchSpace([choice]))
+    names = list(transform.transform_search_space(SearchSpace([choice])).parameters)
+    assert ax_internals.one_hot_groups(["x", *names, "y"]) == ((1, 2, 3),)
+    assert ax_internals.one_hot_groups(["x", "_OH_PARAM_", "a_OH_PARAM_b"]) == ()
+
+
+def test_a_sobol_node_that_may_repeat_proposes_a_point_again():
+    strategy = pac_generation_strategy(delta=0.1, epsilon=0.05)
+    node = strategy.nodes_by_name["Sobol"]
+    assert node.should_deduplicate
+    ax_internals.allow_repetitions(node)
+    assert not node.should_deduplicate
+    (spec,) = node.generator_specs
+    assert spec.generator_kwargs["deduplicate"] is False

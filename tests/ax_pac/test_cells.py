@@ -24,6 +24,7 @@ from ax_pac import (
     pac_generation_strategy,
 )
 from ax_pac.cells import frozen_edges
+from ax_pac.domain import Domain
 from tests.conftest import noisy_model
 from tests.helpers.ax_loops import SEM, SETTINGS, experiment_of, new_client, run
 
@@ -49,14 +50,16 @@ def test_points_of_one_cell_have_one_canonical_point():
     assert not cells.are_same(points, points[:1])[1]  # another second coordinate
     assert cells.number == math.inf
     with pytest.raises(ValueError, match="no finite set"):
-        cells.all_points()
+        Domain.of(box(2), cells).all_points()
 
 
 def test_neighbours_are_one_bin_away_and_inside():
     cells = Cells((STAIRS, (0.0, 1.0)))
-    found = cells.neighbours(torch.tensor([[0.125, 0.5], [0.625, 0.5]]).double())
+    domain = Domain.of(box(2), cells)
+    found = domain.neighbours(torch.tensor([[0.125, 0.5], [0.625, 0.5]]).double())
     assert sorted(found[:, 0].tolist()) == [0.375, 0.375, 0.875]
-    assert len(grid(3, d=3).all_points()) == grid(3, d=3).number == 27
+    domain = Domain.of(box(3), grid(3, d=3))
+    assert len(domain.all_points()) == domain.number == grid(3, d=3).number == 27
 
 
 @pytest.mark.parametrize("edges", [[0.0], [0.0, 0.5, 0.5, 1.0], [0.0, math.nan]])
@@ -98,7 +101,7 @@ def test_cells_are_given_in_one_form_to_model_and_experiment():
 def staircase_model(seed: int):
     """Four steps with few evaluations: two thirds of the noise is unresolved."""
     rng = torch.Generator().manual_seed(seed)
-    X = grid(4, d=1).all_points()
+    X = Domain.of(box(1), grid(4, d=1)).all_points()
     X = torch.cat([X, X[1:3]])
     Y = -2.0 * (X - 0.4) ** 2 + 0.1 * torch.randn(X.shape, generator=rng).double()
     return fit_model(X, Y, torch.full_like(Y, 0.01)), X
@@ -128,7 +131,7 @@ def test_a_challenger_is_never_the_same_step_as_the_incumbent():
 @pytest.mark.parametrize(("d", "bins"), [(2, 90), (3, 17)])
 def test_no_cell_scores_higher_than_the_challenger(d, bins):
     cells = grid(bins, d)
-    everything = cells.all_points()
+    everything = Domain.of(box(d), cells).all_points()
     for seed in range(3):
         model, X = noisy_model(d=d, n=14, sem=0.03, seed=seed)
         score = PACAcquisition(model, X, 0.1)

@@ -16,6 +16,7 @@ from ax_pac.cells import Cells
 from ax_pac.certificate.levels import _reported
 from ax_pac.certificate.marginal import MarginalFailure
 from ax_pac.certificate.record import reason_of
+from ax_pac.domain import Domain
 from tests.conftest import bowl, noisy_model
 
 
@@ -226,7 +227,7 @@ def test_no_claim_above_pairwise_on_too_few_observations(d, fewest):
 
 def test_a_space_of_few_cells_can_be_certified():
     cells = Cells(((0.0, 0.3, 0.6, 1.0),))
-    points = cells.all_points()
+    points = Domain(((0.0, 1.0),), cells=cells).all_points()
     X = points.repeat(4, 1)
     model = fit_model(X, bowl(X), torch.full((12, 1), 1e-6).double())
     box = torch.tensor([[0.0], [1.0]], dtype=torch.float64)

@@ -26,6 +26,7 @@ from ax_pac.certificate.marginal_draws import (
     FunctionDraws,
     draw_failures,
 )
+from ax_pac.domain import Domain
 from ax_pac.surrogate.mcmc import HyperparameterChains, HyperparameterSample
 from benchmarks.calibration.functions import sample_of_prior
 from benchmarks.calibration.known import known_model, unit_kernel
@@ -147,7 +148,8 @@ def test_points_that_are_added_stay_in_the_box_and_are_centres_of_cells():
     inside = free.feasible(far)
     assert inside.shape == far.shape
     assert ((inside >= 0.0) & (inside <= 1.0)).all()
-    snapped = DifferenceProblem(model, incumbent, candidates, 0.1, 1.0, box, cells)
+    domain = Domain.of(box, cells)
+    snapped = DifferenceProblem(model, incumbent, candidates, 0.1, 1.0, domain)
     first = {round(x, 6) for x in snapped.feasible(far)[..., 0].flatten().tolist()}
     assert first == {0.1, 0.45, 0.85}
 

@@ -12,9 +12,11 @@ from pathlib import Path
 import pytest
 from ax.api.client import Client
 from ax.api.configs import RangeParameterConfig, StorageConfig
+from ax.api.protocols import IMetric
 from ax.core.trial_status import TrialStatus
 
 from ax_pac import (
+    SearchChangedError,
     StoredClient,
     certificate_records,
     certify_experiment,
@@ -249,3 +251,124 @@ def test_without_sqlalchemy_the_extra_is_named(monkeypatch):
 def test_a_url_is_left_alone_and_a_path_becomes_one():
     assert database_url("postgresql://u@h/n") == "postgresql://u@h/n"
     assert database_url(Path("/x/y.db")) == "sqlite:////x/y.db"
+
+
+def test_the_name_of_the_search_is_that_of_the_experiment(tmp_path):
+    path = tmp_path / "a.db"
+    x = RangeParameterConfig(name="x", parameter_type="float", bounds=(0, 1))
+    client = open_client(path, "mine")
+    with pytest.raises(ValueError, match=r"opened for the search 'mine'.*'other'"):
+        client.configure_experiment([x], name="other")
+    assert not client.is_configured
+    client.configure_experiment([x])
+    assert experiment_of(client).name == "mine"
+    assert open_client(path, "mine").is_configured
+
+
+@pytest.mark.parametrize("name", [None, "", "  "])
+def test_a_search_in_a_database_needs_a_name(tmp_path, name):
+    with pytest.raises(ValueError, match="expected the name of a search"):
+        open_client(tmp_path / "a.db", name)
+    x = RangeParameterConfig(name="x", parameter_type="float", bounds=(0, 1))
+    with pytest.raises(ValueError, match=r"needs a name.*give name="):
+        StoredClient(tmp_path / "a.db").configure_experiment([x], name=name)
+
+
+@pytest.mark.parametrize("names", [("d?1.db", "d?2.db"), ("d#1.db", "d%231.db")])
+def test_paths_that_differ_are_different_databases(tmp_path, names):
+    for number, name in enumerate(names):
+        client = prepare(open_client(tmp_path / name, "bowl"))
+        run(client, max_trials=number + 1)
+    assert {path.name for path in tmp_path.iterdir()} == set(names)
+    for number, name in enumerate(names):
+        again = open_client(tmp_path / name, "bowl")
+        assert len(experiment_of(again).trials) == number + 1
+
+
+@pytest.mark.parametrize("content", [b"x", b"a,b\n1,2\n", b"PK\x03\x04" * 5000])
+@pytest.mark.parametrize("name", ["a.db", "a?.db"])
+def test_another_file_is_left_as_it_is(tmp_path, name, content):
+    path = tmp_path / name
+    path.write_bytes(content)
+    for db in (path, database_url(path)):
+        with pytest.raises(ValueError, match=r"not a database.*Nothing was written"):
+            open_client(db, "bowl")
+    assert path.read_bytes() == content
+
+
+def test_an_empty_file_is_a_new_database(tmp_path):
+    (tmp_path / "a.db").touch()
+    prepare(open_client(tmp_path / "a.db", "bowl"))
+    assert open_client(tmp_path / "a.db", "bowl").is_configured
+
+
+def test_metrics_that_fetch_are_refused_as_a_runner_is(tmp_path):
+    class Loss(IMetric):
+        def fetch(self, trial_index, trial_metadata):
+            return 0, 0.0
+
+    client = prepare(StoredClient(tmp_path / "a.db"))
+    with pytest.raises(ValueError, match="configure_tracking_metrics"):
+        client.configure_metrics([Loss(name="loss")])
+    client.configure_tracking_metrics(["seconds"])
+    run(client, max_trials=2)
+    assert len(experiment_of(open_client(tmp_path / "a.db", "bowl")).trials) == 2
+
+
+def result_of(database: str) -> dict[int, float]:
+    data = experiment_of(open_client(database, "bowl")).lookup_data().df
+    return dict(zip(data["trial_index"], data["mean"], strict=True))
+
+
+def test_a_second_client_cannot_overwrite_what_the_first_one_wrote(database):
+    prepare(open_client(database, "bowl"))
+    first, second = (open_client(database, "bowl") for _ in range(2))
+    run(first, max_trials=2)
+    written = result_of(database)
+    for write in (
+        lambda: second.get_next_trials(max_trials=1),
+        lambda: second.attach_trial({"x0": 0.5, "x1": 0.5}),
+    ):
+        with pytest.raises(SearchChangedError, match=r"'bowl'.*process \d+ on "):
+            write()
+    assert result_of(database) == written
+    assert len(experiment_of(second).trials) >= 0  # it still reads
+    run(first, max_trials=1)  # which the other one did not disturb
+    third = open_client(database, "bowl")
+    run(third, max_trials=1)
+    assert len(result_of(database)) == 4
+    with pytest.raises(SearchChangedError, match="open_client"):
+        run(first, max_trials=1)
+
+
+def test_a_second_client_cannot_begin_a_search_of_the_same_name(database):
+    first, second = (open_client(database, "bowl") for _ in range(2))
+    prepare(first)
+    run(first, max_trials=1)
+    with pytest.raises(SearchChangedError, match="another client"):
+        prepare(second)
+    with pytest.raises(SearchChangedError, match="another client"):
+        prepare(StoredClient(database))
+    assert len(result_of(database)) == 1
+
+
+def test_a_search_without_a_stamp_goes_on(database):
+    """As version 0.1 wrote it."""
+    client = prepare(open_client(database, "bowl"))
+    run(client, max_trials=1)
+    engine = client._database.engine
+    with engine.begin() as connection:
+        connection.exec_driver_sql("update experiment_v2 set properties = '{}'")
+    again = open_client(database, "bowl")
+    run(again, max_trials=1)
+    assert len(result_of(database)) == 2
+    with pytest.raises(SearchChangedError):
+        run(client, max_trials=1)
+
+
+def test_a_search_that_is_gone_is_not_written(tmp_path):
+    client = prepare(open_client(tmp_path / "a.db", "bowl"))
+    with client._database.engine.begin() as connection:
+        connection.exec_driver_sql("delete from experiment_v2")
+    with pytest.raises(SearchChangedError, match="was written by another client since"):
+        run(client, max_trials=1)

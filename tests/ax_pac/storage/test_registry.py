@@ -13,6 +13,7 @@ from ax.storage.json_store.encoder import object_to_json
 from ax_pac import (
     PACStoppingStrategy,
     certificate_records,
+    certified_generation_strategy,
     latest_certificate,
     pac_generation_strategy,
 )
@@ -116,6 +117,25 @@ def test_a_stopping_strategy_survives_json():
     newer = {**object_to_json(strategy), "tomorrow": 1}
     with pytest.raises(ValueError, match=r"know: tomorrow.* update ax-pac"):
         object_from_json(newer)
+
+
+@pytest.mark.parametrize(
+    "strategy",
+    [pac_generation_strategy, certified_generation_strategy],
+)
+def test_transition_criteria_survive_json_and_those_of_a_newer_version_are_refused(
+    strategy,
+):
+    for node in strategy(delta=0.2, epsilon=0.05).nodes_by_name.values():
+        for criterion in node.transition_criteria:
+            if not type(criterion).__module__.startswith("ax_pac"):
+                continue
+            stored = json.loads(json.dumps(object_to_json(criterion)))
+            loaded = object_from_json(dict(stored))
+            assert type(loaded) is type(criterion)
+            assert vars(loaded) == vars(criterion)
+            with pytest.raises(ValueError, match=r"know: tomorrow.* update ax-pac"):
+                object_from_json({**stored, "tomorrow": 1})
 
 
 def test_registering_twice_changes_nothing():
