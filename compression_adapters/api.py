@@ -148,6 +148,7 @@ def compress(
 
     Example:
         >>> import torch
+        >>> _ = torch.manual_seed(0)
         >>> network = nn.Sequential(nn.Linear(20, 30), nn.ReLU(), nn.Linear(30, 5))
         >>> pool = torch.randn(200, 20, generator=torch.Generator().manual_seed(0))
         >>> result = compress(network, pool, gamma=1.0, delta=0.5, epsilon=0.05)

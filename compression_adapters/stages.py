@@ -107,6 +107,7 @@ def compress_in_stages(
 
     Example:
         >>> import torch
+        >>> _ = torch.manual_seed(0)
         >>> from compression_adapters import choose_pruning
         >>> network = nn.Sequential(nn.Linear(20, 30), nn.ReLU(), nn.Linear(30, 5))
         >>> pool = torch.randn(200, 20, generator=torch.Generator().manual_seed(0))

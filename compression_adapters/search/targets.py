@@ -73,6 +73,7 @@ def compress_to(
 
     Example:
         >>> import torch
+        >>> _ = torch.manual_seed(0)
         >>> network = nn.Sequential(nn.Linear(20, 30), nn.ReLU(), nn.Linear(30, 5))
         >>> pool = torch.randn(200, 20, generator=torch.Generator().manual_seed(0))
         >>> settings = {"delta": 0.5, "epsilon": 0.05, "level": "pairwise"}
@@ -215,6 +216,7 @@ def compress_at(
 
     Example:
         >>> import torch
+        >>> _ = torch.manual_seed(0)
         >>> network = nn.Sequential(nn.Linear(20, 30), nn.ReLU(), nn.Linear(30, 5))
         >>> pool = torch.randn(200, 20, generator=torch.Generator().manual_seed(0))
         >>> settings = {"delta": 0.5, "epsilon": 0.05, "level": "pairwise"}

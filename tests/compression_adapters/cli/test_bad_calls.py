@@ -207,7 +207,7 @@ CASES = {
     "words": (call(data="mine:words"), "got str. Wrap the dataset"),
     "ragged": (call(data="mine:ragged"), "one shape and dtype.*resize, crop or pad"),
     "dictionaries": (call(data="mine:dictionaries"), "dict with the keys x. Wrap"),
-    "broken item": (call(data="mine:broken"), r"Item \d+ .* disk on fire'. Repair it"),
+    "broken item": (call(data="mine:broken"), r"Item \d+ .*disk on fire'. Repair it"),
     "wrong labels": (
         call(data="mine:wrong_labels", loss="cross_entropy"),
         "labels must lie in 0 to 4",
