@@ -15,7 +15,7 @@ DOCS_ENV := $(TEST_ENV) NO_MKDOCS_2_WARNING=1
 
 help:
 	@echo "make demo          compress FC3 on MNIST, from training to report (runs/fc3)"
-	@echo "make test          the default tests, about eight minutes on two cores"
+	@echo "make test          the default tests, about five minutes on two cores"
 	@echo "make test-benchmarks  the tests of the benchmarks, about two minutes"
 	@echo "make slow          the statistics that take longer"
 	@echo "make check         what CI runs: test, lint, types, architecture"

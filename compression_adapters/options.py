@@ -76,9 +76,10 @@ def require_gamma(gamma: float) -> None:
     Raises:
         ValueError: when `gamma` is not positive and finite.
     """
-    if not 0.0 < gamma < math.inf:
+    if not (isinstance(gamma, int | float) and 0.0 < gamma < math.inf):
         raise ValueError(
-            f"gamma, the weight of the loss, must be positive and finite; got {gamma}."
+            "gamma, the weight of the loss, must be positive and finite; got "
+            f"{gamma!r}."
         )
 
 
@@ -115,7 +116,7 @@ def read_ratio(ratio: float | str) -> float:
 
 def require_num_samples(num_samples: int) -> None:
     """Raise unless so many samples give a standard error."""
-    if num_samples < 2:
+    if not isinstance(num_samples, int) or num_samples < 2:
         raise ValueError(
             f"num_samples must be at least 2, for a standard error; got {num_samples}."
         )
@@ -337,6 +338,8 @@ class SearchOptions:
     def __post_init__(self) -> None:
         if self.max_trials < 2:
             raise ValueError(f"max_trials must be at least 2, got {self.max_trials}")
+        if self.seed < 0:
+            raise ValueError(f"seed must be at least 0; got {self.seed}.")
         known = get_args(Start)
         on_workers = self.start == "line" and self.workers is not None
         if self.start not in known or on_workers:

@@ -65,6 +65,8 @@ def compress(out: Path, resume: bool, **values: Any) -> None:
 
     try:
         source = take_source(request.source)
+        if (out / "summary.json").is_file():
+            click.echo(f"{out} holds an earlier run, which this one replaces")
         summary = compress_source(source, request)
     except (ValueError, RuntimeError, OSError, ImportError) as error:
         raise click.ClickException(str(error)) from error

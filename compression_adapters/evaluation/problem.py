@@ -32,6 +32,7 @@ from compression_adapters.layers.selection import choose_low_rank
 from compression_adapters.layers.survey import LayerSpec, find_layers, unwrap
 from compression_adapters.network.checks import (
     check_forward,
+    require_independent,
     require_searchable,
     require_slices,
 )
@@ -364,7 +365,10 @@ def build_problem(
         sampler(n, torch.Generator().manual_seed(0)).inputs.to(device)
         for n in (2, num_samples)
     )
+    fresh = copy_network(network)
     channels_last = check_forward(network, few, getattr(loss, "outputs", None))
+    require_independent(network, fresh, many[:8])
+    del fresh
     layers = layers_in_use(network, layers, few, many)
     if options.skip_no_gain:
         layers = drop_ranks_without_gain(network, layers, few)

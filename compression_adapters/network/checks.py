@@ -52,6 +52,12 @@ def require_searchable(network: nn.Module) -> None:
                 "weights."
             )
     for name, module in network.named_modules():
+        if isinstance(module, torch.jit.ScriptModule):
+            raise ValueError(
+                f"{f'Layer {name!r}' if name else 'The network'} is compiled by "
+                "TorchScript, whose layers cannot be replaced. Pass the network that "
+                "it was compiled from, and compile the compressed one."
+            )
         if not isinstance(module, _BatchNorm):
             continue
         kind = f"Layer {name!r} ({type(module).__name__})"
@@ -126,7 +132,41 @@ def check_forward(
         return _takes_channels_last(network, inputs)
 
 
-def agree(one: Tensor, other: Tensor) -> bool:
+def require_independent(network: nn.Module, fresh: nn.Module, inputs: Tensor) -> None:
+    """Refuse a network whose outputs for a sample depend on other inputs.
+
+    Args:
+        network: The network, which has run on other inputs before.
+        fresh: A copy of it that has never run.
+        inputs: Some samples, on the network's device.
+
+    Raises:
+        ValueError: when the copy, on its first inputs, has other outputs (a state that
+            the first forward pass fixes), or a sample has other outputs among others
+            (a mean over the batch).
+    """
+    floating = [p.dtype for p in network.parameters() if p.dtype.is_floating_point]
+    weights = max(floating, key=lambda d: torch.finfo(d).eps, default=None)
+    with evaluation_mode(network), evaluation_mode(fresh):
+        outputs = forward(network, inputs)
+        if not agree(outputs, forward(fresh, inputs), weights):
+            raise ValueError(
+                "The network's outputs depend on the inputs that it ran on first: its "
+                "first forward pass fixes a state (a calibration, a normalisation "
+                "initialised by data). Run it once on the inputs that it is to be "
+                "calibrated on, before it is compressed."
+            )
+        alone = forward(network, inputs[:2])
+        if len(inputs) > 2 and not agree(outputs[:2], alone, weights):
+            raise ValueError(
+                "The network's outputs for a sample depend on the other samples of its "
+                "batch, so that no standard error can be given. Are the inputs batch "
+                "first (batch_first=True of attention, encoder and recurrent layers)? "
+                "Does the network normalise over the batch?"
+            )
+
+
+def agree(one: Tensor, other: Tensor, weights: torch.dtype | None = None) -> bool:
     """Return whether two outputs are equal up to rounding in their precision.
 
     The largest difference is compared with the largest value, times the root of the
@@ -135,8 +175,12 @@ def agree(one: Tensor, other: Tensor) -> bool:
     Args:
         one: Outputs of any dtype but Boolean.
         other: The same shape and dtype.
+        weights: Precision of the computation, where it may be coarser than that of the
+            outputs and its order may differ.
     """
     coarse = one.dtype if one.is_floating_point() or one.is_complex() else torch.double
+    if weights is not None and torch.finfo(weights).eps > torch.finfo(coarse).eps:
+        coarse = weights
     one, other = in_float(one), in_float(other)
     if one.numel() == 0 or torch.equal(one, other):
         return True

@@ -157,22 +157,37 @@ def input_shapes(
 
         module = network.get_submodule(name)
         handles.append(module.register_forward_pre_hook(note, with_kwargs=True))
-    # Without gradients torch runs whole encoder layers as one operation, and attention,
-    # without calling their parts.
-    fused = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
     try:
-        yield shapes
+        with _unfused():
+            yield shapes
     finally:
-        torch.backends.mha.set_fastpath_enabled(fused)
         for handle in handles:
             handle.remove()
 
 
 @contextmanager
+def _unfused() -> Iterator[None]:
+    """Let torch call the parts of encoder layers and attention.
+
+    Without gradients it runs them whole, as one operation that calls no part and whose
+    multiply-adds are not counted.
+    """
+    fused = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fused)
+
+
+@contextmanager
 def _counted() -> Iterator[FlopCounterMode]:
     """Count operations without the warning that compiled modules raise."""
-    with warnings.catch_warnings(), FlopCounterMode(display=False) as counter:
+    with (
+        _unfused(),
+        warnings.catch_warnings(),
+        FlopCounterMode(display=False) as counter,
+    ):
         warnings.filterwarnings("ignore", message=r"Using `torch\.compile\(module\)`")
         yield counter
 

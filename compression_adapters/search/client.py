@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import warnings
 from collections.abc import Iterable, Iterator
 
@@ -14,10 +15,18 @@ from ax.core.trial_status import TrialStatus
 from ax_pac.ax_internals import experiment_of, properties
 from compression_adapters.evaluation.estimates import MeanSEM
 from compression_adapters.evaluation.problem import CompressionProblem
+from compression_adapters.network.counts import compression_ratio
 from compression_adapters.rank_space.parameters import RankParameter
 from compression_adapters.search.sample_size import SAMPLE_SIZE_PROPERTY
+from compression_adapters.search.settings import first_difference, problem_settings
 
 _METRICS = ("objective", "loss", "compression_ratio")
+PROBLEM_PROPERTY = "compression_problem"
+"""Where an experiment keeps what its trials were evaluated on. Never renamed."""
+
+# Of a search that is continued these may differ: the number of samples shows in the
+# standard errors.
+_MAY_DIFFER = ("num_samples",)
 
 
 def new_client(problem: CompressionProblem) -> Client:
@@ -35,6 +44,7 @@ def configure_client(client: Client, problem: CompressionProblem, name: str) -> 
     sign = "-" if problem.minimize else ""
     client.configure_optimization(objective=f"{sign}objective")
     client.configure_tracking_metrics(["loss", "compression_ratio"])
+    properties(experiment_of(client))[PROBLEM_PROPERTY] = problem_settings(problem)
 
 
 def reweighted_client(client: Client, problem: CompressionProblem) -> Client:
@@ -87,6 +97,57 @@ def check_same_space(client: Client, problem: CompressionProblem) -> None:
             "the client belongs to another search: its parameters are "
             f"{sorted(known)}, this network's are {sorted(expected)}"
         )
+
+
+def check_same_problem(client: Client, problem: CompressionProblem) -> None:
+    """Refuse to continue a search whose trials were evaluated on something else.
+
+    Their objectives would be taken for those of this problem, and a certificate would
+    speak of neither. A client from before such settings were kept is checked by its
+    trials alone: size and objective have to be those of this problem.
+
+    Args:
+        client: Client of an earlier search.
+        problem: What is searched now.
+
+    Raises:
+        ValueError: with the setting, or the trial, that differs.
+    """
+    check_same_space(client, problem)
+    experiment = experiment_of(client)
+    remedy = (
+        "Its objectives do not hold here. Search without `client`; compress_at and "
+        "compress_to use the evaluations of one gamma for others."
+    )
+    kept = properties(experiment).get(PROBLEM_PROPERTY)
+    if isinstance(kept, dict):
+        stored, asked = (
+            {name: v for name, v in settings.items() if name not in _MAY_DIFFER}
+            for settings in (kept, problem_settings(problem))
+        )
+        difference = first_difference(stored, asked)
+        if difference is not None:
+            setting, before, now = difference
+            raise ValueError(
+                f"the client's search was made with {setting} = {before}, now "
+                f"{setting} = {now}. {remedy}"
+            )
+    data = experiment.lookup_data().df
+    for index, trial in experiment.trials.items():
+        rows = data[data["trial_index"] == index].set_index("metric_name")["mean"]
+        if trial.status != TrialStatus.COMPLETED or not set(_METRICS) <= set(
+            rows.index
+        ):
+            continue
+        ratio = compression_ratio(problem.layers, problem.ranks(trial.arm.parameters))
+        now_is = problem.outcome(MeanSEM(float(rows["loss"]), 0.0), ratio)
+        for name in ("compression_ratio", "objective"):
+            if not math.isclose(now_is[name].mean, rows[name], rel_tol=1e-6):
+                raise ValueError(
+                    f"the client belongs to another search: {name} of its trial "
+                    f"{index} is {rows[name]:.6g}, here it would be "
+                    f"{now_is[name].mean:.6g}. {remedy}"
+                )
 
 
 @contextlib.contextmanager

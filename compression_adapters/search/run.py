@@ -15,7 +15,7 @@ from compression_adapters.network.costs import layer_losses
 from compression_adapters.network.counts import layer_table
 from compression_adapters.options import SearchOptions
 from compression_adapters.rank_space.parameters import bin_edges
-from compression_adapters.search.client import check_same_space, new_client, quiet_ax
+from compression_adapters.search.client import check_same_problem, new_client, quiet_ax
 from compression_adapters.search.dry_run import carrying
 from compression_adapters.search.initial_design import (
     attach_diagonal,
@@ -72,7 +72,7 @@ def search_problem(
     )
     known = None
     if client is not None:
-        check_same_space(client, problem)
+        check_same_problem(client, problem)
     if options.db is not None:
         client, known = open_search(problem, strategy, options, start=client)
     elif client is None:

@@ -2,16 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
-import math
-import reprlib
 from typing import Any, Final
 
-import torch
 from ax.api.client import Client
 from ax.generation_strategy.generation_strategy import GenerationStrategy
-from torch import nn
 
 from ax_pac import StoredClient, open_client
 from ax_pac.ax_internals import (
@@ -20,10 +14,10 @@ from ax_pac.ax_internals import (
     maybe_strategy_of,
     properties,
 )
-from compression_adapters.evaluation.losses import is_stored_loss, stored_loss_name
 from compression_adapters.evaluation.problem import CompressionProblem
 from compression_adapters.options import SearchOptions
 from compression_adapters.search.client import configure_client, quiet_ax
+from compression_adapters.search.settings import first_difference, problem_settings
 
 FORMAT_VERSION: Final = 1
 
@@ -69,7 +63,7 @@ def open_search(
         raise ValueError(
             f"Expected a name of 1 to {_LONGEST_NAME} characters; got {name!r}."
         )
-    asked = _settings_of(problem) | {n: getattr(options, n) for n in _KEPT_OPTIONS}
+    asked = problem_settings(problem) | {n: getattr(options, n) for n in _KEPT_OPTIONS}
     with quiet_ax():
         client = open_client(options.db, name)
         if maybe_experiment_of(client) is None:
@@ -114,74 +108,12 @@ def _check(client: StoredClient, asked: dict[str, Any], where: str) -> int:
             f"The search {where} has format {kept.get('format_version')!r}, this "
             f"version reads {FORMAT_VERSION}: update ax-pac. {other}"
         )
-    stored = kept["settings"]
-    asked = json.loads(json.dumps(asked))
-    for setting in sorted({*stored, *asked}, key=_importance):
-        before, now = stored.get(setting), asked.get(setting)
-        if setting == "loss" and is_stored_loss(str(before), str(now)):
-            continue
-        if not _same(before, now):
-            raise ValueError(
-                f"The search {where} was made with {setting} = "
-                f"{_short(before)}, now {setting} = {_short(now)}. To continue it, "
-                f"pass {setting} as before. For a new search: "
-                f"{other[0].lower()}{other[1:]}"
-            )
+    difference = first_difference(kept["settings"], asked)
+    if difference is not None:
+        setting, before, now = difference
+        raise ValueError(
+            f"The search {where} was made with {setting} = {before}, now {setting} = "
+            f"{now}. To continue it, pass {setting} as before. For a new search: "
+            f"{other[0].lower()}{other[1:]}"
+        )
     return int(kept["known"])
-
-
-def _importance(setting: str) -> tuple[bool, bool, str]:
-    """Put the cause first: other layers also change the digest of the network."""
-    return setting != "layers", setting == "network", setting
-
-
-def _same(one: Any, two: Any) -> bool:
-    """Whether two settings agree, numbers up to rounding error."""
-    if isinstance(one, float) and isinstance(two, float):
-        return math.isclose(one, two, rel_tol=1e-9)
-    return bool(one == two)
-
-
-def _short(value: Any) -> str:
-    printer = reprlib.Repr()
-    printer.maxstring = printer.maxother = 60
-    return printer.repr(value)
-
-
-def _settings_of(problem: CompressionProblem) -> dict[str, Any]:
-    """Describe a problem by what determines its evaluations, as plain JSON values."""
-    coordinates = [
-        [parameter.name, parameter.layers, [scale.edges for scale in parameter.scales]]
-        for parameter in problem.parameters
-    ]
-    return {
-        "layers": [
-            [layer.name, layer.decomposition.name, layer.max_rank]
-            for layer in problem.layers
-        ],
-        "encoding of the ranks": _digest(json.dumps(coordinates).encode()),
-        "network": network_digest(problem.network),
-        "gamma": problem.gamma,
-        "objective": problem.objective,
-        "loss": stored_loss_name(problem.loss),
-        "num_samples": problem.num_samples,
-    }
-
-
-def network_digest(network: nn.Module) -> str:
-    """Return a short digest of a network's weights and buffers, by name.
-
-    Args:
-        network: Any network, on any device.
-    """
-    digest = hashlib.sha256()
-    for name, tensor in sorted(network.state_dict().items()):
-        if isinstance(tensor, torch.Tensor):
-            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-            plain = tensor.detach().cpu().contiguous().reshape(-1)
-            digest.update(plain.view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()[:16]
-
-
-def _digest(content: bytes) -> str:
-    return hashlib.sha256(content).hexdigest()[:16]

@@ -13,6 +13,7 @@ from torch import nn
 
 from ax_pac.ax_internals import experiment_of
 from compression_adapters.evaluation.problem import CompressionProblem
+from compression_adapters.network.counts import compression_ratio
 from compression_adapters.options import AUTO, CompressionOptions, read_ratio
 from compression_adapters.search.auto import search_auto
 from compression_adapters.search.client import new_client, reweighted_client
@@ -120,6 +121,8 @@ def search_target(
     search, auto = options.search, options.problem.num_samples == AUTO
     problem = checked_problem(network, inputs, 1.0, options.problem)
     factorize_seconds = time.perf_counter() - began
+    if target is not None:
+        _require_reachable(problem, target)
     gamma = 1.0 / _largest_loss(problem, search.seed)
     low = high = None  # gammas that keep too little, or too much
     rows: list[dict[str, Any]] = []
@@ -249,6 +252,18 @@ def compress_at(
         results[gamma] = search_problem(weighted, named, client=client)
         client = results[gamma].client
     return tuple(results[gamma] for gamma in gammas)
+
+
+def _require_reachable(problem: CompressionProblem, target: float) -> None:
+    """Refuse a size below that of the smallest ranks."""
+    ranks = problem.ranks({parameter.name: 0.0 for parameter in problem.parameters})
+    smallest = compression_ratio(problem.layers, ranks)
+    if smallest > target:
+        raise ValueError(
+            f"ratio is {target:.4g}, and the smallest network, with every layer at "
+            f"its smallest rank, has {smallest:.4g} of the weights. Choose a larger "
+            "target, or another decomposition (choose)."
+        )
 
 
 def _size(result: CompressionResult) -> float:

@@ -18,7 +18,9 @@ from compression_adapters import (
     squared_l2,
     top1_error,
 )
+from compression_adapters.network.costs import measure_cost
 from compression_adapters.network.fine_tuning import reestimate_batch_norm
+from tests.helpers.networks import pool, small_network
 
 INPUTS = torch.randn(60, 8, generator=torch.Generator().manual_seed(0))
 
@@ -378,3 +380,70 @@ class Counting(Wrapped):
 def test_a_network_that_is_random_or_counts_is_refused_by_layer(network):
     with pytest.raises(ValueError, match=r"other outputs.*layer 'b'|other.*itself"):
         problem_of(network)
+
+
+class Calibrated(nn.Module):
+    """Fixes a mean in its first forward pass, as some normalisations do."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer, self.head = nn.Linear(20, 20), nn.Linear(20, 5)
+        self.mean = None
+
+    def forward(self, x):
+        hidden = self.layer(x).relu()
+        if self.mean is None:
+            self.mean = hidden.mean(0).detach()
+        return self.head(4.0 * (hidden - self.mean))
+
+
+class OverTheBatch(nn.Module):
+    """Normalises over the samples of a batch."""
+
+    def __init__(self, kind):
+        super().__init__()
+        self.layer, self.head, self.kind = nn.Linear(20, 20), nn.Linear(20, 5), kind
+
+    def forward(self, x):
+        hidden = self.layer(x)
+        if self.kind == "softmax":
+            return self.head(16.0 * hidden.softmax(0))
+        return self.head((hidden - hidden.mean(0)).relu())
+
+
+def test_a_state_that_the_first_inputs_fix_is_refused_until_it_is_fixed():
+    network = Calibrated().eval()
+    with pytest.raises(ValueError, match=r"ran on first.*Run it once"):
+        compression_problem(network, pool(), gamma=1.0)
+    assert network.mean is None
+    with torch.no_grad():
+        network(pool())
+    problem = compression_problem(network, pool(), gamma=1.0)
+    dense = {parameter.name: 1.0 for parameter in problem.parameters}
+    assert problem.evaluate(dense, seed=0)["loss"].mean == 0.0
+
+
+@pytest.mark.parametrize("kind", ["softmax", "mean"])
+def test_samples_that_depend_on_each_other_are_refused(kind):
+    with pytest.raises(ValueError, match="depend on the other samples of its batch"):
+        compression_problem(OverTheBatch(kind).eval(), pool(), gamma=1.0)
+
+
+def test_attention_over_the_batch_is_refused_with_its_remedy():
+    layer = nn.TransformerEncoderLayer(20, 2, 16, batch_first=False)
+    network = nn.Sequential(nn.Unflatten(1, (1, 20)), layer, nn.Flatten()).eval()
+    with pytest.raises(ValueError, match="batch_first=True"):
+        compression_problem(network, pool(), gamma=1.0)
+
+
+def test_multiply_adds_of_attention_are_counted_without_its_fused_form():
+    layer = nn.TransformerEncoderLayer(16, 2, 32, batch_first=True).eval()
+    cost = measure_cost(layer, torch.randn(2, 6, 16), batch_sizes=())
+    # Projections 4 * 16 * 16 and two layers of 16 * 32 for each of six tokens at least.
+    assert cost.macs >= 6 * (4 * 16 * 16 + 2 * 16 * 32)
+
+
+def test_a_scripted_network_is_refused_by_name():
+    network = torch.jit.script(small_network())
+    with pytest.raises(ValueError, match=r"TorchScript.*compiled from"):
+        compression_problem(network, pool(), gamma=1.0)

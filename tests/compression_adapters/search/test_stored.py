@@ -12,7 +12,8 @@ from ax_pac import certificate_records, open_client
 from compression_adapters import choose_pruning, squared_l2
 from compression_adapters.api import compress
 from compression_adapters.search.loop import EvaluationError
-from compression_adapters.search.stored import SEARCH_PROPERTY, network_digest
+from compression_adapters.search.settings import network_digest
+from compression_adapters.search.stored import SEARCH_PROPERTY
 from compression_adapters.search.targets import compress_to
 from compression_adapters.stages import Stage, compress_in_stages
 from tests.helpers.networks import pool, small_network
