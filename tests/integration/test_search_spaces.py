@@ -35,7 +35,9 @@ Point = dict[str, Any]
 Objective = Callable[[Point], float]
 
 # Of a choice with two values Ax says that it takes them to be ordered.
-pytestmark = pytest.mark.filterwarnings("ignore:.*is_ordered.*:Warning")
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:.*is_ordered.*:Warning", "ignore:Optimization failed"
+)
 
 
 def real(name: str, **options: Any) -> RangeParameterConfig:
