@@ -58,6 +58,11 @@ class InitialTrialsCompleted(TransitionCriterion):
         return has_initial_trials(experiment, self.num_initial_trials)
 
 
+def default_initial_trials(dim: int) -> int:
+    """Return how many observations come before the model in so many dimensions."""
+    return max(6, dim + 2)
+
+
 def has_initial_trials(experiment: Experiment, number: int | None) -> bool:
     """Return whether there are `number` observations, or one of every point.
 
@@ -67,7 +72,7 @@ def has_initial_trials(experiment: Experiment, number: int | None) -> bool:
             where it has fewer.
     """
     if number is None:
-        number = max(6, len(experiment.search_space.tunable_parameters) + 2)
+        number = default_initial_trials(len(experiment.search_space.tunable_parameters))
         number = int(min(number, number_of_points(experiment)))
     data = observed_data(experiment)
     return len(data) >= number or has_observed_everything(experiment, data)

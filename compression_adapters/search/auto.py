@@ -7,7 +7,7 @@ from typing import Final
 
 from ax.api.client import Client
 
-from ax_pac.strategy.criteria import PAC_NODE
+from ax_pac.strategy.criteria import PAC_NODE, default_initial_trials
 from compression_adapters.evaluation.problem import CompressionProblem
 from compression_adapters.options import SearchOptions
 from compression_adapters.search.client import new_client
@@ -62,7 +62,8 @@ def search_auto(
             )
         problem = replace(problem, num_samples=chosen.num_samples)
         return search_problem(problem, options, client=client)
-    initial = options.num_initial_trials or max(6, len(problem.parameters) + 2)
+    dim = len(problem.parameters)
+    initial = options.num_initial_trials or default_initial_trials(dim)
     first_trials = min(initial + _MODEL_TRIALS, options.max_trials)
     first = search_problem(problem, replace(options, max_trials=first_trials))
     proposed = int((first.trials["node"] == PAC_NODE).sum())
