@@ -49,6 +49,8 @@ def compress(
     labels: Tensor | None = None,
     loss: str | Loss = ProblemOptions.loss,
     num_samples: int | Literal["auto"] = ProblemOptions.num_samples,
+    calibrate: int = ProblemOptions.calibrate,
+    calibration_seed: int = ProblemOptions.calibration_seed,
     choose: Choose = choose_low_rank,
     include: Selectors | None = None,
     exclude: Selectors = (),
@@ -99,6 +101,10 @@ def compress(
             `IntermediateSquaredL2("layer2")`.
         num_samples: m, samples per evaluation; `"auto"` draws as many as take about as
             long as the rest of a trial, at least 50, see `search_auto`.
+        calibrate: How many inputs the factors are fitted to, without labels; at most a
+            fifth of a pool. Trials draw from the others only. 0: the factors are those
+            of the weights alone, the paper's way. See `docs/how_to/data_aware.md`.
+        calibration_seed: Determines which; a search that is continued needs the same.
         choose: Which layers to compress, and how; by default all linear layers and 2d
             convolutions. See `find_layers`, and `profile` to inspect them first.
         include: Globs for layer names, types, or predicates; only layers that match.
@@ -162,6 +168,8 @@ def compress(
         labels=labels,
         loss=loss,
         num_samples=num_samples,
+        calibrate=calibrate,
+        calibration_seed=calibration_seed,
         choose=choose,
         include=include,
         exclude=exclude,

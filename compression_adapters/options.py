@@ -30,6 +30,8 @@ Start = Literal["auto", "line", "space-filling"]
 AUTO: Final = "auto"
 FEWEST_SAMPLES: Final = 50
 """The paper's m: the start and the minimum of `num_samples="auto"`."""
+CALIBRATE: Final = 500
+"""Calibration inputs by default; measured in docs/benchmarks/data_aware.md."""
 DEFAULT_NAME: Final = "compression"
 PRESET_NAMES: Final = ("fc3", "vgg16", "resnet18", "resnet50")
 """Keys of `PRESETS`."""
@@ -228,6 +230,15 @@ class ProblemOptions:
         at_least=2,
         metavar="NUMBER|auto",
     )
+    calibrate: int = option(
+        CALIBRATE,
+        "Inputs that the factors are fitted to, at most a fifth of a pool; the others "
+        "are evaluated on. 0: factors of the weights alone, the paper's.",
+        at_least=0,
+    )
+    calibration_seed: int = option(
+        0, "Determines which inputs the factors are fitted to.", at_least=0
+    )
     choose: Callable[[str, nn.Module], Any] | None = None
     include: Any = None
     exclude: Any = ()
@@ -261,6 +272,12 @@ class ProblemOptions:
             )
         if self.num_samples != AUTO:
             require_num_samples(self.num_samples)
+        for name in ("calibrate", "calibration_seed"):
+            number = getattr(self, name)
+            if type(number) is not int or number < 0:
+                raise ValueError(
+                    f"{name} must be a whole number, at least 0; got {number!r}."
+                )
         require_objective(self.objective)
         require_tie(self.tie)
         require_rank_options(self.encoding, self.at_max, self.min_rank, self.round_to)

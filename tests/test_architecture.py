@@ -70,13 +70,17 @@ ROWS: dict[str, set[str]] = {
     "compression_adapters.network": {"torch", "numpy", "pandas", "safetensors"}
     | {"compression_adapters.decompositions", "compression_adapters.layers"}
     | {"compression_adapters.rank_space"},
+    "compression_adapters.calibration": {"torch", "tqdm"}
+    | {"compression_adapters.decompositions", "compression_adapters.layers"}
+    | {"compression_adapters.network"},
     "compression_adapters.evaluation": {
         "torch",
         "numpy",
         "compression_adapters.options",
     }
     | {"compression_adapters.decompositions", "compression_adapters.layers"}
-    | {"compression_adapters.rank_space", "compression_adapters.network"},
+    | {"compression_adapters.rank_space", "compression_adapters.network"}
+    | {"compression_adapters.calibration"},
     "compression_adapters.presets": {"torch", "torchvision", "numpy", "safetensors"}
     | {"platformdirs", "compression_adapters.decompositions"}
     | {"compression_adapters.layers", "compression_adapters.evaluation"},
@@ -84,7 +88,8 @@ ROWS: dict[str, set[str]] = {
     "compression_adapters.search": {"torch", "numpy", "pandas", "tqdm", "ax", "ax_pac"}
     | {"compression_adapters.options", "compression_adapters.layers"}
     | {"compression_adapters.rank_space", "compression_adapters.network"}
-    | {"compression_adapters.evaluation"},
+    | {"compression_adapters.evaluation", "compression_adapters.calibration"}
+    | {"compression_adapters.decompositions"},
     "compression_adapters.api": {"torch", "ax", "ax_pac", "compression_adapters.layers"}
     | {"compression_adapters.rank_space", "compression_adapters.evaluation"}
     | {"compression_adapters.options", "compression_adapters.search"},

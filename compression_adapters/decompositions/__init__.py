@@ -6,6 +6,7 @@ from compression_adapters.decompositions.low_rank_conv import (
     LowRankConv,
     LowRankConv2d,
 )
+from compression_adapters.decompositions.moments import MomentKind, Moments
 from compression_adapters.decompositions.pruning import (
     FACTORED_LAYERS,
     MagnitudePruning,
@@ -38,6 +39,8 @@ __all__ = [
     "LowRankConv2d",
     "LowRankLinear",
     "MagnitudePruning",
+    "MomentKind",
+    "Moments",
     "SVDFactors",
     "TruncatedSVD",
     "Tucker",

@@ -5,6 +5,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from compression_adapters.decompositions.moments import MomentKind, Moments
+
 Factors = Any
 """The result of `factorize`, of a type of the decomposition's own."""
 
@@ -41,8 +43,22 @@ class Decomposition(Protocol):
         """Return the largest rank that adds no weights, at least 1."""
         ...
 
-    def factorize(self, layer: nn.Module) -> Factors:
-        """Decompose the layer's weight; slow; neither mutates nor aliases the layer."""
+    def moments_of(self, layer: nn.Module) -> MomentKind | None:
+        """Return what `factorize` can use of calibration inputs, None for nothing.
+
+        A decomposition without this member is given none.
+        """
+        ...
+
+    def factorize(self, layer: nn.Module, moments: Moments | None = None) -> Factors:
+        """Decompose the layer's weight; slow; neither mutates nor aliases the layer.
+
+        Args:
+            layer: The dense layer.
+            moments: Of the kind that `moments_of` returns: the factors then have the
+                least expected squared error of the layer's output on the calibration
+                inputs, or nearly so. None: of the weight.
+        """
         ...
 
     def truncate(self, factors: Factors, rank: int) -> nn.Module:
@@ -67,8 +83,10 @@ class Decomposition(Protocol):
     def singular_values(self, factors: Factors) -> Tensor:
         """Return the size of each rank's contribution. Shape `full_rank`.
 
-        Not negative. The squares sum to the squared norm of the weight that a rank
-        keeps, by which the `energy` encoding divides [0, 1].
+        Not negative. The squares of the first K sum to the squared norm that rank K
+        keeps: of the weight, or with moments the expected one of the output (about its
+        mean, if the layer has a bias). The squares of the others sum to the error. By
+        this the `energy` encoding divides [0, 1], and the price path orders networks.
         """
         ...
 

@@ -15,6 +15,7 @@ from compression_adapters.decompositions.convolutions import (
     shape_in_words,
     spatial_conv2d,
 )
+from compression_adapters.decompositions.moments import MomentKind, Moments
 from compression_adapters.decompositions.tensor_algebra import Array, parafac
 
 
@@ -143,7 +144,11 @@ class CP:
         """Return the largest rank that adds no weights and is not above full rank."""
         return _max_rank(_convolution(layer))
 
-    def factorize(self, layer: nn.Module) -> CPFactors:
+    def moments_of(self, layer: nn.Module) -> MomentKind | None:
+        """Return None: the weights alone are decomposed."""
+        return None
+
+    def factorize(self, layer: nn.Module, moments: Moments | None = None) -> CPFactors:
         """Copy what is needed; `truncate` does the work."""
         conv = _convolution(layer)
         return CPFactors(conv.weight.detach().clone(), bias_of(conv), Geometry.of(conv))

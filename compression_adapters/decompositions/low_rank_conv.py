@@ -1,6 +1,6 @@
 """Low-rank convolutions: a k x 1 convolution and then a 1 x k one."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +14,11 @@ from compression_adapters.decompositions.convolutions import (
     plain_conv2d,
     shape_in_words,
 )
+from compression_adapters.decompositions.moments import (
+    MomentKind,
+    Moments,
+    leading_eigenvectors,
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -26,6 +31,7 @@ class LowRankConvFactors:
         singular_values: Of each rank, over all groups. Shape `full_rank`.
         bias: The layer's bias or None. Shape `out_channels`.
         geometry: Stride, padding and so on of the layer.
+        refit: With moments: the horizontal kernels of each rank. None: slices.
     """
 
     vertical: Tensor
@@ -33,6 +39,75 @@ class LowRankConvFactors:
     singular_values: Tensor
     bias: Tensor | None
     geometry: Geometry
+    refit: "HorizontalRefit | None" = None
+
+    def horizontal_at(self, rank: int) -> tuple[Tensor, Tensor | None]:
+        """Return the horizontal kernels at a rank, and the bias.
+
+        Args:
+            rank: From 1 to full rank.
+
+        Returns:
+            Shapes `out_channels x rank x 1 x width` and `out_channels`.
+        """
+        if self.refit is None or rank > self.refit.max_rank:
+            return self.horizontal[:, :rank], self.bias
+        kernels, shift = self.refit.at(rank)
+        bias = None if self.bias is None else self.bias + shift.to(self.bias)
+        return kernels.to(self.horizontal), bias
+
+
+@dataclass(frozen=True, eq=False)
+class HorizontalRefit:
+    """The best horizontal kernels for the vertical ones of each rank.
+
+    With z the outputs of the vertical kernels in the columns of a patch, in the order
+    (rank, column), they are the least squares solution of y from z:
+
+        H_K = E[y z_K^T] E[z_K z_K^T]^-1
+
+    The matrices of a smaller rank are leading blocks, and so is the Cholesky factor R
+    of E[z z^T], and the leading rows of R^-1 E[z y^T] are those of the smaller rank:
+    one triangular system is left for each rank, whose solution is kept.
+
+    Args:
+        root: R. Shape `groups x max_rank width x max_rank width`.
+        projected: R^-1 E[z y^T]. Shape `groups x max_rank width x out / groups`.
+        inner_mean: E[z] of a layer with a bias, else zero. Shape `groups x max_rank
+            width`.
+        mean: E[y] of a layer with a bias, else zero. Shape `out_channels`.
+        width: Columns of the kernel.
+    """
+
+    root: Tensor
+    projected: Tensor
+    inner_mean: Tensor
+    mean: Tensor
+    width: int
+    _known: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict, repr=False)
+
+    @property
+    def max_rank(self) -> int:
+        """Largest rank that has kernels of its own."""
+        return self.root.shape[-1] // self.width
+
+    def at(self, rank: int) -> tuple[Tensor, Tensor]:
+        """Return kernels, `out_channels x rank x 1 x width`, and the bias's shift."""
+        if rank not in self._known:
+            size = rank * self.width
+            solved = torch.linalg.solve_triangular(
+                self.root[:, :size, :size].mT, self.projected[:, :size], upper=True
+            )
+            kept = (self.inner_mean[:, None, :size] @ solved).flatten()
+            # g (k x) n -> (g n) k 1 x
+            kernels = solved.mT.flatten(0, 1).unflatten(1, (rank, 1, self.width))
+            self._known[rank] = kernels.float(), self.mean - kept
+        return self._known[rank]
+
+    def kept(self) -> Tensor:
+        """Return the expected squared norm that each rank keeps. Shape `max_rank`."""
+        rows = self.projected.square().sum((0, 2))
+        return rows.unflatten(0, (-1, self.width)).sum(1).cumsum(0)
 
 
 class LowRankConv2d(nn.Module):
@@ -109,6 +184,13 @@ class LowRankConv:
     and depthwise convolutions are supported. The first convolution uses the rows of a
     stride or a padding, the second one the columns. Only exactly `nn.Conv2d`.
 
+    With moments S of the patches, the matrix M of the kernel is projected on the
+    leading eigenvectors of M^T V M, where V are the moments of the patches' columns (c,
+    y), averaged over the columns: the SVD of L^T M, L L^T = V, without an inverse. This
+    is nested but not the minimum of the expected error of the output; the horizontal
+    kernels are then those with the least error given the vertical ones, for every rank
+    up to the maximal one (`HorizontalRefit`).
+
     Source: Tai et al. 2016, "Convolutional neural networks with low-rank
         regularization", Theorem 1; Ma et al. 2019, section 3.3. Deviations: kernels
         that are not square, and groups; half precision is decomposed in float32 and
@@ -139,9 +221,15 @@ padding=(1, 0), bias=False)
         conv = _convolution(layer)
         return _max_rank(tuple(conv.weight.shape), conv.groups)
 
-    def factorize(self, layer: nn.Module) -> LowRankConvFactors:
+    def moments_of(self, layer: nn.Module) -> MomentKind:
+        """Return `"inputs"`: moments of patches."""
+        return "inputs"
+
+    def factorize(
+        self, layer: nn.Module, moments: Moments | None = None
+    ) -> LowRankConvFactors:
         """Decompose the weight once; all ranks up to the full one are kept."""
-        return factorize_conv(_convolution(layer))
+        return factorize_conv(_convolution(layer), moments)
 
     def truncate(self, factors: LowRankConvFactors, rank: int) -> LowRankConv2d:
         """Keep the `rank` largest singular values of each group; slices, no copy."""
@@ -152,7 +240,10 @@ padding=(1, 0), bias=False)
         return truncate_conv(factors, rank)
 
     def singular_values(self, factors: LowRankConvFactors) -> Tensor:
-        """Return the singular values, descending; over groups, root sum of squares."""
+        """Return the singular values, descending; over groups, root sum of squares.
+
+        With moments, the root of what each rank adds to the expected squared norm.
+        """
         return factors.singular_values
 
     def num_weights(
@@ -166,37 +257,48 @@ padding=(1, 0), bias=False)
         return empty_conv(_convolution(layer), rank)
 
 
-def factorize_conv(layer: nn.Conv2d) -> LowRankConvFactors:
+def factorize_conv(
+    layer: nn.Conv2d, moments: Moments | None = None
+) -> LowRankConvFactors:
     """Decompose a plain 2d convolution.
 
     Args:
         layer: With or without groups; neither mutated nor aliased.
+        moments: Of its patches, or None.
 
     Returns:
         The factors of all ranks.
     """
     weight = layer.weight.detach()
-    channels_out, channels_in, height, width = weight.shape
-    groups = layer.groups
-    matrices = in_single_precision(weight).unflatten(0, (groups, -1))
-    # g n c y x -> g (c y) (n x)
-    matrices = matrices.permute(0, 2, 3, 1, 4).reshape(
-        groups, channels_in * height, channels_out // groups * width
-    )
-    u, s, vh = torch.linalg.svd(matrices, full_matrices=False)
-    root = s.sqrt()
-    vertical = (u * root[:, None, :]).transpose(1, 2)
-    horizontal = (root[:, :, None] * vh).unflatten(2, (-1, width)).transpose(1, 2)
+    width, groups = weight.shape[3], layer.groups
+    if moments is None:
+        matrices = _matrices(in_single_precision(weight), groups)
+        u, s, vh = torch.linalg.svd(matrices, full_matrices=False)
+        root = s.sqrt()
+        vertical, horizontal = u * root[:, None, :], root[:, :, None] * vh
+        values = s.square().sum(0).sqrt()
+        refit = None
+    else:
+        matrices = _matrices(weight.double(), groups)
+        vertical, horizontal = _project(matrices, moments, width, layer.bias)
+        rank = _max_rank(tuple(weight.shape), groups)
+        refit = _refit(weight.double(), vertical[..., :rank], moments, layer.bias)
+        values = _values(weight.double(), moments, vertical, horizontal, refit, layer)
+    # g (c y) k -> g k c y 1;  g k (n x) -> (g n) k 1 x
     return LowRankConvFactors(
-        vertical=vertical.unflatten(2, (channels_in, height, 1))
+        vertical=vertical.transpose(1, 2)
+        .unflatten(2, (*weight.shape[1:3], 1))
         .to(weight.dtype)
         .contiguous(),
-        horizontal=horizontal.flatten(0, 1)[:, :, None, :]
+        horizontal=horizontal.unflatten(2, (-1, width))
+        .transpose(1, 2)
+        .flatten(0, 1)[:, :, None, :]
         .to(weight.dtype)
         .contiguous(),
-        singular_values=s.square().sum(0).sqrt(),
+        singular_values=values,
         bias=bias_of(layer),
         geometry=Geometry.of(layer),
+        refit=refit,
     )
 
 
@@ -218,9 +320,10 @@ def truncate_conv(factors: LowRankConvFactors, rank: int) -> LowRankConv2d:
     geometry = factors.geometry
     weight_shape = (channels_out, channels_in, height, width)
     _require_rank(rank, weight_shape, geometry.groups)
+    horizontal, bias = factors.horizontal_at(rank)
     return LowRankConv2d(
         conv2d(factors.vertical[:, :rank].flatten(0, 1), None, geometry.along_height()),
-        conv2d(factors.horizontal[:, :rank], factors.bias, geometry.along_width()),
+        conv2d(horizontal, bias, geometry.along_width()),
     )
 
 
@@ -246,6 +349,127 @@ def empty_conv(layer: nn.Conv2d, rank: int) -> LowRankConv2d:
         conv2d(vertical, None, geometry.along_height()),
         conv2d(horizontal, empty_bias(layer), geometry.along_width()),
     )
+
+
+def _matrices(weight: Tensor, groups: int) -> Tensor:
+    """Return the kernels of each group as a matrix of (c, y) rows, (n, x) columns."""
+    # (g n) c y x -> g (c y) (n x)
+    return (
+        weight.unflatten(0, (groups, -1))
+        .permute(0, 2, 3, 1, 4)
+        .flatten(3)
+        .flatten(1, 2)
+    )
+
+
+def _by_columns(moments: Moments, width: int, bias: Tensor | None) -> Tensor:
+    """Return the moments of patches between pairs of their columns.
+
+    Returns:
+        Shape `groups x width x width x in_channels height x in_channels height`.
+    """
+    second = moments.of_inputs(centred=bias is not None)
+    # g (r x) (s z) -> g x z r s
+    pairs = second.unflatten(2, (-1, width)).unflatten(1, (-1, width))
+    return pairs.permute(0, 2, 4, 1, 3)
+
+
+def _project(
+    matrices: Tensor, moments: Moments, width: int, bias: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """Project a kernel's matrix on leading directions of its columns' outputs.
+
+    Args:
+        matrices: M. Shape `groups x in height x out width`.
+        moments: Of the patches.
+        width: Columns of the kernel.
+        bias: Of the layer, or None.
+
+    Returns:
+        Vertical and horizontal factors at the same scale, shapes `groups x in height x
+        full_rank` and `groups x full_rank x out width`.
+    """
+    pairs = _by_columns(moments, width, bias)
+    columns = pairs.diagonal(dim1=1, dim2=2).mean(-1)
+    second = matrices.mT @ columns @ matrices
+    _, basis = leading_eigenvectors(second, min(matrices.shape[1:]))
+    vertical = matrices @ basis
+    scale = vertical.norm(dim=1, keepdim=True).sqrt()
+    scale = torch.where(scale > 0, scale, 1.0)
+    return vertical / scale, (basis * scale).mT
+
+
+def _refit(
+    weight: Tensor, vertical: Tensor, moments: Moments, bias: Tensor | None
+) -> HorizontalRefit:
+    """Fit horizontal kernels to the outputs, given the vertical ones.
+
+    Args:
+        weight: Shape `out_channels x in_channels / groups x height x width`.
+        vertical: Shape `groups x in height x max_rank`.
+        moments: Of the patches.
+        bias: Of the layer, or None.
+    """
+    width, groups = weight.shape[3], len(vertical)
+    pairs = _by_columns(moments, width, bias)
+    # g k s: the vertical kernels in one column, against the patch in another.
+    by_patch = vertical.mT[:, None, None] @ pairs  # g x z k s
+    inner = by_patch @ vertical[:, None, None]  # g x z k l
+    # (g n) c y x -> g x (c y) n
+    kernels = weight.unflatten(0, (groups, -1)).permute(0, 4, 2, 3, 1).flatten(2, 3)
+    outer = (by_patch @ kernels[:, None]).sum(2)  # g x k n
+    # Rank-major: g (k x) (l z), g (k x) n.
+    inner = inner.permute(0, 3, 1, 4, 2).flatten(3).flatten(1, 2)
+    outer = outer.transpose(1, 2).flatten(1, 2)
+    root = _cholesky(inner)
+    projected = torch.linalg.solve_triangular(root, outer, upper=False)
+    if bias is None:
+        return HorizontalRefit(
+            root,
+            projected,
+            root.new_zeros(root.shape[:2]),
+            root.new_zeros(len(weight)),
+            width,
+        )
+    # g (r x) -> g r x, g k x, g (k x)
+    mean = moments.mean.unflatten(1, (-1, width))
+    inner_mean = (vertical.mT @ mean).flatten(1)
+    flat = weight.unflatten(0, (groups, -1)).flatten(2)
+    return HorizontalRefit(
+        root, projected, inner_mean, moments.output_mean(flat).flatten(), width
+    )
+
+
+def _cholesky(second: Tensor) -> Tensor:
+    """Return the Cholesky factor of what may be singular, as of a zero weight.
+
+    Directions without any energy get some; their kernels come out as zero.
+    """
+    energy = second.diagonal(dim1=1, dim2=2)
+    least = 1e-10 * energy.amax(1, keepdim=True).clamp_min(1e-30)
+    return torch.linalg.cholesky(second + torch.diag_embed(least.expand_as(energy)))
+
+
+def _values(
+    weight: Tensor,
+    moments: Moments,
+    vertical: Tensor,
+    horizontal: Tensor,
+    refit: HorizontalRefit,
+    layer: nn.Conv2d,
+) -> Tensor:
+    """Return the root of what each rank adds to the expected squared norm."""
+    flat = weight.unflatten(0, (layer.groups, -1)).flatten(2)
+    second = moments.of_outputs(flat, centred=layer.bias is not None)
+    total = second.diagonal(dim1=1, dim2=2).sum()
+    kept = refit.kept().clamp_max(total)
+    # Above the maximal rank, which no search uses, what is left is shared out.
+    above = vertical.shape[2] - refit.max_rank
+    rest = (total - kept[-1]).clamp_min(0.0)
+    added = kept.diff(prepend=kept.new_zeros(1)).clamp_min(0.0)
+    if above:
+        added = torch.cat([added, (rest / above).expand(above)])
+    return added.sqrt()
 
 
 def _weights_per_rank(weight_shape: tuple[int, ...], groups: int) -> int:

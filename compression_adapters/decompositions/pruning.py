@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from compression_adapters.decompositions.base import has_plain_weight, require_rank
 from compression_adapters.decompositions.cp import CPConv2d
 from compression_adapters.decompositions.low_rank_conv import LowRankConv2d
+from compression_adapters.decompositions.moments import MomentKind, Moments
 from compression_adapters.decompositions.svd import LowRankLinear
 from compression_adapters.decompositions.tucker import TuckerConv2d
 
@@ -81,7 +82,13 @@ class MagnitudePruning:
         """Return the rank that keeps every weight: 1000, or their number if less."""
         return _levels(_size(_supported(layer)))
 
-    def factorize(self, layer: nn.Module) -> PruningFactors:
+    def moments_of(self, layer: nn.Module) -> MomentKind | None:
+        """Return None: the weights alone are decomposed."""
+        return None
+
+    def factorize(
+        self, layer: nn.Module, moments: Moments | None = None
+    ) -> PruningFactors:
         """Sort the weights by magnitude, once."""
         own = _bare(_supported(layer))
         weights = _weights(own)

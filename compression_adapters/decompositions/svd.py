@@ -24,6 +24,11 @@ from compression_adapters.decompositions.low_rank_conv import (
     factorize_conv,
     truncate_conv,
 )
+from compression_adapters.decompositions.moments import (
+    MomentKind,
+    Moments,
+    leading_eigenvectors,
+)
 
 _TAI = LowRankConv()
 
@@ -37,12 +42,23 @@ class SVDFactors:
         right: sqrt(S) V^T. Shape `full_rank x in_features`.
         singular_values: Descending. Shape `full_rank`.
         bias: The layer's bias or None. Shape `out_features`.
+        mean: With moments, of a layer with a bias: E[W x]. Shape `out_features`.
+        inner_mean: With `mean`: E[right @ x]. Shape `full_rank`.
     """
 
     left: Tensor
     right: Tensor
     singular_values: Tensor
     bias: Tensor | None
+    mean: Tensor | None = None
+    inner_mean: Tensor | None = None
+
+    def bias_at(self, rank: int) -> Tensor | None:
+        """Return the bias that makes up for the mean of what a rank leaves out."""
+        if self.bias is None or self.mean is None or self.inner_mean is None:
+            return self.bias
+        kept = self.left[:, :rank].double() @ self.inner_mean[:rank]
+        return self.bias + (self.mean - kept).to(self.bias)
 
 
 class LowRankLinear(nn.Module):
@@ -120,8 +136,19 @@ class TruncatedSVD:
     convolutions, in groups if it had groups; `LowRankConv` gives the same for these.
     Only exactly `nn.Linear` and `nn.Conv2d`: a subclass may compute something else.
 
-    Source: Ma et al. 2019, section 3.3. Deviation: half precision is decomposed in
-        float32 and cast back.
+    With moments of the inputs x, the factors minimise the expected squared error of the
+    output, E |W x - W_K x|^2, at every rank: with U the leading eigenvectors of
+    E[(W x) (W x)^T],
+
+        left = U_K,  right = U_K^T W,  error = sum of the other eigenvalues
+
+    which needs no inverse, so that nothing is singular. With a bias the moments are
+    about the mean, and b' = b + (I - U_K U_K^T) W E[x] makes up for it. `Moments` adds
+    a ridge.
+
+    Source: Ma et al. 2019, section 3.3, for the weights alone. Deviation: half
+        precision is decomposed in float32 and cast back. The factors of the output's
+        moments are those of Chen et al. 2021, "DRONE", without its inverse.
 
     Example:
         >>> svd, layer = TruncatedSVD(), nn.Linear(30, 20)
@@ -158,12 +185,26 @@ class TruncatedSVD:
         height, width = layer.weight.shape
         return max(1, height * width // (height + width))
 
-    def factorize(self, layer: nn.Module) -> SVDFactors | LowRankConvFactors:
+    def moments_of(self, layer: nn.Module) -> MomentKind:
+        """Return the kind whose matrix is the smaller one."""
+        layer = _layer(layer)
+        if isinstance(layer, nn.Conv2d):
+            return _TAI.moments_of(layer)
+        height, width = layer.weight.shape
+        return "inputs" if width <= height else "outputs"
+
+    def factorize(
+        self, layer: nn.Module, moments: Moments | None = None
+    ) -> SVDFactors | LowRankConvFactors:
         """Decompose the weight once; all ranks up to min(H, W) are kept."""
         layer = _layer(layer)
         if isinstance(layer, nn.Conv2d):
-            return factorize_conv(layer)
+            return factorize_conv(layer, moments)
         weight = layer.weight.detach()
+        if moments is not None:
+            return _factorize_outputs(
+                weight.double(), bias_of(layer), moments, weight.dtype
+            )
         u, s, vh = torch.linalg.svd(in_single_precision(weight), full_matrices=False)
         root = s.sqrt()
         return SVDFactors(
@@ -180,7 +221,9 @@ class TruncatedSVD:
         if isinstance(factors, LowRankConvFactors):
             return truncate_conv(factors, rank)
         _check_rank(rank, (factors.left.shape[0], factors.right.shape[1]))
-        return LowRankLinear(factors.left[:, :rank], factors.right[:rank], factors.bias)
+        return LowRankLinear(
+            factors.left[:, :rank], factors.right[:rank], factors.bias_at(rank)
+        )
 
     def finalize(
         self, factors: SVDFactors | LowRankConvFactors, rank: int
@@ -189,7 +232,10 @@ class TruncatedSVD:
         return self.truncate(factors, rank)
 
     def singular_values(self, factors: SVDFactors | LowRankConvFactors) -> Tensor:
-        """Return the singular values, descending. Shape `min(H, W)`."""
+        """Return the singular values, descending. Shape `min(H, W)`.
+
+        With moments, the roots of the eigenvalues of the output's second moments.
+        """
         return factors.singular_values
 
     def num_weights(
@@ -210,6 +256,38 @@ class TruncatedSVD:
         return LowRankLinear(
             like.new_empty(height, rank), like.new_empty(rank, width), empty_bias(layer)
         )
+
+
+def _factorize_outputs(
+    weight: Tensor, bias: Tensor | None, moments: Moments, dtype: torch.dtype
+) -> SVDFactors:
+    """Project the outputs on the leading eigenvectors of their second moments.
+
+    Args:
+        weight: In double precision. Shape `out_features x in_features`.
+        bias: Shape `out_features`, or None.
+        moments: Of inputs or outputs.
+        dtype: Of the factors.
+    """
+    centred = bias is not None
+    if moments.kind == "inputs":
+        # As an SVD of W L, L L^T = C: its matrix is smaller than that of the outputs.
+        root = torch.linalg.cholesky(moments.of_inputs(centred=centred)[0])
+        basis, values, _ = torch.linalg.svd(weight @ root, full_matrices=False)
+    else:
+        second = moments.of_outputs(weight[None], centred=centred)[0]
+        squares, basis = leading_eigenvectors(second, min(weight.shape))
+        values = squares.clamp_min(0.0).sqrt()
+    right = basis.T @ weight
+    # Both factors at the same scale, for half precision.
+    root = right.norm(dim=1).sqrt()
+    root = torch.where(root > 0, root, 1.0)
+    left, right = basis * root, right / root[:, None]
+    if not centred:
+        return SVDFactors(left.to(dtype), right.to(dtype), values, None)
+    mean = moments.output_mean(weight[None])[0]
+    inner = basis.T @ mean / root
+    return SVDFactors(left.to(dtype), right.to(dtype), values, bias, mean, inner)
 
 
 def _layer(layer: nn.Module) -> nn.Linear | nn.Conv2d:

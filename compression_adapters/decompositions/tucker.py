@@ -14,6 +14,7 @@ from compression_adapters.decompositions.convolutions import (
     shape_in_words,
     spatial_conv2d,
 )
+from compression_adapters.decompositions.moments import MomentKind, Moments
 from compression_adapters.decompositions.tensor_algebra import partial_tucker
 
 
@@ -124,7 +125,13 @@ class Tucker:
         """Return the largest rank that adds no weights."""
         return _max_rank(_convolution(layer))
 
-    def factorize(self, layer: nn.Module) -> TuckerFactors:
+    def moments_of(self, layer: nn.Module) -> MomentKind | None:
+        """Return None: the weights alone are decomposed."""
+        return None
+
+    def factorize(
+        self, layer: nn.Module, moments: Moments | None = None
+    ) -> TuckerFactors:
         """Compute the higher-order SVD of the two channel modes once."""
         conv = _convolution(layer)
         # The bases come from Gram matrices, which square the condition number. Double

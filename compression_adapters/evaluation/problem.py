@@ -8,7 +8,12 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
+from compression_adapters.calibration.factors import calibrated_factors
 from compression_adapters.decompositions import Factors
+from compression_adapters.evaluation.calibration_split import (
+    CalibrationInputs,
+    split_inputs,
+)
 from compression_adapters.evaluation.estimates import (
     MeanSEM,
     apply_sem_floor,
@@ -24,8 +29,6 @@ from compression_adapters.evaluation.sampling import (
     Batch,
     ReferenceCache,
     Sampler,
-    dataset_sampler,
-    generator_sampler,
 )
 from compression_adapters.evaluation.scalarization import scalarize, scalarize_rate
 from compression_adapters.layers.selection import choose_low_rank
@@ -45,7 +48,6 @@ from compression_adapters.network.parity import (
 )
 from compression_adapters.network.replacement import copy_network
 from compression_adapters.network.truncation import (
-    factorize_network,
     truncate_network,
     truncated,
 )
@@ -90,6 +92,8 @@ class CompressionProblem:
         reference: The reference outputs; None starts an empty cache.
         channels_last: Whether images are laid out channels-last, which is faster on a
             CPU from about 64 pixels. Shapes do not change.
+        calibration: The inputs that the factors were fitted to, which no trial draws;
+            None: the factors are those of the weights alone.
     """
 
     network: nn.Module = field(repr=False)
@@ -104,6 +108,7 @@ class CompressionProblem:
     binary_loss: bool | None = None
     reference: ReferenceCache | None = field(default=None, repr=False)
     channels_last: bool = False
+    calibration: CalibrationInputs | None = None
 
     def __post_init__(self) -> None:
         require_gamma(self.gamma)
@@ -348,7 +353,13 @@ def build_problem(
     require_gamma(gamma)
     loss = LOSSES[options.loss] if isinstance(options.loss, str) else options.loss
     num_samples = options.first_num_samples
-    sampler = _sampler(inputs, options.labels, num_samples)
+    sampler, known = split_inputs(
+        inputs,
+        options.labels,
+        num_samples=num_samples,
+        calibrate=options.calibrate,
+        seed=options.calibration_seed,
+    )
     network = unwrap(network)
     require_searchable(network)
     # By the user's own modules, which `choose` may compare by identity.
@@ -372,7 +383,12 @@ def build_problem(
     layers = layers_in_use(network, layers, few, many)
     if options.skip_no_gain:
         layers = drop_ranks_without_gain(network, layers, few)
-    factors = factorize_network(network, layers)
+    factors = calibrated_factors(
+        network,
+        layers,
+        None if known is None else known.inputs,
+        seed=options.calibration_seed,
+    )
     spectra = {
         layer.name: layer.decomposition.singular_values(factors[layer.name])
         for layer in layers
@@ -400,6 +416,7 @@ def build_problem(
         objective=options.objective,
         binary_loss=options.binary_loss,
         channels_last=channels_last,
+        calibration=known,
     )
     if isinstance(loss, RelativeSquaredL2) and loss.scale is None:
         return _with_scale(problem, loss)
@@ -414,22 +431,3 @@ def _with_scale(
     outputs = [problem._batch(seed).reference_outputs for seed in seeds]
     known = [rows for rows in outputs if rows is not None]
     return replace(problem, loss=loss.measured(torch.cat(known)))
-
-
-def _sampler(inputs: Any, labels: Tensor | None, num_samples: int) -> Sampler:
-    """Return a sampler of a pool or of a generating function."""
-    if isinstance(inputs, Tensor | Dataset) or not callable(inputs):
-        sampler = dataset_sampler(inputs, labels)
-        if len(inputs) < num_samples:
-            raise ValueError(
-                f"The pool has {len(inputs)} inputs, fewer than the {num_samples} "
-                "samples of a trial (num_samples). Pass more inputs, or a smaller "
-                "num_samples."
-            )
-        return sampler
-    if labels is not None:
-        raise ValueError(
-            "labels must be None when inputs are generated: there is no pool for them "
-            "to belong to."
-        )
-    return generator_sampler(inputs)

@@ -39,7 +39,10 @@ Sampler = Callable[[int, torch.Generator], Batch]
 
 
 def dataset_sampler(
-    inputs: Tensor | Dataset[Any], labels: Tensor | None = None
+    inputs: Tensor | Dataset[Any],
+    labels: Tensor | None = None,
+    *,
+    positions: Tensor | None = None,
 ) -> Sampler:
     """Sample from a pool, with replacement.
 
@@ -52,9 +55,10 @@ def dataset_sampler(
             same input each time: the reference outputs are cached by index.
         labels: One class index per sample. Shape `n`. With a dataset, leave it None:
             its own labels are used.
+        positions: The part of the pool that is sampled, as indices; None: all of it.
 
     Returns:
-        The sampler.
+        The sampler. The indices of its batches are those of the whole pool.
 
     Raises:
         ValueError: when the pool has fewer than two samples, entries of a tensor are
@@ -69,7 +73,7 @@ def dataset_sampler(
         True
     """
     if isinstance(inputs, Tensor):
-        return _tensor_sampler(inputs, labels)
+        return _tensor_sampler(inputs, labels, positions)
     if not isinstance(inputs, Dataset) or not hasattr(inputs, "__len__"):
         raise TypeError(
             "inputs must be a tensor or a torch.utils.data.Dataset with a length; got "
@@ -84,7 +88,7 @@ def dataset_sampler(
     _require_pool(size)
 
     def draw(num_samples: int, rng: torch.Generator) -> Batch:
-        indices = _draw_indices(size, num_samples, rng)
+        indices = _draw_indices(size, num_samples, rng, positions)
         batch, batch_labels = _collate([_item(inputs, int(i)) for i in indices])
         _require_finite(batch)
         return Batch(batch, batch_labels, indices)
@@ -219,6 +223,26 @@ class ReferenceCache:
         self._filled = end
 
 
+def pool_inputs(inputs: Tensor | Dataset[Any], positions: Tensor) -> Tensor:
+    """Return some inputs of a pool, in order.
+
+    Args:
+        inputs: The pool, as for `dataset_sampler`.
+        positions: Their indices. Shape `n`.
+
+    Returns:
+        Shape `n x ...`.
+
+    Raises:
+        ValueError: when items of a dataset do not fit together or are not finite.
+    """
+    if isinstance(inputs, Tensor):
+        return inputs[positions.to(inputs.device)]
+    chosen, _ = _collate([_item(inputs, int(i)) for i in positions])
+    _require_finite(chosen)
+    return chosen
+
+
 def _item(dataset: Dataset[Any], index: int) -> Any:
     """Read one item, and name it if that fails."""
     try:
@@ -230,7 +254,9 @@ def _item(dataset: Dataset[Any], index: int) -> Any:
         ) from error
 
 
-def _tensor_sampler(inputs: Tensor, labels: Tensor | None) -> Sampler:
+def _tensor_sampler(
+    inputs: Tensor, labels: Tensor | None, positions: Tensor | None
+) -> Sampler:
     """Sample rows of a tensor that has already been checked."""
     size = inputs.shape[0] if inputs.ndim else 0
     _require_pool(size)
@@ -242,7 +268,7 @@ def _tensor_sampler(inputs: Tensor, labels: Tensor | None) -> Sampler:
         )
 
     def draw(num_samples: int, rng: torch.Generator) -> Batch:
-        indices = _draw_indices(size, num_samples, rng)
+        indices = _draw_indices(size, num_samples, rng, positions)
         batch_labels = None if labels is None else labels[indices.to(labels.device)]
         return Batch(inputs[indices.to(inputs.device)], batch_labels, indices)
 
@@ -304,10 +330,15 @@ def _remedy(item: Any) -> str:
     return ". Wrap the dataset in one that returns tensors."
 
 
-def _draw_indices(size: int, num_samples: int, rng: torch.Generator) -> Tensor:
-    """Draw pool indices with replacement."""
+def _draw_indices(
+    size: int, num_samples: int, rng: torch.Generator, positions: Tensor | None
+) -> Tensor:
+    """Draw indices of a pool, or of a part of it, with replacement."""
     _require_num_samples(num_samples)
-    return torch.randint(size, (num_samples,), generator=rng, device=rng.device).cpu()
+    if positions is not None:
+        size = len(positions)
+    drawn = torch.randint(size, (num_samples,), generator=rng, device=rng.device).cpu()
+    return drawn if positions is None else positions[drawn]
 
 
 def _require_num_samples(num_samples: int) -> None:

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 import torch
 from torch import nn
 
-from compression_adapters.decompositions import Factors
+from compression_adapters.decompositions import Factors, Moments
 from compression_adapters.layers.survey import LayerSpec
 from compression_adapters.network.counts import (
     _rank_of,
@@ -17,13 +17,17 @@ from compression_adapters.rank_space.scales import DENSE, Rank
 
 
 def factorize_network(
-    network: nn.Module, layers: Iterable[LayerSpec]
+    network: nn.Module,
+    layers: Iterable[LayerSpec],
+    moments: Mapping[str, Moments] | None = None,
 ) -> dict[str, Factors]:
     """Decompose every layer once; trials slice these factors.
 
     Args:
         network: The reference network; not modified and not aliased.
         layers: The layers, from `find_layers`.
+        moments: Layer name to moments over calibration inputs; the other layers are
+            decomposed by their weights alone.
 
     Returns:
         Layer name to the factors of its decomposition. Slow: one SVD per layer.
@@ -49,7 +53,11 @@ def factorize_network(
                         f"Layer {layer.name!r}: {name} holds NaN or infinite entries; "
                         "a decomposition needs finite weights."
                     )
-            factors[layer.name] = layer.decomposition.factorize(module)
+            known = None if moments is None else moments.get(layer.name)
+            if known is None:  # a decomposition of a user's own may take none
+                factors[layer.name] = layer.decomposition.factorize(module)
+            else:
+                factors[layer.name] = layer.decomposition.factorize(module, known)
     return factors
 
 

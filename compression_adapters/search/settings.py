@@ -7,13 +7,20 @@ import json
 import math
 import reprlib
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Final
 
 import torch
 from torch import nn
 
+from compression_adapters.decompositions import Decomposition, Factors
 from compression_adapters.evaluation.losses import is_stored_loss, stored_loss_name
 from compression_adapters.evaluation.problem import CompressionProblem
+
+_NUMBERS_DIFFER: Final = 1e-9
+# Of what factors keep: of another machine, or another number of threads.
+_FACTORS_DIFFER: Final = 1e-3
+_ABSENT: Final = {"calibrate": 0}
+"""What a setting that was not kept stands for."""
 
 
 def first_difference(
@@ -27,23 +34,30 @@ def first_difference(
     """
     asked = json.loads(json.dumps(asked))
     for setting in sorted({*stored, *asked}, key=_importance):
-        before, now = stored.get(setting), asked.get(setting)
+        before, now = (of.get(setting, _ABSENT.get(setting)) for of in (stored, asked))
         if setting == "loss" and is_stored_loss(str(before), str(now)):
             continue
-        if not _same(before, now):
+        tolerance = _FACTORS_DIFFER if setting == "factors" else _NUMBERS_DIFFER
+        if not _same(before, now, tolerance):
             return setting, _short(before), _short(now)
     return None
 
 
-def _importance(setting: str) -> tuple[bool, bool, str]:
-    """Put the cause first: other layers also change the digest of the network."""
-    return setting != "layers", setting == "network", setting
+def _importance(setting: str) -> tuple[int, str]:
+    """Put causes first: other layers also change the digest of the network."""
+    causes = ("layers", "calibrate", "calibration_seed")
+    if setting in causes:
+        return causes.index(setting), setting
+    derived = ("calibration inputs", "network", "factors")
+    return (5 + derived.index(setting) if setting in derived else 4), setting
 
 
-def _same(one: Any, two: Any) -> bool:
-    """Whether two settings agree, numbers up to rounding error."""
+def _same(one: Any, two: Any, tolerance: float) -> bool:
+    """Whether two settings agree, numbers up to a relative tolerance."""
     if isinstance(one, float) and isinstance(two, float):
-        return math.isclose(one, two, rel_tol=1e-9)
+        return math.isclose(one, two, rel_tol=tolerance)
+    if isinstance(one, list) and isinstance(two, list) and len(one) == len(two):
+        return all(_same(a, b, tolerance) for a, b in zip(one, two, strict=True))
     return bool(one == two)
 
 
@@ -59,7 +73,7 @@ def problem_settings(problem: CompressionProblem) -> dict[str, Any]:
         [parameter.name, parameter.layers, [scale.edges for scale in parameter.scales]]
         for parameter in problem.parameters
     ]
-    return {
+    settings = {
         "layers": [
             [layer.name, layer.decomposition.name, layer.max_rank]
             for layer in problem.layers
@@ -71,6 +85,27 @@ def problem_settings(problem: CompressionProblem) -> dict[str, Any]:
         "loss": stored_loss_name(problem.loss),
         "num_samples": problem.num_samples,
     }
+    known = problem.calibration
+    if known is not None:  # absent as in searches from before there was any
+        settings["calibrate"] = known.count
+        settings["calibration_seed"] = known.seed
+        settings["calibration inputs"] = known.digest()
+        settings["factors"] = [
+            [layer.name, *_spectrum(layer.decomposition, problem.factors[layer.name])]
+            for layer in problem.layers
+        ]
+    return settings
+
+
+def _spectrum(decomposition: Decomposition, factors: Factors) -> list[float]:
+    """Return what a layer's factors keep at a few ranks, up to which they may differ.
+
+    Factors come out the same up to signs and to the rounding of another machine or
+    number of threads.
+    """
+    squares = decomposition.singular_values(factors).double().square().cumsum(0)
+    ranks = sorted({0, len(squares) // 10, len(squares) // 2, len(squares) - 1})
+    return [float(squares[rank]) for rank in ranks]
 
 
 def network_digest(network: nn.Module) -> str:

@@ -1,0 +1,228 @@
+"""Gather moments of what layers see, in one pass over calibration inputs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any, Final
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from compression_adapters.decompositions import MomentKind, Moments
+from compression_adapters.network.modes import evaluation_mode
+
+BATCH: Final = 50
+"""Calibration inputs in one forward pass."""
+
+ROWS_PER_COLUMN: Final = 2
+"""Patches or tokens of a layer that are used, at most, as a multiple of their size.
+
+More say nothing new: those of one input are alike. Measured in
+docs/benchmarks/data_aware.md."""
+
+_FEWEST_ROWS = 10_000
+_BLOCK = 512  # columns; products of symmetric matrices are made in blocks
+
+
+def gather_moments(
+    network: nn.Module,
+    wanted: Mapping[str, MomentKind],
+    inputs: Tensor,
+    *,
+    seed: int = 0,
+    progress: bool | None = None,
+) -> dict[str, Moments]:
+    """Run a network on calibration inputs, and gather moments of its layers.
+
+    Products are made in the layers' own precision, at least single, batch by batch, and
+    summed in double precision on the network's device. Of a layer with more than
+    `ROWS_PER_COLUMN` patches (tokens) per entry of one, a random part is used.
+
+    Args:
+        network: Runs in eval mode; its modes are restored.
+        wanted: Layer name to what is gathered.
+        inputs: Calibration inputs. Shape `n x ...`.
+        seed: Of the choice of patches.
+        progress: Whether to show a progress bar; None: on a terminal, where it takes
+            more than three seconds.
+
+    Returns:
+        Layer name to moments, in memory `8 p^2` bytes for a layer with patches (or
+        outputs) of p entries. A layer that was not called has none.
+
+    Raises:
+        ValueError: when a layer saw something that is not finite.
+
+    Example:
+        >>> network = nn.Sequential(nn.Linear(3, 2))
+        >>> moments = gather_moments(network, {"0": "inputs"}, torch.ones(4, 3))
+        >>> moments["0"].second[0].tolist()
+        [[1.0, 1.0, 1.0], [1.0, 1.0, 1.0], [1.0, 1.0, 1.0]]
+    """
+    sums = {
+        name: _Sums(name, network.get_submodule(name), kind, len(inputs), seed)
+        for name, kind in wanted.items()
+    }
+    device = next(network.parameters()).device
+    with evaluation_mode(network), ExitStack() as stack:
+        for one in sums.values():
+            stack.enter_context(one.watching())
+        for batch in _shown(inputs.split(BATCH), progress):
+            # A copy: the network may change it.
+            network(batch.to(device, copy=True))
+    found = {name: one.moments() for name, one in sums.items()}
+    return {name: moments for name, moments in found.items() if moments is not None}
+
+
+def rows_of(layer: nn.Module, inputs: Tensor) -> Tensor:
+    """Return what a layer multiplies with its weight, one row per position.
+
+    Args:
+        layer: A linear layer, or a 2d convolution.
+        inputs: Its input.
+
+    Returns:
+        Shape `groups x rows x p`; of a convolution, patches (channel, row, column).
+    """
+    if not isinstance(layer, nn.Conv2d):
+        return inputs.reshape(1, -1, inputs.shape[-1])
+    if inputs.ndim == 3:
+        inputs = inputs[None]
+    if any(layer._reversed_padding_repeated_twice):
+        mode = "constant" if layer.padding_mode == "zeros" else layer.padding_mode
+        inputs = F.pad(inputs, layer._reversed_padding_repeated_twice, mode=mode)
+    patches = F.unfold(
+        inputs, layer.kernel_size, dilation=layer.dilation, stride=layer.stride
+    )
+    # n (g p) l -> g (n l) p
+    grouped = patches.unflatten(1, (layer.groups, -1))
+    return grouped.permute(1, 0, 3, 2).flatten(1, 2)
+
+
+def output_rows(layer: nn.Module, outputs: Tensor) -> Tensor:
+    """Return W x of a layer, one row per position, without its bias.
+
+    Args:
+        layer: A linear layer, or a 2d convolution.
+        outputs: Its output.
+
+    Returns:
+        Shape `groups x rows x out_channels / groups`.
+    """
+    groups = 1
+    if isinstance(layer, nn.Conv2d):
+        groups = layer.groups
+        outputs = outputs.movedim(-3, -1)
+    rows = outputs.reshape(-1, outputs.shape[-1])
+    bias = getattr(layer, "bias", None)
+    if bias is not None:
+        rows = rows - bias
+    return rows.unflatten(1, (groups, -1)).transpose(0, 1)
+
+
+def gram(rows: Tensor) -> Tensor:
+    """Return `rows^T rows`, each half once, in double precision.
+
+    Args:
+        rows: Shape `groups x n x p`, in at least single precision.
+
+    Returns:
+        Shape `groups x p x p`.
+    """
+    size = rows.shape[-1]
+    if size <= _BLOCK:
+        return (rows.transpose(1, 2) @ rows).double()
+    product = rows.new_empty((len(rows), size, size), dtype=torch.float64)
+    for start in range(0, size, _BLOCK):
+        here = slice(start, start + _BLOCK)
+        block = rows[..., here].transpose(1, 2) @ rows[..., start:]
+        product[:, here, start:] = block
+        product[:, start:, here] = block.transpose(1, 2)
+    return product
+
+
+class _Sums:
+    """Sums over the rows of one layer so far."""
+
+    def __init__(
+        self, name: str, layer: nn.Module, kind: MomentKind, total: int, seed: int
+    ) -> None:
+        self.name, self.layer, self.kind = name, layer, kind
+        self.total = total  # calibration inputs
+        self.rng = torch.Generator().manual_seed(seed)
+        self.second: Tensor | None = None
+        self.mean: Tensor | None = None
+        self.count = 0
+
+    @contextmanager
+    def watching(self) -> Iterator[None]:
+        """Add up what the layer sees, inside the `with` block."""
+        handle = self.layer.register_forward_hook(self._add, with_kwargs=True)
+        try:
+            yield
+        finally:
+            handle.remove()
+
+    def moments(self) -> Moments | None:
+        """Return the means, None of a layer that was not called."""
+        if self.second is None or self.mean is None:
+            return None
+        if not bool(torch.isfinite(self.second).all()):
+            raise ValueError(
+                f"Layer {self.name!r} saw or gave NaN or infinite values on the "
+                "calibration inputs; look for an overflow in half precision, or leave "
+                "out the inputs that cause them."
+            )
+        return Moments(
+            self.kind, self.second / self.count, self.mean / self.count, self.count
+        )
+
+    def _add(
+        self,
+        layer: nn.Module,
+        args: tuple[Any, ...],
+        kwargs: Mapping[str, Any],
+        outputs: Tensor,
+    ) -> None:
+        inputs: Tensor = args[0] if args else kwargs["input"]
+        if self.kind == "frequencies":
+            rows = inputs.flatten()
+            counts = rows.bincount(
+                minlength=layer.get_parameter("weight").shape[0]
+            ).double()[None]
+            self._sum(counts, counts, len(rows))
+            return
+        found = self.kind == "outputs"
+        rows = output_rows(layer, outputs) if found else rows_of(layer, inputs)
+        rows = self._some(rows, len(inputs))
+        rows = rows.float() if rows.itemsize < 4 else rows
+        squares = self.kind == "squares"
+        second = rows.square().sum(1).double() if squares else gram(rows)
+        self._sum(second, rows.sum(1).double(), rows.shape[1])
+
+    def _some(self, rows: Tensor, batch: int) -> Tensor:
+        """Return as many rows as are of use, spread evenly over all batches."""
+        most = max(ROWS_PER_COLUMN * rows.shape[-1], _FEWEST_ROWS)
+        enough = most * batch / self.total
+        here = rows.shape[1]
+        if here <= enough:
+            return rows
+        chosen = torch.randperm(here, generator=self.rng)[: max(1, int(enough))]
+        return rows[:, chosen.to(rows.device)]
+
+    def _sum(self, second: Tensor, first: Tensor, count: int) -> None:
+        if self.second is None or self.mean is None:
+            self.second, self.mean = second, first
+        else:
+            self.second += second
+            self.mean += first
+        self.count += count
+
+
+def _shown(batches: Sequence[Tensor], progress: bool | None) -> Iterable[Tensor]:
+    """Iterate with a progress bar where it takes a while."""
+    disable = None if progress is None else not progress
+    return tqdm(batches, desc="calibrating", unit="batch", delay=3.0, disable=disable)
