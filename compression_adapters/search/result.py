@@ -48,7 +48,7 @@ class CompressionResult:
         client: The Ax client, to inspect or continue the search.
         problem: The problem that was searched.
         timings: Wall seconds: `factorize`, `fit`, `propose`, `evaluate`, `total`.
-        stop_reason: `certified`, `max_trials` or `interrupted`.
+        stop_reason: `certified`, `max_trials`, `interrupted`, or `no_search`.
         seed: The seed of the search.
         sample_size: With `num_samples="auto"`, what was chosen and why.
         gammas: With a target in place of gamma, one row per gamma that was tried:

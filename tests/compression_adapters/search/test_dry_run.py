@@ -258,7 +258,9 @@ def zeros(network):
 def test_a_network_that_was_not_measured_is_not_certified(change, loss, monkeypatch):
     wrong_network(monkeypatch, change)
     with pytest.raises(UnmeasuredNetworkError, match="the search measured") as info:
-        compress(Net(), INPUTS, loss=loss, max_trials=30, gamma=0.01, delta=0.5)
+        # Data-aware factors with a bias lose so little that zeros are no worse.
+        settings = {"max_trials": 30, "gamma": 0.01, "delta": 0.5, "calibrate": 0}
+        compress(Net(), INPUTS, loss=loss, **settings)
     assert incumbent_arm(info.value.client) is not None
     assert isinstance(info.value.network, nn.Module)
 
