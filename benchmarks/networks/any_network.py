@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.models import mobilenet_v3_small
 
+from benchmarks.harness.factors import WEIGHTS_ALONE
 from benchmarks.harness.plans import minutes_of, planned
 from benchmarks.harness.tables import opening, table
 from benchmarks.harness.traces import Trace, recorded
@@ -86,6 +87,7 @@ def run(seed: int, settings: dict[str, Any]) -> Trace:
         tie=tie,
         seed=seed,
         progress=False,
+        **WEIGHTS_ALONE,
         **SEARCH,
     )
     seconds = time.perf_counter() - start

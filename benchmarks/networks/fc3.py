@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from benchmarks.harness.factors import WEIGHTS_ALONE
 from benchmarks.harness.intervals import clopper_pearson
 from benchmarks.harness.tables import described, folded, opening, table
 from benchmarks.harness.traces import TRACES, Trace, by_settings, recorded
@@ -85,6 +86,7 @@ def run(seed: int, settings: dict[str, Any]) -> Trace:
         seed=seed,
         max_trials=100,
         progress=False,
+        **WEIGHTS_ALONE,
         **settings,
     )
     seconds = time.perf_counter() - start

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.models import vgg16
 
+from benchmarks.harness.factors import WEIGHTS_ALONE
 from benchmarks.harness.plans import minutes_of, planned
 from benchmarks.harness.tables import opening, table
 from benchmarks.harness.traces import Trace, recorded
@@ -175,6 +176,7 @@ def run(seed: int, settings: dict[str, Any]) -> Trace:
             folder=_folder(seed, settings | SEARCH) / "stages",
             seed=seed,
             progress=False,
+            **WEIGHTS_ALONE,
             **SEARCH,
         )
         name = " + ".join(stage.name for stage in stages[:number])
