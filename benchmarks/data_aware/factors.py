@@ -19,7 +19,7 @@ from benchmarks.data_aware.subjects import (
 )
 from compression_adapters import compression_problem
 from compression_adapters.calibration.factors import calibrated_factors
-from compression_adapters.calibration.gather import output_rows
+from compression_adapters.calibration.gather import gather_moments, output_rows
 from compression_adapters.layers.survey import LayerSpec
 from compression_adapters.network.modes import evaluation_mode
 from compression_adapters.network.truncation import factorize_network
@@ -146,6 +146,10 @@ def run_time(seed: int, settings: dict[str, Any]) -> dict[str, Any]:
         data.network, data.pool, gamma=1.0, choose=data.choose, calibrate=0
     )
     point = {parameter.name: 0.7 for parameter in problem.parameters}
+    wanted: dict[str, Any] = {}
+    for layer in layers:
+        module = data.network.get_submodule(layer.name)
+        wanted[layer.name] = layer.decomposition.moments_of(module)
     rounds = []
     for number in range(settings.get("rounds", _ROUNDS)):
         inputs = calibration_inputs(name, CALIBRATE, seed + number)
@@ -159,7 +163,19 @@ def run_time(seed: int, settings: dict[str, Any]) -> dict[str, Any]:
         _, weights = _timed(lambda: factorize_network(data.network, layers))
         _, evaluate = _timed(evaluations)
         _, aware = _timed(lambda i=inputs: _factors(name, layers, i, seed))
-        rounds.append({"weights": weights, "evaluations": evaluate, "data": aware})
+        _, moments = _timed(
+            lambda i=inputs: gather_moments(
+                data.network, wanted, i, seed=seed, progress=False
+            )
+        )
+        rounds.append(
+            {
+                "weights": weights,
+                "evaluations": evaluate,
+                "data": aware,
+                "moments": moments,
+            }
+        )
     return {"rounds": rounds, "calibrate": CALIBRATE, "layers": len(layers)}
 
 

@@ -81,6 +81,7 @@ def measured_cut(
         num_images: Test images, the same for all.
     """
     network = subject(name).network
+    _reference(name)  # of the original: the cut below is made in place
     with truncated(network, factors, layers, ranks) as cut:
         found = measured_network(name, cut, num_images)
     return {"ratio": compression_ratio(layers, ranks), "ranks": dict(ranks), **found}
