@@ -125,9 +125,8 @@ def find_challenger(
         return everywhere()
     if not _may_be_beaten(acquisition, domain):
         search = everywhere()
-        return search._replace(
-            points=search.points[:0], scores=search.scores[:0], none_can_win=True
-        )
+        none, no_scores = search.points[:0], search.scores[:0]
+        return ChallengerSearch(search.challenger, search.score, none, no_scores, True)
     search = _searched(acquisition, X_observed, domain, seed, effort)
     return everywhere() if search.score == -math.inf else search
 

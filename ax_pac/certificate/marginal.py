@@ -231,7 +231,7 @@ def _draw_until_decided(
         draws = draw_failures(problem, sample, tolerance, generator, is_enough=gives_up)
         values = torch.cat([values, draws.failure])
         active_set_size = max(active_set_size, draws.active_set_size)
-        worse += float(draws.worse_incumbent.sum())
+        worse += draws.worse_incumbent
         pairwise += draws.pairwise * len(sample.outputscale)
         if len(values) < first + _BATCH:  # given up half-way
             effective, diagnosis = ess_ratio * len(values), _diagnosis(sample, 0.0)

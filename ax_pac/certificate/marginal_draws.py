@@ -325,14 +325,14 @@ class FunctionDraws(NamedTuple):
         active_set_size: Largest number of candidates that took part in a draw.
         pairwise: Each candidate's own probability of exceeding delta, averaged over
             the settings. Shape `N`.
-        worse_incumbent: The part of each failure for an incumbent below the threshold.
-            Shape `S`, or shorter.
+        worse_incumbent: The part of all failures, summed, for an incumbent below the
+            threshold.
     """
 
     failure: Tensor
     active_set_size: int
     pairwise: Tensor
-    worse_incumbent: Tensor
+    worse_incumbent: float = 0.0
 
 
 def draw_failures(
@@ -372,7 +372,7 @@ def draw_failures(
     most = num_candidates + num_rounds * num_added
     chunk = max(1, _CHUNK_SIZE // (most * len(problem.Z)))
     failure, largest = torch.zeros(0, dtype=torch.float64), 0
-    worse = torch.zeros(0, dtype=torch.float64)
+    worse_sum = 0.0
     pairwise = torch.zeros(num_candidates, dtype=torch.float64)
     enough = False
     for lengthscale, outputscale in zip(
@@ -383,17 +383,18 @@ def draw_failures(
         pairwise += torch.special.ndtr(scores).sum(0)
         if enough:
             continue
-        worse = torch.cat([worse, functions.worse_incumbent()])
+        worse = functions.worse_incumbent()
+        worse_sum += float(worse.sum())
         size = functions.keep_candidates(scores, tolerance)
         for _ in range(num_rounds):
             functions.add_candidates(num_added, generator)
             size = functions.keep_candidates(functions.scores(), tolerance)
         largest = max(largest, size)
         drawn = _reveal_until_negligible(functions, tolerance, generator)
-        failure = torch.cat([failure, (drawn + worse[len(failure) :]).clamp_max(1.0)])
+        failure = torch.cat([failure, (drawn + worse).clamp_max(1.0)])
         enough = is_enough is not None and is_enough(failure)
     pairwise /= len(sample.outputscale)
-    return FunctionDraws(failure, largest, pairwise, worse)
+    return FunctionDraws(failure, largest, pairwise, worse_sum)
 
 
 def _reveal_until_negligible(
