@@ -19,6 +19,7 @@ from compression_adapters.rank_space.parameters import bin_edges
 from compression_adapters.search.client import check_same_problem, new_client, quiet_ax
 from compression_adapters.search.dry_run import carrying
 from compression_adapters.search.initial_design import attach_first_points
+from compression_adapters.search.known_part import known_part
 from compression_adapters.search.loop import StopReason
 from compression_adapters.search.path_gain import gain_over_path
 from compression_adapters.search.ray_loop import check_workers, search_loop
@@ -112,6 +113,7 @@ def search_strategy(
         seed=options.seed,
         num_samples=problem.num_samples,
         cells=bin_edges(problem.parameters),
+        known=known_part(problem),
     )
 
 
