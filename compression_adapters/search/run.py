@@ -19,7 +19,9 @@ from compression_adapters.rank_space.parameters import bin_edges
 from compression_adapters.search.client import check_same_problem, new_client, quiet_ax
 from compression_adapters.search.dry_run import carrying
 from compression_adapters.search.initial_design import attach_first_points
+from compression_adapters.search.known_part import known_part
 from compression_adapters.search.loop import StopReason
+from compression_adapters.search.path_gain import gain_over_path
 from compression_adapters.search.ray_loop import check_workers, search_loop
 from compression_adapters.search.result import (
     CompressionResult,
@@ -84,9 +86,10 @@ def search_problem(
             stop_reason = "certified"
         result = make_result(problem, client, options, certificate, stop_reason)
         require_measured(result)
+    gain = gain_over_path(result)
     timings = {"factorize": 0.0, **search.timings()}
     timings["total"] = time.perf_counter() - began
-    result = replace(result, timings=timings)
+    result = replace(result, timings=timings, gain_over_path=gain)
     warn_if_worse_than_dense(result)
     return result
 
@@ -110,6 +113,7 @@ def search_strategy(
         seed=options.seed,
         num_samples=problem.num_samples,
         cells=bin_edges(problem.parameters),
+        known=known_part(problem),
     )
 
 
