@@ -99,6 +99,25 @@ def run_path(seed: int, settings: dict[str, Any]) -> dict[str, Any]:
     return _result(found, seconds, settings)
 
 
+def run_taken(seed: int, settings: dict[str, Any]) -> dict[str, Any]:
+    """Take the network of a size from the path: nothing is searched."""
+    data = subject(settings["network"])
+    start = time.process_time()
+    found = compress(
+        data.network,
+        data.pool,
+        ratio=settings["ratio"],
+        search=False,
+        choose=data.choose,
+        seed=seed,
+        calibration_seed=seed,
+        progress=False,
+        **FACTORS[settings["factors"]],
+    )
+    seconds = time.process_time() - start
+    return _result(found, seconds, settings)
+
+
 def run_search(seed: int, settings: dict[str, Any]) -> dict[str, Any]:
     """Search once, its calibration inputs chosen by its seed."""
     name = settings["network"]

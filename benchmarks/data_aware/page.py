@@ -29,7 +29,8 @@ _TITLES = {
 _DRAWN_TO = {"fc3": 0.2, "resnet18": 0.42, "resnet50": 0.42, "transformer": 0.7}
 # Weights kept at which the transformer is looked at.
 _TRANSFORMER_RATIOS = (0.3, 0.5)
-_CALIBRATION_TITLE = "How many calibration inputs"
+# Rules that stand beside the searches; the others are folded.
+_SHOWN = ("greedy", "path")
 
 Result = Mapping[str, Any]
 
@@ -62,6 +63,7 @@ def render_data_aware(
     )
     for name in SUBJECTS:
         lines += _network_section(name, runs, files)
+    lines += _taken_section(runs)
     lines += _returned_section(runs)
     lines += _transformer_section(runs)
     lines += _counts_section(runs)
@@ -144,14 +146,16 @@ def _network_section(name: str, runs: Runs, files: dict[str, str]) -> list[str]:
         for method in RULES
         if (points := runs.points(name, factors, method))
     }
+    every: list[list[object]] = []
     rows, verdicts = [], []
     for gamma in data_aware.GAMMAS.get(name, ()):
         for factors, kind in KINDS.items():
-            rows += [
-                _rule_row(gamma, kind, method, points, runs.looks(name, of, method))
-                for (of, method), points in curves.items()
-                if of == factors
-            ]
+            for method in RULES:
+                points = curves.get((factors, method))
+                if points:
+                    looks = runs.looks(name, factors, method)
+                    row = _rule_row(gamma, kind, method, points, looks)
+                    (rows if method in _SHOWN else every).append(row)
             on_path = runs.results("path", network=name, factors=factors, gamma=gamma)
             if on_path:
                 title = "path, price chosen by its evaluations"
@@ -161,7 +165,7 @@ def _network_section(name: str, runs: Runs, files: dict[str, str]) -> list[str]:
                 rows.append(_choice_row(gamma, kind, "**search**", found))
             if found and on_path:
                 verdicts.append(_verdict(gamma, kind, found, on_path))
-    if not rows:
+    if not rows and not every:
         return []
     original = next(
         (points[0]["top1_original"] for points in curves.values()), float("nan")
@@ -171,9 +175,9 @@ def _network_section(name: str, runs: Runs, files: dict[str, str]) -> list[str]:
         "",
         f"The original has {100 * original:.2f} % top-1. A rule chooses the ranks of "
         "all layers by one number. Its row is the best J at any ratio that was "
-        "measured, chosen afterwards on the test images; the others are chosen by "
-        "their own evaluations. *Evaluations*: of 50 images, before the ranks are "
-        "known.",
+        "measured, or that of the original, chosen afterwards on the test images; the "
+        "others are chosen by their own evaluations. *Evaluations*: of 50 images, "
+        "before the ranks are known.",
         "",
         *_figures(name, curves, runs, files),
     ]
@@ -182,6 +186,8 @@ def _network_section(name: str, runs: Runs, files: dict[str, str]) -> list[str]:
         "| evaluations | CPU seconds"
     )
     lines += table(header, rows)
+    if every:
+        lines += folded("The other rules, at every gamma", table(header, every))
     if verdicts:
         lines += [
             "Does the search beat the path whose price was chosen by its own "
@@ -267,7 +273,8 @@ def objective(gamma: float, result: Result) -> float:
 def _rule_row(
     gamma: float, kind: str, method: str, points: Sequence[Result], looks: int
 ) -> list[object]:
-    best = min(points, key=lambda point: objective(gamma, point))
+    original = {"ratio": 1.0, "loss": 0.0, "top1": points[0]["top1_original"]}
+    best = min((*points, original), key=lambda point: objective(gamma, point))
     return [
         *(gamma, kind, f"{method}, best afterwards", 1, "-"),
         f"{100 * best['ratio']:.1f}",
@@ -311,6 +318,43 @@ def _verdict(
     else:
         said = "the search does not beat the path"
     return [gamma, kind, f"{gain:+.3f}", said]
+
+
+def _taken_section(runs: Runs) -> list[str]:
+    """Networks of a size, taken from the path."""
+    rows = []
+    for name, ratios in data_aware.TAKEN.items():
+        for ratio in ratios:
+            for factors, kind in KINDS.items():
+                settings = data_aware.taken(name, factors, ratio)
+                results = runs.results(settings.pop("part"), **settings)
+                if results:
+                    rows.append(
+                        [
+                            *(name, f"{100 * ratio:g}", kind, len(results)),
+                            spread([100 * r["ratio"] for r in results], 2),
+                            spread([r["loss"] for r in results], 2),
+                            spread([100 * r["top1"] for r in results], 2),
+                            spread([r["returned"]["loss"] for r in results], 2),
+                            spread([100 * r["returned"]["top1"] for r in results], 2),
+                            spread([r["cpu_seconds"] for r in results], 0),
+                        ]
+                    )
+    if not rows:
+        return []
+    return [
+        "## A size in place of a gamma",
+        "",
+        "Networks that `compress(..., ratio=..., search=False)` takes from the price "
+        "path. *Returned*: after what follows the choice of the ranks (the refit in "
+        "sequence and batch norm, where they are better on fresh inputs).",
+        "",
+        *table(
+            "network | asked % | factors | runs | ratio % | L | top-1 % "
+            "| returned: L | top-1 % | CPU seconds",
+            rows,
+        ),
+    ]
 
 
 def _returned_section(runs: Runs) -> list[str]:
@@ -414,7 +458,7 @@ def _counts_section(runs: Runs) -> list[str]:
         return []
     cuts = " | ".join(f"L at {f:g} | top-1 %" for f in FRACTIONS)
     return [
-        f"## {_CALIBRATION_TITLE}",
+        "## How many calibration inputs",
         "",
         "All layers are cut to one fraction of their maximal rank, and measured on the "
         "first 2,000 test images; VGG-16's features end in a linear classifier on ten "

@@ -6,7 +6,13 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from benchmarks.data_aware.choices import RULES, run_path, run_rule, run_search
+from benchmarks.data_aware.choices import (
+    RULES,
+    run_path,
+    run_rule,
+    run_search,
+    run_taken,
+)
 from benchmarks.data_aware.factors import run_counts, run_layers, run_time
 from benchmarks.data_aware.stages import run_stages
 from benchmarks.harness.plans import minutes_of
@@ -23,6 +29,8 @@ GAMMAS = {
     "transformer": (0.05,),
 }
 DELTA = 0.05
+# Sizes at which a network is taken from the path.
+TAKEN = {"resnet18": (0.04, 0.075), "resnet50": (0.12,), "transformer": (0.3, 0.5)}
 # Absolute ones, and a share of the objective.
 DELTAS = ((0.02, False), (0.01, False), (0.1, True))
 # Core-minutes to measure a network along a rule, and of one search.
@@ -45,6 +53,11 @@ def rule(network: str, factors: str, method: str) -> dict[str, Any]:
 def on_path(network: str, factors: str, gamma: float) -> dict[str, Any]:
     """Settings of a price that is chosen by evaluations."""
     return part("path", network=network, factors=factors, gamma=gamma)
+
+
+def taken(network: str, factors: str, ratio: float) -> dict[str, Any]:
+    """Settings of a network of the path that is taken by its size."""
+    return part("taken", network=network, factors=factors, ratio=ratio)
 
 
 def search(
@@ -79,6 +92,12 @@ _PLAN: tuple[tuple[dict[str, Any], int, float], ...] = (
         for factors in ("data", "weights")
         for gamma in gammas
     ),
+    *(
+        (taken(name, factors, ratio), 3, _SEARCH_MINUTES[name] / 4)
+        for name, ratios in TAKEN.items()
+        for factors in ("data", "weights")
+        for ratio in ratios
+    ),
     (search("resnet18", 0.02), 10, _SEARCH_MINUTES["resnet18"]),
     (search("fc3", 0.001), 10, _SEARCH_MINUTES["fc3"]),
     (search("fc3", 0.001, "weights"), 10, _SEARCH_MINUTES["fc3"]),
@@ -105,6 +124,7 @@ _PARTS: dict[str, Callable[[int, dict[str, Any]], dict[str, Any]]] = {
     "counts": run_counts,
     "rules": run_rule,
     "path": run_path,
+    "taken": run_taken,
     "search": run_search,
     "stages": run_stages,
 }

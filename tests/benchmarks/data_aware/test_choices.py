@@ -4,7 +4,13 @@ from __future__ import annotations
 
 import pytest
 
-from benchmarks.data_aware.choices import RULES, run_path, run_rule, run_search
+from benchmarks.data_aware.choices import (
+    RULES,
+    run_path,
+    run_rule,
+    run_search,
+    run_taken,
+)
 
 
 @pytest.mark.parametrize("factors", ["data", "weights"])
@@ -44,3 +50,9 @@ def test_a_search_is_measured_as_searched_and_as_returned(tiny):
     assert found["holds"]
     assert found["evaluations"] <= 12
     assert set(found["returned"]) == {"loss", "top1"}
+
+
+def test_a_size_is_met_without_a_search(tiny):
+    found = run_taken(0, {"network": tiny, "factors": "data", "ratio": 0.5})
+    assert 0.3 < found["ratio"] <= 0.5
+    assert found["evaluations"] == 1
