@@ -40,13 +40,13 @@ from compression_adapters.search.result import CompressionResult
 TEST_IMAGES = 10_000
 MAX_TRIALS = 200
 _FEW = 16
-RULES = ("fraction", "energy", "evbmf", "greedy", "sensitivity", "path")
+RULES = ("path", "greedy", "fraction", "sensitivity", "energy", "evbmf")
 # Compression ratios at which every rule is measured.
 RATIOS: Mapping[str, tuple[float, ...]] = {
     "fc3": (0.01, 0.015, 0.02, 0.03, 0.04, 0.06, 0.09, 0.12, 0.2),
     "resnet18": (
-        *(0.03, 0.04, 0.05, 0.06, 0.075, 0.09, 0.12, 0.15, 0.18, 0.25),
-        *(0.32, 0.4, 0.5, 0.6),
+        *(0.03, 0.04, 0.05, 0.065, 0.08, 0.1, 0.13, 0.18),
+        *(0.25, 0.38, 0.55),
     ),
     "resnet50": (0.06, 0.09, 0.12, 0.15, 0.18, 0.25, 0.4, 0.6),
     "transformer": (0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.7),
