@@ -1,7 +1,15 @@
 """Decompositions of single layers, one file per decomposition."""
 
 from compression_adapters.decompositions.base import Decomposition, Factors
+from compression_adapters.decompositions.channel_conv import (
+    ChannelConv,
+    ChannelConv2d,
+)
 from compression_adapters.decompositions.cp import CP, CPConv2d
+from compression_adapters.decompositions.embedding import (
+    LowRankEmbedding,
+    LowRankEmbeddings,
+)
 from compression_adapters.decompositions.low_rank_conv import (
     LowRankConv,
     LowRankConv2d,
@@ -16,12 +24,15 @@ from compression_adapters.decompositions.svd import (
     LowRankLinear,
     SVDFactors,
     TruncatedSVD,
+    is_transposed_linear,
 )
 from compression_adapters.decompositions.tucker import Tucker, TuckerConv2d
 
 DECOMPOSITIONS: dict[str, Decomposition] = {
     "svd": TruncatedSVD(),
     "low_rank_conv": LowRankConv(),
+    "channel_conv": ChannelConv(),
+    "embedding": LowRankEmbeddings(),
     "tucker": Tucker(),
     "cp": CP(),
     "pruning": MagnitudePruning(),
@@ -33,10 +44,14 @@ __all__ = [
     "DECOMPOSITIONS",
     "FACTORED_LAYERS",
     "CPConv2d",
+    "ChannelConv",
+    "ChannelConv2d",
     "Decomposition",
     "Factors",
     "LowRankConv",
     "LowRankConv2d",
+    "LowRankEmbedding",
+    "LowRankEmbeddings",
     "LowRankLinear",
     "MagnitudePruning",
     "MomentKind",
@@ -45,5 +60,6 @@ __all__ = [
     "TruncatedSVD",
     "Tucker",
     "TuckerConv2d",
+    "is_transposed_linear",
     "sparse_bytes",
 ]

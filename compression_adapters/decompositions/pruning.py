@@ -9,7 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from compression_adapters.decompositions.base import has_plain_weight, require_rank
+from compression_adapters.decompositions.channel_conv import ChannelConv2d
 from compression_adapters.decompositions.cp import CPConv2d
+from compression_adapters.decompositions.embedding import LowRankEmbedding
 from compression_adapters.decompositions.low_rank_conv import LowRankConv2d
 from compression_adapters.decompositions.moments import MomentKind, Moments
 from compression_adapters.decompositions.svd import LowRankLinear
@@ -21,7 +23,8 @@ LEVELS: Final = 1000
 Stored with saved networks in the sense that their ranks mean this; never changed."""
 
 _DENSE = (nn.Linear, nn.Conv2d)
-FACTORED_LAYERS: Final = (LowRankLinear, LowRankConv2d, TuckerConv2d, CPConv2d)
+_FACTORED = (LowRankLinear, LowRankConv2d, ChannelConv2d, TuckerConv2d, CPConv2d)
+FACTORED_LAYERS: Final = (*_FACTORED, LowRankEmbedding)
 """The modules that the low-rank decompositions make."""
 
 
@@ -74,7 +77,7 @@ class MagnitudePruning:
         """Accept plain linear layers and 2d convolutions, and their factored forms."""
         if type(layer) in _DENSE:
             return has_plain_weight(layer)
-        return type(layer) in FACTORED_LAYERS and not any(
+        return type(layer) in _FACTORED and not any(
             "forward" in vars(part) for part in layer.modules()
         )
 

@@ -13,8 +13,34 @@ from compression_adapters.decompositions import DECOMPOSITIONS
 pytestmark = pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel")
 
 
+class Conv1D(nn.Module):
+    """The linear layer of Hugging Face's GPT-2, with its weight `in x out`."""
+
+    def __init__(self, nf, nx, **options):
+        super().__init__()
+        self.nf = nf
+        self.weight = nn.Parameter(torch.randn(nx, nf, **options) / nx**0.5)
+        self.bias = nn.Parameter(torch.randn(nf, **options))
+
+    def forward(self, x):
+        size = (*x.shape[:-1], self.nf)
+        return torch.addmm(self.bias, x.reshape(-1, x.shape[-1]), self.weight).view(
+            size
+        )
+
+
 def conv(*sizes, **geometry):
     return lambda **o: nn.Conv2d(*sizes, **geometry, **o)
+
+
+def inputs_of(layer, shape, dtype=None, device=None):
+    """Correlated entries that are not zero on average; rows of an embedding."""
+    if isinstance(layer, nn.Embedding):
+        # Some often, some never.
+        rows = torch.randn(shape).abs() * len(layer.weight) / 3
+        return rows.long().clamp_max(len(layer.weight) - 1).to(device)
+    noise = torch.randn(shape, dtype=dtype, device=device)
+    return noise + noise.roll(1, -1) + noise.roll(1, 1) + 0.5
 
 
 # Layers of every kind that some decomposition may support, with inputs for them.
@@ -25,6 +51,11 @@ LAYERS = {
     "no bias": (lambda **o: nn.Linear(12, 8, bias=False, **o), (4, 12)),
     "three-dimensional input": (lambda **o: nn.Linear(12, 8, **o), (2, 5, 12)),
     "least": (lambda **o: nn.Linear(2, 2, **o), (4, 2)),
+    "transposed, wide": (lambda **o: Conv1D(20, 12, **o), (2, 5, 12)),
+    "transposed, tall": (lambda **o: Conv1D(9, 14, **o), (4, 14)),
+    "embedding": (lambda **o: nn.Embedding(40, 12, **o), (3, 7)),
+    "embedding, padding": (lambda **o: nn.Embedding(9, 6, padding_idx=0, **o), (2, 5)),
+    "embedding, few rows": (lambda **o: nn.Embedding(5, 12, **o), (3, 7)),
     "3x3": (conv(4, 6, 3), (2, 4, 7, 8)),
     "conv without bias": (conv(5, 4, 3, padding=1, bias=False), (2, 5, 7, 7)),
     "more channels in": (conv(9, 3, 3, padding=1), (2, 9, 6, 6)),
@@ -113,7 +144,7 @@ def test_stored_name_is_the_key(name):
 def test_some_layer_is_supported_and_foreign_ones_are_refused(name):
     decomposition = DECOMPOSITIONS[name]
     assert any(decomposition.supports(make()) for make, _ in LAYERS.values())
-    for foreign in (nn.ReLU(), nn.Embedding(5, 3), nn.LSTM(3, 3)):
+    for foreign in (nn.ReLU(), nn.EmbeddingBag(5, 3), nn.LSTM(3, 3)):
         assert not decomposition.supports(foreign)
         for use in (decomposition.max_rank, decomposition.factorize):
             with pytest.raises(ValueError, match=type(foreign).__name__):
@@ -124,7 +155,8 @@ def test_some_layer_is_supported_and_foreign_ones_are_refused(name):
 
 @pytest.mark.parametrize(("decomposition", "make", "shape"), CASES)
 def test_full_rank_reproduces_the_layer(decomposition, make, shape):
-    layer, inputs = make(dtype=torch.float64), torch.randn(shape, dtype=torch.float64)
+    layer = make(dtype=torch.float64)
+    inputs = inputs_of(layer, shape, torch.float64)
     factors = decomposition.factorize(layer)
     whole = decomposition.truncate(factors, full_rank(decomposition, factors))
     torch.testing.assert_close(whole(inputs), layer(inputs), rtol=1e-10, atol=1e-12)
@@ -132,7 +164,8 @@ def test_full_rank_reproduces_the_layer(decomposition, make, shape):
 
 @pytest.mark.parametrize(("decomposition", "make", "shape"), CASES)
 def test_full_rank_reproduces_the_layer_in_single_precision(decomposition, make, shape):
-    layer, inputs = make(), torch.randn(shape)
+    layer = make()
+    inputs = inputs_of(layer, shape)
     factors = decomposition.factorize(layer)
     whole = decomposition.finalize(factors, full_rank(decomposition, factors))
     with torch.no_grad():
@@ -144,7 +177,8 @@ def test_full_rank_reproduces_the_layer_in_single_precision(decomposition, make,
 def test_the_dense_weight_of_a_module_is_what_it_computes_with(
     decomposition, make, shape
 ):
-    layer, inputs = make(dtype=torch.float64), torch.randn(shape, dtype=torch.float64)
+    layer = make(dtype=torch.float64)
+    inputs = inputs_of(layer, shape, torch.float64)
     module = decomposition.truncate(decomposition.factorize(layer), 2)
     twin = copy.deepcopy(layer)
     twin.weight = nn.Parameter(module.weight.detach())
@@ -262,7 +296,7 @@ def assert_kept(decomposition, make, shape, dtype, device):
     for parameter in (*module.parameters(), *empty.parameters()):
         assert parameter.dtype == dtype
         assert parameter.device.type == device
-    assert module(torch.zeros(shape, dtype=dtype, device=device)).dtype == dtype
+    assert module(inputs_of(layer, shape, dtype, device)).dtype == dtype
 
 
 @pytest.mark.parametrize(("decomposition", "make", "shape"), CASES)
@@ -282,7 +316,8 @@ def test_device_is_kept():
 def test_an_empty_module_takes_the_weights_of_a_truncated_one(
     decomposition, make, shape
 ):
-    layer, inputs = make(), torch.randn(shape)
+    layer = make()
+    inputs = inputs_of(layer, shape)
     module = decomposition.truncate(decomposition.factorize(layer), 2)
     empty = decomposition.empty(layer, 2)
     empty.load_state_dict(module.state_dict())
