@@ -18,6 +18,7 @@ from compression_adapters.decompositions.moments import MomentKind, Moments
 from compression_adapters.decompositions.pruning import (
     FACTORED_LAYERS,
     MagnitudePruning,
+    parts_of,
     sparse_bytes,
 )
 from compression_adapters.decompositions.svd import (
@@ -61,5 +62,6 @@ __all__ = [
     "Tucker",
     "TuckerConv2d",
     "is_transposed_linear",
+    "parts_of",
     "sparse_bytes",
 ]

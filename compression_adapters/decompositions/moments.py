@@ -24,6 +24,8 @@ class Moments:
             row of an embedding among those that were looked up.
         second: Shape `groups x p x p`; of squares and frequencies `groups x p`. Double
             precision. Unit: squares of inputs or outputs; frequencies: dimensionless.
+            Squares of a factored layer: those of all its parts, one after another, as
+            `1 x p`.
         mean: E[x] or E[y]. Shape `groups x p`.
         count: Number of patches, rows or tokens they are means of; at least 1.
     """

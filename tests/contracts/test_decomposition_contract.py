@@ -2,12 +2,15 @@
 
 import copy
 import itertools
+import pickle
 
 import pytest
 import torch
 from torch import nn
 
-from compression_adapters.decompositions import DECOMPOSITIONS
+from compression_adapters.calibration.gather import gather_moments
+from compression_adapters.decompositions import DECOMPOSITIONS, Moments
+from compression_adapters.decompositions.moments import RIDGE
 
 # Said of the dense layer too.
 pytestmark = pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel")
@@ -333,3 +336,323 @@ def test_illegal_ranks_are_refused(decomposition, make, shape):
             decomposition.truncate(factors, rank)
         with pytest.raises(ValueError, match=f"rank must lie in 1 to .*got {rank}"):
             decomposition.empty(make(), rank)
+
+
+# What follows is of factors fitted to calibration inputs.
+FITTED = [
+    case for case in NESTED if case.values[0].moments_of(case.values[1]()) is not None
+]
+# The least expected squared error of all layers of their shape, at every rank. The
+# others have no closed form; pruning takes inputs for uncorrelated.
+EXACT = {"svd", "channel_conv", "embedding"}
+
+
+def moments_of(decomposition, layer, inputs):
+    kind = decomposition.moments_of(layer)
+    return gather_moments(nn.Sequential(layer), {"0": kind}, inputs)["0"]
+
+
+def fitted(decomposition, make, shape, **options):
+    """A layer, its calibration inputs, and factors fitted to them."""
+    layer = make(**{"dtype": torch.float64, **options})
+    inputs = inputs_of(layer, shape, layer.weight.dtype)
+    moments = moments_of(decomposition, layer, inputs)
+    return layer, inputs, decomposition.factorize(layer, moments)
+
+
+def in_groups(layer, weight):
+    """A weight as a matrix of each group: `groups x out x p`."""
+    if type(layer) is Conv1D:
+        weight = weight.T
+    return weight.detach().double().flatten(1).unflatten(0, (groups_of(layer), -1))
+
+
+def trace(matrices):
+    return matrices.diagonal(dim1=1, dim2=2).sum(1)
+
+
+def ridge(decomposition, layer, inputs, lost):
+    """What `Moments` adds to the expected squared error of weights that are lost."""
+    centred = getattr(layer, "bias", None) is not None
+    moments = moments_of(decomposition, layer, inputs)
+    if moments.kind == "frequencies":
+        counts = inputs.flatten().bincount(minlength=len(lost[0]))
+        unseen = float((counts == 1).sum() / counts.sum())
+        return max(RIDGE, unseen) / len(counts) * float(lost.square().sum())
+    second = moments.second
+    if centred:
+        second = second - moments.mean[:, :, None] * moments.mean[:, None, :]
+    if moments.kind == "outputs":
+        dense = in_groups(layer, layer.weight)
+        rho = RIDGE * trace(second) / trace(dense @ dense.mT)
+    else:
+        rho = RIDGE * trace(second) / second.shape[1]
+        rho = rho.where(rho > 0, 1.0)
+    return float((rho[:, None, None] * lost.square()).sum())
+
+
+@torch.no_grad()
+def expected_error(decomposition, layer, cut, inputs):
+    """Mean squared norm of the output's error over all positions, and the ridge."""
+    error = cut(inputs).double() - layer(inputs).double()
+    channels = -3 if isinstance(layer, nn.Conv2d) else -1
+    found = error.square().sum(channels).mean()
+    lost = in_groups(layer, cut.weight) - in_groups(layer, layer.weight)
+    return float(found) + ridge(decomposition, layer, inputs, lost)
+
+
+def ranks_in_play(decomposition, layer, factors):
+    largest = decomposition.max_rank(layer)
+    return [r for r in {*some_ranks(decomposition, factors), largest} if r <= largest]
+
+
+@pytest.mark.parametrize(("decomposition", "make", "shape"), FITTED)
+def test_expected_error_of_fitted_factors_is_the_tail(decomposition, make, shape):
+    layer, inputs, factors = fitted(decomposition, make, shape)
+    if decomposition.name == "pruning":
+        pytest.skip("its own test is below: it takes inputs for uncorrelated")
+    values = decomposition.singular_values(factors)
+    assert bool((values >= 0).all())
+    squares = values.square()
+    for rank in ranks_in_play(decomposition, layer, factors):
+        cut = decomposition.truncate(factors, rank)
+        error = expected_error(decomposition, layer, cut, inputs)
+        # Where no direction is left, rounding of the total is.
+        rounding = 1e-9 * float(squares.sum())
+        tail = float(squares[rank:].sum())
+        assert error == pytest.approx(tail, rel=1e-6, abs=rounding)
+
+
+@pytest.mark.parametrize(("decomposition", "make", "shape"), FITTED)
+def test_all_singular_values_are_the_expected_norm_of_the_output(
+    decomposition, make, shape
+):
+    layer, inputs, factors = fitted(decomposition, make, shape)
+    if decomposition.name == "pruning":
+        pytest.skip("its own test is below: it takes inputs for uncorrelated")
+    none = copy.deepcopy(layer)
+    with torch.no_grad():
+        none.weight.zero_()
+        bias = getattr(none, "bias", None)
+        if bias is not None:  # the mean is no error: a bias makes up for it
+            channels = -3 if isinstance(layer, nn.Conv2d) else -1
+            bias.copy_(layer(inputs).movedim(channels, -1).flatten(0, -2).mean(0))
+    total = float(decomposition.singular_values(factors).square().sum())
+    assert expected_error(decomposition, layer, none, inputs) == pytest.approx(total)
+
+
+@pytest.mark.parametrize(("decomposition", "make", "shape"), FITTED)
+def test_expected_error_of_fitted_factors_falls_and_is_not_above_the_plain_ones(
+    decomposition, make, shape
+):
+    layer, inputs, factors = fitted(decomposition, make, shape)
+    plain = decomposition.factorize(layer)
+    if decomposition.name == "pruning":
+        pytest.skip("its own test is below: it takes inputs for uncorrelated")
+    before = torch.inf
+    for rank in sorted(ranks_in_play(decomposition, layer, factors)):
+        error, of_plain = (
+            expected_error(
+                decomposition, layer, decomposition.truncate(some, rank), inputs
+            )
+            for some in (factors, plain)
+        )
+        total = float(decomposition.singular_values(factors).square().sum())
+        assert error <= before + 1e-9 * total
+        if decomposition.name in EXACT:
+            assert error <= of_plain + 1e-9 * total
+        before = error
+
+
+@pytest.mark.parametrize(("decomposition", "make", "shape"), FITTED)
+def test_fitted_factors_of_full_rank_reproduce_the_layer(decomposition, make, shape):
+    layer, inputs, factors = fitted(decomposition, make, shape)
+    whole = decomposition.truncate(factors, full_rank(decomposition, factors))
+    torch.testing.assert_close(whole(inputs), layer(inputs), rtol=1e-5, atol=1e-7)
+    others = inputs_of(layer, shape, torch.float64)
+    torch.testing.assert_close(whole(others), layer(others), rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize(("decomposition", "make", "shape"), FITTED)
+def test_the_final_fitted_module_is_no_worse_than_the_slice(decomposition, make, shape):
+    layer, inputs, factors = fitted(decomposition, make, shape)
+    for rank in {1, 2, decomposition.max_rank(layer)}:
+        slice_, final = (
+            expected_error(decomposition, layer, build(factors, rank), inputs)
+            for build in (decomposition.truncate, decomposition.finalize)
+        )
+        assert final <= slice_ * (1 + 1e-6)
+
+
+def zeros(layer, shape, dtype):
+    inputs = inputs_of(layer, shape, dtype)
+    return torch.zeros_like(inputs)
+
+
+def one(layer, shape, dtype):
+    return inputs_of(layer, shape, dtype)[:1]
+
+
+def all_alike(layer, shape, dtype):
+    inputs = inputs_of(layer, shape, dtype)
+    return inputs.flatten()[0].expand(inputs.shape).clone()
+
+
+def few_directions(layer, shape, dtype):
+    inputs = inputs_of(layer, shape, dtype)
+    return inputs if isinstance(layer, nn.Embedding) else inputs[:1] * inputs.mean()
+
+
+def far_from_zero(layer, shape, dtype):
+    """Whose moments rounding makes indefinite in single precision."""
+    inputs = inputs_of(layer, shape, dtype)
+    return inputs if isinstance(layer, nn.Embedding) else 1e4 + inputs
+
+
+@pytest.mark.parametrize("make_inputs", [zeros, one, all_alike, few_directions])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize(("decomposition", "make", "shape"), FITTED)
+def test_inputs_that_say_little_do_no_harm(
+    decomposition, make, shape, make_inputs, dtype
+):
+    if shape == (4, 7, 8) and make_inputs is one:
+        pytest.skip("an image without a batch is one input")
+    layer = make(dtype=dtype)
+    moments = moments_of(decomposition, layer, make_inputs(layer, shape, dtype))
+    assert_harmless(decomposition, layer, moments, inputs_of(layer, shape, dtype))
+
+
+@pytest.mark.parametrize(("decomposition", "make", "shape"), FITTED)
+def test_rounded_moments_and_weights_of_zero_do_no_harm(decomposition, make, shape):
+    layer = make()
+    inputs = inputs_of(layer, shape)
+    far = far_from_zero(layer, shape, torch.float32)
+    moments = moments_of(decomposition, layer, far)
+    assert_harmless(decomposition, layer, moments, inputs)
+    with torch.no_grad():
+        layer.weight[: len(layer.weight) // 2].zero_()
+    moments = moments_of(decomposition, layer, inputs)
+    assert_harmless(decomposition, layer, moments, inputs)
+    with torch.no_grad():
+        layer.weight.zero_()
+    moments = moments_of(decomposition, layer, inputs)
+    assert_harmless(decomposition, layer, moments, inputs)
+
+
+@torch.no_grad()
+def assert_harmless(decomposition, layer, moments, inputs):
+    factors = decomposition.factorize(layer, moments)
+    values = decomposition.singular_values(factors)
+    assert bool(torch.isfinite(values).all())
+    assert bool((values >= 0).all())
+    for rank in {1, 2, decomposition.max_rank(layer)}:
+        outputs = decomposition.truncate(factors, rank)(inputs)
+        assert bool(torch.isfinite(outputs).all())
+    whole = decomposition.truncate(factors, full_rank(decomposition, factors))
+    expected = layer(inputs)
+    scale = float(expected.abs().max().clamp_min(1e-30))
+    tolerance = 1e-3 * scale
+    torch.testing.assert_close(whole(inputs), expected, rtol=0, atol=tolerance)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+@pytest.mark.parametrize(("decomposition", "make", "shape"), FITTED)
+def test_fitted_factors_keep_the_dtype_and_stay_close(
+    decomposition, make, shape, dtype
+):
+    layer, inputs, factors = fitted(decomposition, make, shape, dtype=dtype)
+    rank = decomposition.max_rank(layer)
+    cut = decomposition.truncate(factors, rank)
+    assert {p.dtype for p in cut.parameters()} == {dtype}
+    outputs = cut(inputs)
+    assert outputs.dtype == dtype
+    precise = copy.deepcopy(layer).double()
+    known = moments_of(decomposition, layer, inputs)
+    same = decomposition.truncate(decomposition.factorize(precise, known), rank)
+    exact = same(inputs if isinstance(layer, nn.Embedding) else inputs.double())
+    error = (outputs.double() - exact).norm() / exact.norm()
+    # A few times the precision: the sums are in it too.
+    assert float(error) < 16 * torch.finfo(dtype).eps
+
+
+@pytest.mark.parametrize(("decomposition", "make", "shape"), FITTED)
+def test_neither_layer_nor_moments_are_mutated_or_aliased(decomposition, make, shape):
+    layer = make()
+    inputs = inputs_of(layer, shape)
+    moments = moments_of(decomposition, layer, inputs)
+    held = (*layer.state_dict().values(), moments.second, moments.mean)
+    before = [tensor.clone() for tensor in held]
+    module = decomposition.truncate(decomposition.factorize(layer, moments), 1)
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.fill_(7.0)
+    assert all(torch.equal(*pair) for pair in zip(held, before, strict=True))
+
+
+@pytest.mark.parametrize(("decomposition", "make", "shape"), FITTED)
+def test_fitted_factors_survive_a_truncation_copying_and_pickling(
+    decomposition, make, shape
+):
+    _, inputs, factors = fitted(decomposition, make, shape, dtype=torch.float32)
+    before = decomposition.truncate(factors, 2)(inputs)
+    decomposition.truncate(factors, 1)
+    decomposition.finalize(factors, 1)
+    for same in (factors, copy.deepcopy(factors), pickle.loads(pickle.dumps(factors))):
+        assert torch.equal(decomposition.truncate(same, 2)(inputs), before)
+
+
+@pytest.mark.parametrize(("decomposition", "make", "shape"), FITTED)
+def test_fitted_modules_have_the_structure_of_plain_ones(decomposition, make, shape):
+    layer, _, factors = fitted(decomposition, make, shape)
+    for rank in ranks_in_play(decomposition, layer, factors):
+        shapes = [p.shape for p in decomposition.empty(layer, rank).parameters()]
+        for build in (decomposition.truncate, decomposition.finalize):
+            assert [p.shape for p in build(factors, rank).parameters()] == shapes
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+def test_device_of_fitted_factors_is_kept():
+    for case in FITTED:
+        decomposition, make, shape = case.values
+        layer = make(device="cuda")
+        inputs = inputs_of(layer, shape, device="cuda")
+        moments = moments_of(decomposition, layer, inputs)
+        assert moments.second.device.type == "cuda"
+        module = decomposition.truncate(decomposition.factorize(layer, moments), 1)
+        assert {p.device.type for p in module.parameters()} == {"cuda"}
+        assert module(inputs).device.type == "cuda"
+
+
+PRUNED = [case for case in FITTED if case.values[0].name == "pruning"]
+
+
+@pytest.mark.parametrize(("decomposition", "make", "shape"), PRUNED)
+def test_pruned_weights_contribute_the_tail(decomposition, make, shape):
+    """By hand: the squares of what is cut, times those of its inputs."""
+    layer, inputs, factors = fitted(decomposition, make, shape)
+    moments = gather_moments(nn.Sequential(layer), {"0": "inputs"}, inputs)["0"]
+    squares = moments.second.diagonal(dim1=1, dim2=2)
+    if layer.bias is not None:
+        squares = squares - moments.mean.square()
+    squares = squares * 1.0 + RIDGE * squares.mean(1, keepdim=True)
+    values = decomposition.singular_values(factors)
+    dense = in_groups(layer, layer.weight)
+    for rank in some_ranks(decomposition, factors):
+        cut = decomposition.truncate(factors, rank)
+        lost = dense - in_groups(layer, cut.weight)
+        tail = float(values[rank:].square().sum())
+        cut_off = float((lost.square() * squares[:, None, :]).sum())
+        assert cut_off == pytest.approx(tail, rel=1e-5, abs=1e-12)
+        if layer.bias is not None:  # which makes up for the mean
+            error = (cut(inputs) - layer(inputs)).detach()
+            channels = -3 if isinstance(layer, nn.Conv2d) else -1
+            mean = error.movedim(channels, -1).flatten(0, -2).mean(0)
+            assert float(mean.abs().max()) < 1e-10
+
+
+def test_moments_of_another_shape_are_refused():
+    with pytest.raises(ValueError, match="Moments of inputs must have shapes"):
+        Moments("inputs", torch.ones(1, 3), torch.ones(1, 3), 1)
+    with pytest.raises(ValueError, match="of at least one input"):
+        Moments("squares", torch.ones(1, 3), torch.ones(1, 3), 0)
