@@ -45,6 +45,12 @@ from .evaluation.losses import (
 from .evaluation.losses import (
     top1_error as top1_error,
 )
+from .evaluation.price_path import (
+    PricePath as PricePath,
+)
+from .evaluation.price_path import (
+    price_path as price_path,
+)
 from .evaluation.problem import (
     CompressionProblem as CompressionProblem,
 )

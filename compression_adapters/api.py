@@ -26,6 +26,7 @@ from compression_adapters.options import (
 from compression_adapters.rank_space.parameters import Tie
 from compression_adapters.search.auto import search_auto
 from compression_adapters.search.dry_run import checked_problem
+from compression_adapters.search.no_search import take_from_path
 from compression_adapters.search.result import CompressionResult
 from compression_adapters.search.run import search_problem
 from compression_adapters.search.sample_size import most_samples
@@ -65,6 +66,7 @@ def compress(
     num_initial_trials: int | None = None,
     sampling: str = SearchOptions.sampling,
     start: Start = SearchOptions.start,
+    search: bool = SearchOptions.search,
     max_trials: int = SearchOptions.max_trials,
     seed: int = SearchOptions.seed,
     progress: bool | None = None,
@@ -121,10 +123,15 @@ def compress(
             standard error gets the binomial floor. None: known for the losses here.
         num_initial_trials: Space-filling evaluations first; default `max(6, d + 2)`.
         sampling: What to evaluate next, see `pac_generation_strategy`.
-        start: `"line"` begins on the diagonal of the search space, with four networks
-            whose layers are all cut alike, the dense one among them: in a deep network
-            a random point has some layer cut to almost nothing. `"space-filling"` does
-            not; `"auto"` does from four coordinates on, and not with `workers`.
+        start: What to evaluate first. `"path"`: networks on the price path, where
+            data-aware factors point, and the dense one, see `price_path`. `"line"`:
+            networks whose layers are all cut alike, the dense one among them: in a deep
+            network a random point has some layer cut to almost nothing.
+            `"space-filling"`: neither. `"auto"`: the path with data-aware factors, else
+            the line from four coordinates on; space-filling with `workers`.
+        search: False takes the network from the price path, at once and without a
+            certificate: for `ratio` the largest that is no larger, for a gamma or a
+            loss after some twenty evaluations.
         max_trials: Evaluations after which to stop without a certificate.
         seed: Determines samples and proposals.
         progress: Whether to show a progress bar; None: on a terminal only.
@@ -188,6 +195,7 @@ def compress(
         num_initial_trials=num_initial_trials,
         sampling=sampling,
         start=start,
+        search=search,
         max_trials=max_trials,
         seed=seed,
         progress=progress,
@@ -223,6 +231,10 @@ def compress_with(
         relative=search.relative,
         sampling=search.sampling,
     )
+    if not search.search:
+        if client is not None:
+            raise ValueError("search=False evaluates anew; leave the client out.")
+        return _without_search(network, inputs, options)
     if search.db is not None and client is not None:
         raise ValueError("Expected a client or a database to continue from; got both.")
     if gamma is None:
@@ -240,5 +252,20 @@ def compress_with(
         result = search_auto(problem, search, most=most, client=client)
     else:
         result = search_problem(problem, search, client=client)
+    seconds = {"factorize": factorize_seconds, "total": time.perf_counter() - began}
+    return replace(result, timings=result.timings | seconds)
+
+
+def _without_search(
+    network: nn.Module,
+    inputs: Tensor | Dataset[Any] | Callable[..., Tensor],
+    options: CompressionOptions,
+) -> CompressionResult:
+    """Take a network from the price path."""
+    began = time.perf_counter()
+    gamma = 1.0 if options.target.gamma is None else options.target.gamma
+    problem = checked_problem(network, inputs, gamma, options.problem)
+    factorize_seconds = time.perf_counter() - began
+    result = take_from_path(problem, options.search, options.target)
     seconds = {"factorize": factorize_seconds, "total": time.perf_counter() - began}
     return replace(result, timings=result.timings | seconds)

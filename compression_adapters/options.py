@@ -24,8 +24,8 @@ AtMax = Literal["dense", "factor"]
 Objective = Literal["ratio", "rate"]
 Level = Literal["pairwise", "joint", "marginal"]
 Sampling = Literal["leader_challenger", "challenger", "expected_improvement"]
-Start = Literal["auto", "line", "space-filling"]
-"""What is evaluated first, see `attach_diagonal`."""
+Start = Literal["auto", "path", "line", "space-filling"]
+"""What is evaluated first, see `attach_first_points`."""
 
 AUTO: Final = "auto"
 FEWEST_SAMPLES: Final = 50
@@ -329,9 +329,15 @@ class SearchOptions:
     )
     start: Start = option(
         "auto",
-        "What to evaluate first; line: four networks on the diagonal, all layers cut "
-        "alike, which auto does from four coordinates on.",
+        "What to evaluate first; path: networks on the price path, which auto means "
+        "with data-aware factors; line: networks whose layers are all cut alike, which "
+        "it means else, from four coordinates on.",
         choices=Start,
+    )
+    search: bool = option(
+        True,
+        "Whether to search; else the network is taken from the price path, and nothing "
+        "is certified.",
     )
     max_trials: int = option(
         200, "Evaluations after which to stop without a certificate.", at_least=2
@@ -358,11 +364,11 @@ class SearchOptions:
         if self.seed < 0:
             raise ValueError(f"seed must be at least 0; got {self.seed}.")
         known = get_args(Start)
-        on_workers = self.start == "line" and self.workers is not None
+        on_workers = self.start in ("path", "line") and self.workers is not None
         if self.start not in known or on_workers:
             raise ValueError(
-                f"start must be one of {', '.join(known)}, and 'line' goes without "
-                f"workers; got {self.start!r} and workers={self.workers}."
+                f"start must be one of {', '.join(known)}, and 'path' and 'line' go "
+                f"without workers; got {self.start!r} and workers={self.workers}."
             )
 
 
@@ -384,6 +390,13 @@ class CompressionOptions:
     search: SearchOptions = SearchOptions()
 
     def __post_init__(self) -> None:
+        if not self.search.search and (
+            self.search.workers is not None or self.search.db is not None
+        ):
+            raise ValueError(
+                "search=False takes a network from the price path at once, without "
+                "workers and without db; leave these out."
+            )
         if self.search.workers is not None and self.search.db is not None:
             raise ValueError(
                 "workers and db cannot be combined so far: leave workers out to keep "

@@ -76,6 +76,7 @@ ROWS: dict[str, set[str]] = {
     "compression_adapters.evaluation": {
         "torch",
         "numpy",
+        "pandas",
         "compression_adapters.options",
     }
     | {"compression_adapters.decompositions", "compression_adapters.layers"}

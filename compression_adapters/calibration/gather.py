@@ -162,11 +162,22 @@ class _Sums:
     @contextmanager
     def watching(self) -> Iterator[None]:
         """Add up what the layer sees, inside the `with` block."""
-        handle = self.layer.register_forward_hook(self._add, with_kwargs=True)
+
+        def watched(*args: Any, **kwargs: Any) -> Tensor:
+            outputs: Tensor = type(layer).forward(layer, *args, **kwargs)
+            self._add(args[0] if args else kwargs["input"], outputs)
+            return outputs
+
+        layer: Any = self.layer
+        # Not by a hook, because some networks call `layer.forward`. The hook is there
+        # for PyTorch's fused attention, which calls no layer unless one has a hook.
+        hook = layer.register_forward_hook(lambda *_: None)
+        layer.forward = watched
         try:
             yield
         finally:
-            handle.remove()
+            del layer.forward
+            hook.remove()
 
     def moments(self) -> Moments | None:
         """Return the means, None of a layer that was not called."""
@@ -190,14 +201,8 @@ class _Sums:
                 second += about[:, :, None] * about[:, None, :]
         return Moments(self.kind, second, mean, self.count)
 
-    def _add(
-        self,
-        layer: nn.Module,
-        args: tuple[Any, ...],
-        kwargs: Mapping[str, Any],
-        outputs: Tensor,
-    ) -> None:
-        inputs: Tensor = args[0] if args else kwargs["input"]
+    def _add(self, inputs: Tensor, outputs: Tensor) -> None:
+        layer = self.layer
         if self.kind == "frequencies":
             rows = inputs.flatten()
             counts = rows.bincount(

@@ -137,9 +137,12 @@ def _print_summary(summary: dict[str, Any], folder: Path) -> None:
         if summary.get("note"):
             accuracy += f" ({summary['note']})"
     ranks = ", ".join(f"{name} {rank}" for name, rank in summary["ranks"].items())
+    ended = f"{verdict} (level {certificate['level']})"
+    if summary["stop_reason"] == "no_search":
+        ended = "not searched"
     click.echo(
-        f"{verdict} (level {certificate['level']}) after {summary['num_trials']} "
-        f"evaluations, {seconds:.1f} s\n"
+        f"{ended} after {_counted(summary['num_trials'], 'evaluation')}, "
+        f"{seconds:.1f} s\n"
         f"  {certificate['reason']}\n"
         f"weights   {summary['compression_ratio']:.2%} of the layers in play, "
         f"{summary['whole_network_ratio']:.2%} of the whole network\n"
@@ -149,6 +152,11 @@ def _print_summary(summary: dict[str, Any], folder: Path) -> None:
         f"saved     {folder}/network (reloaded, {reload})\n"
         f"report    {folder}/report.html"
     )
+
+
+def _counted(number: int, what: str) -> str:
+    """Write a number of things."""
+    return f"{number} {what}" + ("" if number == 1 else "s")
 
 
 def _costs(summary: dict[str, Any]) -> str:

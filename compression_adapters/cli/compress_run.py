@@ -8,7 +8,7 @@ import pandas as pd
 import plotly.graph_objects as go
 import torch
 
-from ax_pac import certificate_records, incumbent_arm
+from ax_pac import certificate_records
 from ax_pac.analysis.cards import (
     CertificateHistory,
     ChallengerGap,
@@ -95,9 +95,10 @@ def _summary(
 ) -> dict[str, Any]:
     """Collect settings and results as plain JSON values."""
     problem, experiment = result.problem, experiment_of(result.client)
-    best = incumbent_arm(result.client)
     incumbent = next(
-        index for index, trial in experiment.trials.items() if trial.arm == best
+        index
+        for index, trial in experiment.trials.items()
+        if trial.arm.parameters == result.parameterization
     )
     return {
         "network": source.name,
@@ -115,6 +116,10 @@ def _summary(
         "times": time_table(experiment).to_dict("records"),
         "layers": result.layers.to_dict("records"),
         "loss_fresh": {"mean": result.loss.mean, "sem": result.loss.sem},
+        "gain_over_path": None
+        if result.gain_over_path is None
+        else result.gain_over_path._asdict(),
+        "calibration": _calibration(result),
         "costs": _costs(result),
         "num_trials": len(result.trials),
         "gamma": problem.gamma,
@@ -126,6 +131,14 @@ def _summary(
         "seed": result.seed,
         "versions": {name: version(name) for name in _PACKAGES},
     }
+
+
+def _calibration(result: CompressionResult) -> dict[str, Any] | None:
+    """Record which inputs the factors were fitted to."""
+    known = result.problem.calibration
+    if known is None:
+        return None
+    return {"count": known.count, "share": known.share, "seed": known.seed}
 
 
 def _sample_size(result: CompressionResult) -> dict[str, Any] | None:
@@ -188,6 +201,8 @@ def certificate_figures(summary: dict[str, Any]) -> list[tuple[str, go.Figure]]:
     Returns:
         Captions and plots. Plots for which an older run has no data are left out.
     """
+    if not summary["certificates"]:
+        return []
     history = history_table(summary["certificates"])
     drawn = [
         (CertificateHistory.subtitle, plot_certificate_history(history)),

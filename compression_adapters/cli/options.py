@@ -220,7 +220,8 @@ def _click_option(declared: Field[Any]) -> Callable[[Any], Any]:
     known, default = declared.metadata, declared.default
     settings: dict[str, Any] = {"default": default, "help": known["help"]}
     if isinstance(default, bool):
-        return click.option(flag, is_flag=True, **settings)
+        both = f"{flag}/--no-{flag.removeprefix('--')}" if default else flag
+        return click.option(both, is_flag=True, show_default=default, **settings)
     settings["show_default"] = default is not None
     settings["metavar"] = known["metavar"]
     settings["callback"] = _CALLBACKS.get(declared.name)

@@ -11,7 +11,6 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from compression_adapters.evaluation.sampling import (
-    Batch,
     Sampler,
     dataset_sampler,
     generator_sampler,
@@ -22,7 +21,6 @@ LARGEST_SHARE: Final = 0.2
 """Share of a pool that is used for calibration, at most."""
 
 _FEWEST = 2
-_PIECE = 500  # calibration inputs that are drawn from a generating function at a time
 
 
 @dataclass(frozen=True, eq=False)
@@ -99,7 +97,7 @@ def split_inputs(
                 "them to belong to."
             )
         sampler = generator_sampler(inputs)
-        return sampler, _generated(sampler, calibrate, rng, seed)
+        return sampler, _generated(sampler, calibrate, num_samples, rng, seed)
     sampler = dataset_sampler(inputs, labels)
     size = len(inputs)
     if size < num_samples:
@@ -117,14 +115,11 @@ def split_inputs(
 
 
 def _generated(
-    sampler: Sampler, calibrate: int, rng: torch.Generator, seed: int
+    sampler: Sampler, calibrate: int, num_samples: int, rng: torch.Generator, seed: int
 ) -> CalibrationInputs | None:
-    """Draw calibration inputs from a generating function."""
-    pieces: list[Batch] = []
-    left = calibrate
-    while left >= _FEWEST:
-        pieces.append(sampler(min(left, _PIECE), rng))
-        left -= _PIECE
-    if not pieces:
+    """Draw calibration inputs from a generating function, by trials' worth."""
+    if calibrate < _FEWEST:
         return None
-    return CalibrationInputs(torch.cat([b.inputs for b in pieces]), seed, None)
+    times = -(-calibrate // num_samples)
+    drawn = torch.cat([sampler(num_samples, rng).inputs for _ in range(times)])
+    return CalibrationInputs(drawn[:calibrate].clone(), seed, None)

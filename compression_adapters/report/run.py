@@ -256,6 +256,8 @@ def verdict_html(
     Returns:
         Part of a page.
     """
+    if stop_reason == "no_search":
+        return f"<p class='verdict open'><strong>Not searched</strong>: {reason}.</p>"
     why = f" ({stop_reason})" if stop_reason else ""
     head = "Certified" if holds else f"Not certified{why}"
     return (
@@ -291,6 +293,12 @@ def _results_table(summary: dict[str, Any]) -> str:
         remarks.append(
             f"Loss of the compressed network on fresh samples: {fresh['mean']:.4g}, "
             f"standard error {fresh['sem']:.2g}."
+        )
+    gain = summary.get("gain_over_path")
+    if gain is not None:
+        remarks.append(
+            f"Better than the best network of the price path that was evaluated by "
+            f"{gain['mean']:.4g} in the objective, standard error {gain['sem']:.2g}."
         )
     remarks += _choices(summary)
     notes = "".join(f"<p>{html.escape(remark)}</p>" for remark in remarks)

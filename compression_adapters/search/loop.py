@@ -29,7 +29,7 @@ from compression_adapters.search.trials import (
     trial_seed,
 )
 
-StopReason = Literal["certified", "max_trials", "interrupted"]
+StopReason = Literal["certified", "max_trials", "interrupted", "no_search"]
 
 
 _MAX_CONSECUTIVE_FAILURES = 3
@@ -75,6 +75,7 @@ class SearchLoop:
         self.evaluate_seconds = 0.0
         self.first_record = len(certificate_records(self.experiment))
         self.first_trial = len(self.experiment.trials)
+        self.failures = 0
         self.known = self.first_trial if known is None else known
         self.bar = tqdm(
             unit="trial",
@@ -86,16 +87,15 @@ class SearchLoop:
 
     def run(self, max_trials: int) -> StopReason:
         """Search; return why the search ended."""
-        self.failures = 0
         try:
             # Trials that were running when their process ended.
-            self._evaluate_all(self._running())
+            self.evaluate_all(self._running())
             while len(self.experiment.trials) - self.known < max_trials:
                 try:
                     trials = self._ask()
                 except OptimizationComplete:
                     return "certified"
-                self._evaluate_all(trials)
+                self.evaluate_all(trials)
         except KeyboardInterrupt:
             if len(self._completed("loss")) < 2:
                 raise  # there is no result yet to return
@@ -130,6 +130,10 @@ class SearchLoop:
             "evaluate": self.evaluate_seconds,
         }
 
+    def last_loss(self) -> MeanSEM:
+        """Return the estimated loss of the trial that was evaluated last."""
+        return self._completed("loss")[-1]
+
     def _running(self) -> dict[int, Any]:
         """Trials that were proposed and never reported."""
         return {
@@ -138,8 +142,12 @@ class SearchLoop:
             if trial.status.is_running
         }
 
-    def _evaluate_all(self, trials: dict[int, Any]) -> None:
-        """Evaluate trials one after the other; give up after several failures."""
+    def evaluate_all(self, trials: dict[int, Any]) -> None:
+        """Evaluate trials one after the other; give up after several failures.
+
+        Args:
+            trials: Trial index to parameterization.
+        """
         for index, parameterization in trials.items():
             failed = self._evaluate(index, parameterization)
             self.failures = self.failures + 1 if failed else 0

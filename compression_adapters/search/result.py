@@ -48,8 +48,11 @@ class CompressionResult:
         client: The Ax client, to inspect or continue the search.
         problem: The problem that was searched.
         timings: Wall seconds: `factorize`, `fit`, `propose`, `evaluate`, `total`.
-        stop_reason: `certified`, `max_trials` or `interrupted`.
+        stop_reason: `certified`, `max_trials`, `interrupted`, or `no_search`.
         seed: The seed of the search.
+        gain_over_path: By how much the network is better than the best one of the price
+            path that was evaluated, on the same fresh samples, in objective units;
+            None if none was. What a search adds to a rule without one.
         sample_size: With `num_samples="auto"`, what was chosen and why.
         gammas: With a target in place of gamma, one row per gamma that was tried:
             `gamma`, `compression_ratio`, `loss` and `loss_sem` on fresh samples,
@@ -68,6 +71,7 @@ class CompressionResult:
     timings: dict[str, float]
     stop_reason: StopReason
     seed: int
+    gain_over_path: MeanSEM | None = None
     sample_size: SampleSize | None = None
     gammas: pd.DataFrame | None = field(default=None, repr=False)
 

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import torch
 from ax.api.client import Client
+from ax.generation_strategy.generation_strategy import GenerationStrategy
 
 from ax_pac import PACCertificate, incumbent_arm, pac_generation_strategy
 from ax_pac.ax_internals import experiment_of
@@ -17,11 +18,9 @@ from compression_adapters.options import SearchOptions
 from compression_adapters.rank_space.parameters import bin_edges
 from compression_adapters.search.client import check_same_problem, new_client, quiet_ax
 from compression_adapters.search.dry_run import carrying
-from compression_adapters.search.initial_design import (
-    attach_diagonal,
-    begins_on_diagonal,
-)
+from compression_adapters.search.initial_design import attach_first_points
 from compression_adapters.search.loop import StopReason
+from compression_adapters.search.path_gain import gain_over_path
 from compression_adapters.search.ray_loop import check_workers, search_loop
 from compression_adapters.search.result import (
     CompressionResult,
@@ -58,18 +57,7 @@ def search_problem(
     """
     began = time.perf_counter()
     check_workers(problem, options.workers)
-    cells = bin_edges(problem.parameters)
-    strategy = pac_generation_strategy(
-        delta=options.delta,
-        epsilon=options.epsilon,
-        level=options.level,
-        relative=options.relative,
-        num_initial_trials=options.num_initial_trials,
-        sampling=options.sampling,
-        seed=options.seed,
-        num_samples=problem.num_samples,
-        cells=cells,
-    )
+    strategy = search_strategy(problem, options)
     known = None
     if client is not None:
         check_same_problem(client, problem)
@@ -86,36 +74,71 @@ def search_problem(
     ):
         if options.db is None:
             client.set_generation_strategy(strategy)
-        diagonal = begins_on_diagonal(options, problem)
-        if diagonal and not experiment_of(client).trials:
-            attach_diagonal(client, problem, most=options.max_trials)
+        if not experiment_of(client).trials and attach_first_points(
+            client, problem, options
+        ):
             known = 0  # they count as trials of this search
         search = search_loop(problem, client, options, known=known)
         stop_reason = search.run(options.max_trials)
         certificate = search.certify()
         if stop_reason == "max_trials" and certificate.holds:
             stop_reason = "certified"
-        result = _result(problem, client, options, certificate, stop_reason)
+        result = make_result(problem, client, options, certificate, stop_reason)
         require_measured(result)
+    gain = gain_over_path(result)
     timings = {"factorize": 0.0, **search.timings()}
     timings["total"] = time.perf_counter() - began
-    result = replace(result, timings=timings)
+    result = replace(result, timings=timings, gain_over_path=gain)
     warn_if_worse_than_dense(result)
     return result
 
 
-def _result(
+def search_strategy(
+    problem: CompressionProblem, options: SearchOptions
+) -> GenerationStrategy:
+    """Return the generation strategy of a search.
+
+    Args:
+        problem: What is searched.
+        options: How.
+    """
+    return pac_generation_strategy(
+        delta=options.delta,
+        epsilon=options.epsilon,
+        level=options.level,
+        relative=options.relative,
+        num_initial_trials=options.num_initial_trials,
+        sampling=options.sampling,
+        seed=options.seed,
+        num_samples=problem.num_samples,
+        cells=bin_edges(problem.parameters),
+    )
+
+
+def make_result(
     problem: CompressionProblem,
     client: Client,
     options: SearchOptions,
     certificate: PACCertificate,
     stop_reason: StopReason,
+    parameterization: dict[str, float] | None = None,
 ) -> CompressionResult:
-    """Build the network at the incumbent, and measure it."""
-    arm = incumbent_arm(client)
-    if arm is None:
-        raise RuntimeError("there is no trial at the incumbent; please report this")
-    parameterization = {name: float(value) for name, value in arm.parameters.items()}
+    """Build a network and measure it.
+
+    Args:
+        problem: What was searched.
+        client: With the trials.
+        options: How it was searched.
+        certificate: On the last data.
+        stop_reason: Why it ended.
+        parameterization: The network's point; None: the incumbent's.
+    """
+    if parameterization is None:
+        arm = incumbent_arm(client)
+        if arm is None:
+            raise RuntimeError("there is no trial at the incumbent; please report this")
+        point = arm.parameters
+        parameterization = {name: float(value) for name, value in point.items()}
     ranks = problem.ranks(parameterization)
     chosen = recorded_sample_size(client)
     if chosen is not None and chosen.num_samples != problem.num_samples:

@@ -21,9 +21,14 @@ def trial_seed(seed: int, trial_index: int) -> int:
     return int(np.random.SeedSequence((seed, trial_index)).generate_state(1)[0])
 
 
-def fresh_seed(seed: int) -> int:
-    """Return a seed of samples that no trial of a search uses."""
-    return int(np.random.SeedSequence((seed, 0, 1)).generate_state(1)[0])
+def fresh_seed(seed: int, number: int = 0) -> int:
+    """Return a seed of samples that no trial of a search uses.
+
+    Args:
+        seed: Of the search.
+        number: Of several such seeds.
+    """
+    return int(np.random.SeedSequence((seed, number, 1)).generate_state(1)[0])
 
 
 def trial_table(client: Client, problem: CompressionProblem) -> pd.DataFrame:

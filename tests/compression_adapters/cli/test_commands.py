@@ -108,7 +108,7 @@ def test_a_target_and_a_number_of_samples_are_found_and_reported(tmp_path, monke
     result = invoke(
         *("compress", "fc3", "--out", str(tmp_path), "--ratio", "48%"),
         *("--num-samples", "auto", "--delta", "0.05", "--epsilon", "0.05"),
-        *("--level", "pairwise", "--max-trials", "7"),
+        *("--level", "pairwise", "--max-trials", "7", "--calibrate", "0"),
     )
     assert result.exit_code == 0, result.output
     summary = json.loads((tmp_path / "summary.json").read_text())

@@ -257,8 +257,10 @@ def zeros(network):
 @pytest.mark.parametrize("loss", ["squared_l2", "relative_squared_l2"])
 def test_a_network_that_was_not_measured_is_not_certified(change, loss, monkeypatch):
     wrong_network(monkeypatch, change)
+    # Data-aware factors with a bias lose so little that zeros are no worse.
+    settings = {"max_trials": 30, "gamma": 0.01, "delta": 0.5, "calibrate": 0}
     with pytest.raises(UnmeasuredNetworkError, match="the search measured") as info:
-        compress(Net(), INPUTS, loss=loss, max_trials=30, gamma=0.01, delta=0.5)
+        compress(Net(), INPUTS, loss=loss, **settings)
     assert incumbent_arm(info.value.client) is not None
     assert isinstance(info.value.network, nn.Module)
 

@@ -16,12 +16,14 @@ from compression_adapters import (
     squared_l2,
 )
 from compression_adapters.api import compress
+from compression_adapters.evaluation.price_path import price_path
 from compression_adapters.options import SearchOptions
 from compression_adapters.rank_space.parameters import parameterization_from_ranks
 from compression_adapters.search.client import new_client
 from compression_adapters.search.initial_design import (
-    attach_diagonal,
-    begins_on_diagonal,
+    attach_first_points,
+    beginning,
+    path_points,
 )
 from compression_adapters.search.loop import EvaluationError
 from compression_adapters.search.result import CompressionResult
@@ -114,7 +116,8 @@ def test_result_is_consistent_and_the_reference_network_untouched(searched):
 
 
 def test_same_seed_gives_the_same_search():
-    one, two = (compress(small_network(), pool(), **SHORT) for _ in range(2))
+    options = {**SHORT, "delta": 0.01, "start": "space-filling"}
+    one, two = (compress(small_network(), pool(), **options) for _ in range(2))
     assert (one.trials["node"] == "PAC").sum() >= 3
     assert one.trials.equals(two.trials)
     assert len({trial_seed(0, i) for i in range(100)}) == 100
@@ -309,7 +312,7 @@ def deep_network():
 @pytest.mark.parametrize("start", ["auto", "line"])
 def test_the_diagonal_comes_first_and_counts(start):
     options = {"gamma": 1.0, "delta": 0.05, "level": "pairwise", "max_trials": 6}
-    result = compress(deep_network(), pool(), start=start, **options)
+    result = compress(deep_network(), pool(), start=start, calibrate=0, **options)
     assert 4 <= len(result.trials) <= 6
     first = result.trials.iloc[:4]
     ranks = first[[f"rank_{i}" for i in range(8)]]
@@ -321,37 +324,67 @@ def test_the_diagonal_comes_first_and_counts(start):
     assert result.trials["objective"].min() <= 1.0
 
 
+@pytest.mark.parametrize(("start", "calibrate"), [("auto", 40), ("path", 0)])
+def test_networks_of_the_price_path_come_first_and_count(start, calibrate):
+    options = {"gamma": 1.0, "delta": 0.05, "level": "pairwise", "max_trials": 7}
+    result = compress(
+        deep_network(), pool(), start=start, calibrate=calibrate, **options
+    )
+    path = price_path(result.problem)
+    number = len(path_points(result.problem))
+    first = result.trials.iloc[:number]
+    found = [
+        {str(i): row[f"rank_{i}"] for i in range(8)} for _, row in first.iterrows()
+    ]
+    assert all(ranks in path.networks for ranks in found)
+    assert found[-1] == dict.fromkeys(map(str, range(8)), "dense")
+    assert first["compression_ratio"].is_monotonic_increasing
+    assert 0 < first["loss_sem"].min()
+    assert 2 <= number <= 5
+
+
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of Ax, met on the way
-def test_without_the_diagonal_a_network_worse_than_the_original_is_warned_of():
+def test_without_a_beginning_a_network_worse_than_the_original_is_warned_of():
     options = {"gamma": 1.0, "delta": 0.05, "level": "pairwise", "max_trials": 6}
+    options |= {"start": "space-filling", "calibrate": 0}
     with pytest.warns(UserWarning, match=r"worse than the uncompressed.*start='line'"):
-        without = compress(deep_network(), pool(), start="space-filling", **options)
+        without = compress(deep_network(), pool(), **options)
     assert without.trials["objective"].min() > 1.0
 
 
-def test_the_diagonal_is_as_long_as_there_are_evaluations():
+@pytest.mark.parametrize("start", ["line", "path"])
+def test_the_beginning_is_as_long_as_there_are_evaluations(start):
     problem = compression_problem(deep_network(), pool(), gamma=1.0)
     client = new_client(problem)
-    attach_diagonal(client, problem, most=2)
+    options = SearchOptions(start=start, max_trials=2)
+    assert attach_first_points(client, problem, options)
     assert len(client._experiment.trials) == 2
 
 
 @pytest.mark.parametrize(
-    ("start", "coordinates", "workers", "expected"),
+    ("start", "coordinates", "workers", "calibrate", "expected"),
     [
-        ("auto", 8, None, True),
-        ("auto", 3, None, False),
-        ("auto", 8, 2, False),
-        ("line", 3, None, True),
-        ("space-filling", 8, None, False),
+        ("auto", 8, None, 0, "line"),
+        ("auto", 3, None, 0, "space-filling"),
+        ("auto", 8, 2, 0, "space-filling"),
+        ("auto", 8, None, 40, "path"),
+        ("auto", 3, None, 40, "path"),
+        ("auto", 8, 2, 40, "space-filling"),
+        ("line", 3, None, 40, "line"),
+        ("path", 3, None, 0, "path"),
+        ("space-filling", 8, None, 40, "space-filling"),
     ],
 )
-def test_deep_networks_begin_on_the_diagonal(start, coordinates, workers, expected):
+def test_searches_begin_where_something_is_known(
+    start, coordinates, workers, calibrate, expected
+):
     exclude = [str(i) for i in range(coordinates, 8)]
-    problem = compression_problem(deep_network(), pool(), gamma=1.0, exclude=exclude)
+    problem = compression_problem(
+        deep_network(), pool(), gamma=1.0, exclude=exclude, calibrate=calibrate
+    )
     assert len(problem.parameters) == coordinates
     options = SearchOptions(start=start, workers=workers)
-    assert begins_on_diagonal(options, problem) == expected
+    assert beginning(options, problem) == expected
 
 
 def test_a_search_that_is_continued_has_begun():
@@ -368,7 +401,9 @@ def test_a_search_that_is_continued_has_begun():
 
 
 def test_a_start_that_does_not_exist_is_refused():
-    with pytest.raises(ValueError, match="start must be one of auto, line, space-fill"):
+    with pytest.raises(
+        ValueError, match="start must be one of auto, path"
+    ):
         compress(small_network(), pool(), **SETTINGS, start="dense")
     pytest.importorskip("ray")
     with pytest.raises(ValueError, match="got 'line' and workers=2"):

@@ -1,0 +1,240 @@
+"""The price path: the networks that one price of size gives, without an evaluation."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise
+from typing import NamedTuple
+
+import pandas as pd
+from torch import nn
+
+from compression_adapters.decompositions import Factors
+from compression_adapters.evaluation.problem import CompressionProblem
+from compression_adapters.layers.survey import LayerSpec
+from compression_adapters.network.counts import compression_ratio
+from compression_adapters.network.truncation import truncate_network
+from compression_adapters.rank_space.parameters import (
+    RankParameter,
+    bin_edges,
+    parameterization_from_ranks,
+)
+from compression_adapters.rank_space.scales import DENSE, Rank
+
+
+@dataclass(frozen=True, eq=False)
+class PricePath:
+    """The networks on the price path of a problem, from the smallest to the dense one.
+
+    For a price lambda of size, each layer takes the rank
+
+        argmin_K  e(K) / e(0) + lambda * size(K),   dense where that is cheaper
+
+    with e(K) the expected squared error of its output at rank K (with factors of the
+    weights alone, of its weight), e(0) that without it, and size(K) its weights as a
+    share of those of all layers in play. All prices together give as many networks as
+    the lower convex hulls of the layers have corners. None of them was evaluated:
+    nothing is certified.
+
+    Args:
+        problem: From `compression_problem`.
+        networks: Ranks of every network, by layer name, from the smallest one.
+        table: One row for each: `price` (the largest one that gives it; infinite for
+            the first), `compression_ratio`, and `predicted_error`, the mean over the
+            layers in play of e(K) / e(0), dimensionless.
+
+    Source: Ma et al. 2019 have no such rule; the price of a weight against the relative
+        error of a layer is the rule of BALF (2025), for ranks.
+
+    Example:
+        >>> import torch
+        >>> from compression_adapters.evaluation.problem import compression_problem
+        >>> network = nn.Sequential(nn.Linear(30, 20), nn.ReLU(), nn.Linear(20, 10))
+        >>> pool = torch.randn(100, 30, generator=torch.Generator().manual_seed(0))
+        >>> path = price_path(compression_problem(network, pool, gamma=1.0))
+        >>> path.networks[0], path.networks[-1]
+        ({'0': 1, '2': 1}, {'0': 'dense', '2': 'dense'})
+        >>> compressed = path.network(path.at_ratio(0.5))
+    """
+
+    problem: CompressionProblem = field(repr=False)
+    networks: tuple[dict[str, Rank], ...] = field(repr=False)
+    table: pd.DataFrame = field(repr=False)
+
+    def __len__(self) -> int:
+        return len(self.networks)
+
+    def at_ratio(self, ratio: float) -> int:
+        """Return the position of the largest network that is no larger than this.
+
+        Args:
+            ratio: The largest compression ratio, over the layers in play.
+
+        Raises:
+            ValueError: when the smallest network is larger.
+        """
+        smallest = float(self.table["compression_ratio"].iloc[0])
+        # Up to rounding: a ratio that was read from the table is met by its own row.
+        if ratio < smallest * (1.0 - 1e-12):
+            raise ValueError(
+                f"The smallest network on the path has {smallest:.2%} of the weights; "
+                f"got a ratio of {ratio:.2%}. Ask for more, or lower min_rank."
+            )
+        within = self.table["compression_ratio"] <= ratio * (1.0 + 1e-12)
+        return int(within.to_numpy().nonzero()[0][-1])
+
+    def at_price(self, price: float) -> int:
+        """Return the position of the network that a price of size gives.
+
+        Args:
+            price: lambda, not negative; relative error for all weights in play.
+        """
+        return int((self.table["price"] >= price).sum()) - 1
+
+    def spread(self, number: int, *, smallest: float = 0.0) -> list[int]:
+        """Return positions of networks whose sizes grow geometrically, without dense.
+
+        Args:
+            number: How many, at most; fewer if the path is short.
+            smallest: The compression ratio that they start at, at least.
+        """
+        sizes = self.table["compression_ratio"]
+        low = max(float(sizes.iloc[0]), smallest)
+        if low >= 1.0:
+            return [0]
+        step = (1.0 / low) ** (1.0 / number)
+        found = {self.at_ratio(low * step**i) for i in range(number)}
+        return sorted(found - {len(self) - 1})
+
+    def point(self, position: int) -> dict[str, float]:
+        """Return a network's point in the search space, for an Ax trial."""
+        return parameterization_from_ranks(
+            self.networks[position], self.problem.parameters
+        )
+
+    def network(self, position: int) -> nn.Module:
+        """Build one of the networks: an independent copy in eval mode."""
+        problem = self.problem
+        return truncate_network(
+            problem.network, problem.factors, problem.layers, self.networks[position]
+        ).eval()
+
+
+def price_path(problem: CompressionProblem) -> PricePath:
+    """Order the networks of a problem by one price of size, without an evaluation.
+
+    Args:
+        problem: From `compression_problem`; best with factors fitted to calibration
+            inputs.
+
+    Returns:
+        The path, with tied layers moving together.
+    """
+    layers = {layer.name: layer for layer in problem.layers}
+    total = sum(layer.num_weights for layer in problem.layers)
+    errors = {
+        name: relative_errors(layer, problem.factors[name])
+        for name, layer in layers.items()
+    }
+    edges = bin_edges(problem.parameters)
+    hulls = [
+        _hull(_options(parameter, edges[parameter.name], layers, errors, total))
+        for parameter in problem.parameters
+    ]
+    ranks: dict[str, Rank] = {}
+    for hull in hulls:
+        ranks |= hull[0].ranks
+    # Every step down a hull, in the order of the price at which it is taken.
+    steps = [
+        (_price(one, other), other) for hull in hulls for one, other in pairwise(hull)
+    ]
+    networks, prices = [dict(ranks)], [math.inf]
+    for price, option in sorted(steps, key=lambda step: -step[0]):
+        ranks |= option.ranks
+        networks.append(dict(ranks))
+        prices.append(price)
+    table = pd.DataFrame(
+        {
+            "price": prices,
+            "compression_ratio": [
+                compression_ratio(problem.layers, each) for each in networks
+            ],
+            "predicted_error": [
+                sum(_error(errors[name], rank) for name, rank in each.items())
+                / len(layers)
+                for each in networks
+            ],
+        }
+    )
+    return PricePath(problem, tuple(networks), table)
+
+
+def relative_errors(layer: LayerSpec, factors: Factors) -> Sequence[float]:
+    """Return e(K) / e(0) of a layer, for K from 0 to full rank.
+
+    Args:
+        layer: One of the layers in play.
+        factors: Its factors.
+
+    Returns:
+        From 1.0 down to 0.0, dimensionless; zeros for a layer without any output.
+    """
+    squares = layer.decomposition.singular_values(factors).double().square()
+    tails = squares.flip(0).cumsum(0).flip(0)
+    total = float(tails[0])
+    if total <= 0.0:
+        return [0.0] * (len(tails) + 1)
+    return [*(tails / total).tolist(), 0.0]
+
+
+class _Option(NamedTuple):
+    """What one bin of a coordinate means."""
+
+    size: float
+    error: float
+    ranks: dict[str, Rank]
+
+
+def _options(
+    parameter: RankParameter,
+    edges: Sequence[float],
+    layers: Mapping[str, LayerSpec],
+    errors: Mapping[str, Sequence[float]],
+    total: int,
+) -> list[_Option]:
+    """List what the bins of a coordinate mean."""
+    options = []
+    for low, high in pairwise(edges):
+        ranks = {
+            name: scale.rank_from_unit((low + high) / 2)
+            for name, scale in zip(parameter.layers, parameter.scales, strict=True)
+        }
+        own = [layers[name] for name in parameter.layers]
+        size = compression_ratio(own, ranks) * sum(o.num_weights for o in own) / total
+        error = sum(_error(errors[name], rank) for name, rank in ranks.items())
+        options.append(_Option(size, error, ranks))
+    return options
+
+
+def _error(errors: Sequence[float], rank: Rank) -> float:
+    """Return the relative error of a layer at a rank."""
+    return 0.0 if rank == DENSE else errors[min(rank, len(errors) - 1)]
+
+
+def _hull(options: Sequence[_Option]) -> list[_Option]:
+    """Return the lower convex hull of error over size, from the smallest size."""
+    hull: list[_Option] = []
+    for option in sorted(options, key=lambda o: (o.size, o.error)):
+        if hull and (option.size <= hull[-1].size or option.error >= hull[-1].error):
+            continue
+        while len(hull) > 1 and _price(hull[-2], hull[-1]) <= _price(hull[-2], option):
+            hull.pop()
+        hull.append(option)
+    return hull
+
+
+def _price(one: _Option, other: _Option) -> float:
+    """Return the error that the larger of two options saves, for a unit of size."""
+    return (one.error - other.error) / (other.size - one.size)

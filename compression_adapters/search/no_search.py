@@ -1,0 +1,176 @@
+"""A network of the price path, taken without a search and without a certificate."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterable
+from dataclasses import replace
+
+from ax.api.client import Client
+
+from ax_pac import PACCertificate
+from compression_adapters.evaluation.estimates import MeanSEM
+from compression_adapters.evaluation.price_path import PricePath, price_path
+from compression_adapters.evaluation.problem import CompressionProblem
+from compression_adapters.options import SearchOptions, Target, read_ratio
+from compression_adapters.search.client import new_client, quiet_ax
+from compression_adapters.search.loop import SearchLoop
+from compression_adapters.search.result import CompressionResult
+from compression_adapters.search.run import make_result, search_strategy
+
+_SPREAD = 8
+"""Networks that are evaluated for a gamma before those between the best ones."""
+
+
+def take_from_path(
+    problem: CompressionProblem, options: SearchOptions, target: Target
+) -> CompressionResult:
+    """Take the network of the price path that a target asks for.
+
+    The path orders networks without an evaluation, so that this is quick. For a ratio
+    one network is evaluated, the largest that is no larger. For a gamma or a loss some
+    twenty are, and the path is narrowed to the best, or to the smallest that loses no
+    more. Nothing is certified: nothing is known of networks beside the path.
+
+    Args:
+        problem: The problem; its gamma counts in the objective of the trials.
+        options: `seed` and `progress`, and what a search that continues would use.
+        target: What is asked for.
+
+    Returns:
+        The result, whose certificate does not hold. Its client can be continued by a
+        search.
+
+    Raises:
+        ValueError: when no network on the path meets the target.
+    """
+    began = time.perf_counter()
+    path = price_path(problem)
+    client = new_client(problem)
+    with quiet_ax():
+        client.set_generation_strategy(search_strategy(problem, options))
+        taken = _Evaluations(path, client, options)
+        if target.ratio is not None:
+            best = path.at_ratio(read_ratio(target.ratio))
+            taken.evaluate([best])
+        elif target.loss_at_most is not None:
+            best = _smallest(taken, target.loss_at_most)
+        else:
+            best = _best(taken)
+        taken.loop.bar.close()
+        result = make_result(
+            problem,
+            client,
+            options,
+            _no_certificate(options, len(taken.losses), path.point(best)),
+            "no_search",
+            path.point(best),
+        )
+    timings = {"factorize": 0.0, **taken.loop.timings()}
+    timings["total"] = time.perf_counter() - began
+    return replace(result, timings=timings)
+
+
+class _Evaluations:
+    """Evaluations of networks on a path, as trials of a client.
+
+    Args:
+        path: The path.
+        client: Gets a trial for each network.
+        options: Of the evaluations.
+    """
+
+    def __init__(self, path: PricePath, client: Client, options: SearchOptions) -> None:
+        self.path = path
+        self.client = client
+        self.loop = SearchLoop(path.problem, client, options, known=0)
+        self.losses: dict[int, MeanSEM] = {}
+
+    def evaluate(self, positions: Iterable[int]) -> None:
+        """Evaluate networks that were not yet, each once."""
+        for position in sorted(set(positions) - self.losses.keys()):
+            point = self.path.point(position)
+            self.loop.evaluate_all({self.client.attach_trial(dict(point)): point})
+            self.losses[position] = self.loop.last_loss()
+
+    def objective(self, position: int) -> float:
+        """Return what is minimised, of a network that was evaluated."""
+        problem = self.path.problem
+        ratio = float(self.path.table["compression_ratio"].iloc[position])
+        loss = self.losses[position].mean
+        if problem.minimize:
+            return problem.gamma * loss + ratio
+        return problem.gamma * loss - 1.0 / ratio
+
+
+def _best(taken: _Evaluations) -> int:
+    """Return the position of the least objective, by narrowing down the path."""
+    last = len(taken.path) - 1
+    taken.evaluate([*taken.path.spread(_SPREAD), last])
+    while True:
+        known = sorted(taken.losses)
+        best = min(known, key=taken.objective)
+        place = known.index(best)
+        near = known[max(0, place - 1) : place + 2]
+        # Between the best one and its neighbours, in size rather than in position.
+        sizes = taken.path.table["compression_ratio"]
+        between = [
+            taken.path.at_ratio(math.sqrt(sizes.iloc[one] * sizes.iloc[best]))
+            for one in near
+            if one != best
+        ]
+        new = [position for position in between if position not in taken.losses]
+        if not new or len(known) >= 2 * _SPREAD:
+            return best
+        taken.evaluate(new)
+
+
+def _smallest(taken: _Evaluations, loss_at_most: float) -> int:
+    """Return the position of the smallest network whose loss is surely low enough.
+
+    Two standard errors below: the smallest that looks good enough by chance is not.
+    """
+
+    def enough(position: int) -> bool:
+        mean, sem = taken.losses[position]
+        return mean + 2.0 * sem <= loss_at_most
+
+    low, high = -1, len(taken.path) - 1
+    taken.evaluate([high])
+    if not enough(high):
+        raise ValueError(
+            f"The largest network on the path loses {taken.losses[high].mean:.4g}, "
+            f"which is not surely below loss_at_most={loss_at_most:g}. Allow more, or "
+            "use at_max='dense'."
+        )
+    while high - low > 1:
+        middle = (low + high) // 2
+        taken.evaluate([middle])
+        if enough(middle):
+            high = middle
+        else:
+            low = middle
+    return high
+
+
+def _no_certificate(
+    options: SearchOptions, evaluations: int, point: dict[str, float]
+) -> PACCertificate:
+    """Return the verdict on what was not searched."""
+    return PACCertificate(
+        delta=options.delta,
+        epsilon=options.epsilon,
+        level=options.level,
+        score=math.inf,
+        failure_probability=1.0,
+        certifiable=False,
+        reason=(
+            "nothing is certified: the network was taken from the price path, without "
+            "a search"
+        ),
+        challenger=(),
+        incumbent=tuple(point.values()),
+        num_observations=evaluations,
+        reached="none",
+    )
