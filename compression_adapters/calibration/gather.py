@@ -38,8 +38,8 @@ def gather_moments(
     """Run a network on calibration inputs, and gather moments of its layers.
 
     Products are made in the layers' own precision, at least single, batch by batch,
-    about the first row, which keeps moments about the mean exact where the mean is
-    large, and summed in double precision on the network's device. Of a layer with more than
+    about the mean of the first batch, which keeps what is left of a large mean exact,
+    and summed in double precision on the network's device. Of a layer with more than
     `ROWS_PER_COLUMN` patches (tokens) per entry of one, a random part is used.
 
     Args:
@@ -154,8 +154,8 @@ class _Sums:
         self.name, self.layer, self.kind = name, layer, kind
         self.total = total  # calibration inputs
         self.rng = torch.Generator().manual_seed(seed)
-        self.origin: Tensor | None = None  # the first row, groups x p
-        self.second: Tensor | None = None  # of the differences to it
+        self.origins: list[Tensor] = []  # of each part, groups x p
+        self.second: Tensor | None = None  # of the differences to the origins
         self.mean: Tensor | None = None
         self.count = 0
 
@@ -189,17 +189,18 @@ class _Sums:
                 "calibration inputs; look for an overflow in half precision, or leave "
                 "out the inputs that cause them."
             )
-        second, mean = self.second / self.count, self.mean / self.count
-        if self.origin is not None:
-            about, shift = self.origin.double(), mean
-            mean = mean + about
-            if second.ndim == 2:
-                second = second + about * (mean + shift)
-            else:
-                cross = about[:, :, None] * shift[:, None, :]
-                second = second + cross + cross.mT
-                second += about[:, :, None] * about[:, None, :]
-        return Moments(self.kind, second, mean, self.count)
+        second, shift = self.second / self.count, self.mean / self.count
+        if not self.origins:
+            return Moments(self.kind, second, shift, self.count)
+        about = torch.cat([one.flatten() for one in self.origins]).double()
+        about = about.reshape(shift.shape)
+        # E[x x^T] from s = x - o: E[s s^T] + o E[s]^T + E[s] o^T + o o^T.
+        if second.ndim == 2:
+            second = second + about * (2 * shift + about)
+        else:
+            cross = about[:, :, None] * (shift + about / 2)[:, None, :]
+            second = second + cross + cross.mT
+        return Moments(self.kind, second, shift + about, self.count)
 
     def _add(self, inputs: Tensor, outputs: Tensor) -> None:
         layer = self.layer
@@ -215,18 +216,18 @@ class _Sums:
             return
         found = self.kind == "outputs"
         rows = output_rows(layer, outputs) if found else rows_of(layer, inputs)
-        rows = self._some(rows, len(inputs))
-        if self.origin is None:
-            self.origin = rows[:, 0].clone()
-        rows = rows - self.origin[:, None]
-        self._sum(gram(rows), rows.sum(1).double(), rows.shape[1])
+        rows = self._about_origin(0, self._some(rows, len(inputs)))
+        if rows.shape[1]:
+            self._sum(gram(rows), rows.sum(1).double(), rows.shape[1])
 
     def _add_squares(self, layer: nn.Module, inputs: Tensor) -> None:
         """Add up the inputs of a layer, of a factored one those of all its parts."""
         parts, batch = parts_of(layer), len(inputs)
-        second, first, origins, count = [], [], [], 0
+        second, first, count = [], [], 0
         for i, part in enumerate(parts):
-            rows = self._some(rows_of(part, inputs), batch)
+            rows = self._about_origin(i, self._some(rows_of(part, inputs), batch))
+            if not rows.shape[1]:
+                return
             count = count or rows.shape[1]
             # Where a part has more rows than the first one, they count less.
             share = count / rows.shape[1]
@@ -239,6 +240,15 @@ class _Sums:
             return
         flat = [torch.cat([one.flatten() for one in sums]) for sums in (second, first)]
         self._sum(flat[0][None], flat[1][None], count)
+
+    def _about_origin(self, part: int, rows: Tensor) -> Tensor:
+        """Subtract the mean of the first rows, the same one from all."""
+        if not rows.shape[1]:
+            return rows
+        if part == len(self.origins):
+            mean = rows.sum(1, dtype=torch.float64) / rows.shape[1]
+            self.origins.append(mean.to(rows.dtype))
+        return rows - self.origins[part][:, None]
 
     def _some(self, rows: Tensor, batch: int) -> Tensor:
         """Return as many rows as are of use, spread evenly over all batches.

@@ -95,4 +95,5 @@ def square_root(second: Tensor) -> Tensor:
     if not bool(failed.any()):
         return root
     values, vectors = torch.linalg.eigh(second)
-    return vectors * values.clamp_min(0.0).sqrt()[:, None, :]
+    least = 1e-10 * values.amax(1, keepdim=True).clamp_min(1e-30)
+    return vectors * values.clamp_min(least).sqrt()[:, None, :]

@@ -260,9 +260,7 @@ def _contributions(
     Returns:
         Identity of a weight to a tensor of its shape.
     """
-    second, mean = moments.second.flatten(), moments.mean.flatten()
-    if centred:
-        second = (second - mean.square()).clamp_min(0.0)
+    second = moments.of_entries(centred=centred).flatten()
     found: dict[int, Tensor] = {}
     # The squared norm of the output's response to each channel of a part's output.
     gain = second.new_ones(len(parts[-1].weight))

@@ -476,6 +476,8 @@ def test_fitted_factors_of_full_rank_reproduce_the_layer(decomposition, make, sh
 @pytest.mark.parametrize(("decomposition", "make", "shape"), FITTED)
 def test_the_final_fitted_module_is_no_worse_than_the_slice(decomposition, make, shape):
     layer, inputs, factors = fitted(decomposition, make, shape)
+    if decomposition.name == "pruning":
+        pytest.skip("its final module is the slice")
     for rank in {1, 2, decomposition.max_rank(layer)}:
         slice_, final = (
             expected_error(decomposition, layer, build(factors, rank), inputs)
@@ -500,7 +502,7 @@ def all_alike(layer, shape, dtype):
 
 def few_directions(layer, shape, dtype):
     inputs = inputs_of(layer, shape, dtype)
-    return inputs if isinstance(layer, nn.Embedding) else inputs[:1] * inputs.mean()
+    return inputs[..., :1].expand(inputs.shape).clone()
 
 
 def far_from_zero(layer, shape, dtype):
@@ -509,17 +511,16 @@ def far_from_zero(layer, shape, dtype):
     return inputs if isinstance(layer, nn.Embedding) else 1e4 + inputs
 
 
-@pytest.mark.parametrize("make_inputs", [zeros, one, all_alike, few_directions])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize(("decomposition", "make", "shape"), FITTED)
-def test_inputs_that_say_little_do_no_harm(
-    decomposition, make, shape, make_inputs, dtype
-):
-    if shape == (4, 7, 8) and make_inputs is one:
-        pytest.skip("an image without a batch is one input")
-    layer = make(dtype=dtype)
-    moments = moments_of(decomposition, layer, make_inputs(layer, shape, dtype))
-    assert_harmless(decomposition, layer, moments, inputs_of(layer, shape, dtype))
+def test_inputs_that_say_little_do_no_harm(decomposition, make, shape):
+    for make_inputs, dtype in itertools.product(
+        (zeros, one, all_alike, few_directions), (torch.float32, torch.float64)
+    ):
+        if shape == (4, 7, 8) and make_inputs is one:
+            continue  # an image without a batch is one input
+        layer = make(dtype=dtype)
+        moments = moments_of(decomposition, layer, make_inputs(layer, shape, dtype))
+        assert_harmless(decomposition, layer, moments, inputs_of(layer, shape, dtype))
 
 
 @pytest.mark.parametrize(("decomposition", "make", "shape"), FITTED)
@@ -635,7 +636,7 @@ def test_pruned_weights_contribute_the_tail(decomposition, make, shape):
     squares = moments.second.diagonal(dim1=1, dim2=2)
     if layer.bias is not None:
         squares = squares - moments.mean.square()
-    squares = squares * 1.0 + RIDGE * squares.mean(1, keepdim=True)
+    squares = squares + RIDGE * squares.mean(1, keepdim=True)
     values = decomposition.singular_values(factors)
     dense = in_groups(layer, layer.weight)
     for rank in some_ranks(decomposition, factors):
