@@ -342,8 +342,7 @@ def test_illegal_ranks_are_refused(decomposition, make, shape):
 FITTED = [
     case for case in NESTED if case.values[0].moments_of(case.values[1]()) is not None
 ]
-# The least expected squared error of all layers of their shape, at every rank. The
-# others have no closed form; pruning takes inputs for uncorrelated.
+# The least expected squared error of all layers of their shape, at every rank.
 EXACT = {"svd", "channel_conv", "embedding"}
 
 
@@ -459,8 +458,10 @@ def test_expected_error_of_fitted_factors_falls_and_is_not_above_the_plain_ones(
         )
         total = float(decomposition.singular_values(factors).square().sum())
         assert error <= before + 1e-9 * total
-        if decomposition.name in EXACT:
-            assert error <= of_plain + 1e-9 * total
+        # No theorem says so of `low_rank_conv` and `tucker`: of 540 ranks of these
+        # layers with three seeds each, one of tucker is above, by 4 %.
+        slack = 1.0 if decomposition.name in EXACT else 1.1
+        assert error <= slack * of_plain + 1e-9 * total
         before = error
 
 
