@@ -279,11 +279,14 @@ def factorize_conv(
         values = s.square().sum(0).sqrt()
         refit = None
     else:
-        matrices = _matrices(weight.double(), groups)
-        vertical, horizontal = _project(matrices, moments, width, layer.bias)
-        rank = _max_rank(tuple(weight.shape), groups)
-        refit = _refit(weight.double(), vertical[..., :rank], moments, layer.bias)
-        values = _values(weight.double(), moments, vertical, horizontal, refit, layer)
+        second = moments.of_inputs(centred=layer.bias is not None)
+        pairs = _by_columns(second, width)
+        vertical, horizontal = _project(_matrices(weight.double(), groups), pairs)
+        used = vertical[..., : _max_rank(tuple(weight.shape), groups)]
+        refit = _refit(weight.double(), used, pairs, moments, layer.bias)
+        flat = weight.double().unflatten(0, (groups, -1)).flatten(2)
+        total = (flat @ second).mul_(flat).sum()
+        values = added_values(refit.kept(), total, vertical.shape[2])
     # g (c y) k -> g k c y 1;  g k (n x) -> (g n) k 1 x
     return LowRankConvFactors(
         vertical=vertical.transpose(1, 2)
@@ -362,34 +365,28 @@ def _matrices(weight: Tensor, groups: int) -> Tensor:
     )
 
 
-def _by_columns(moments: Moments, width: int, bias: Tensor | None) -> Tensor:
+def _by_columns(second: Tensor, width: int) -> Tensor:
     """Return the moments of patches between pairs of their columns.
 
     Returns:
         Shape `groups x width x width x in_channels height x in_channels height`.
     """
-    second = moments.of_inputs(centred=bias is not None)
     # g (r x) (s z) -> g x z r s
     pairs = second.unflatten(2, (-1, width)).unflatten(1, (-1, width))
-    return pairs.permute(0, 2, 4, 1, 3)
+    return pairs.permute(0, 2, 4, 1, 3).contiguous()
 
 
-def _project(
-    matrices: Tensor, moments: Moments, width: int, bias: Tensor | None
-) -> tuple[Tensor, Tensor]:
+def _project(matrices: Tensor, pairs: Tensor) -> tuple[Tensor, Tensor]:
     """Project a kernel's matrix on leading directions of its columns' outputs.
 
     Args:
         matrices: M. Shape `groups x in height x out width`.
-        moments: Of the patches.
-        width: Columns of the kernel.
-        bias: Of the layer, or None.
+        pairs: Moments of the patches, from `_by_columns`.
 
     Returns:
         Vertical and horizontal factors at the same scale, shapes `groups x in height x
         full_rank` and `groups x full_rank x out width`.
     """
-    pairs = _by_columns(moments, width, bias)
     columns = pairs.diagonal(dim1=1, dim2=2).mean(-1)
     second = matrices.mT @ columns @ matrices
     _, basis = leading_eigenvectors(second, min(matrices.shape[1:]))
@@ -400,18 +397,22 @@ def _project(
 
 
 def _refit(
-    weight: Tensor, vertical: Tensor, moments: Moments, bias: Tensor | None
+    weight: Tensor,
+    vertical: Tensor,
+    pairs: Tensor,
+    moments: Moments,
+    bias: Tensor | None,
 ) -> HorizontalRefit:
     """Fit horizontal kernels to the outputs, given the vertical ones.
 
     Args:
         weight: Shape `out_channels x in_channels / groups x height x width`.
         vertical: Shape `groups x in height x max_rank`.
-        moments: Of the patches.
+        pairs: Moments of the patches, from `_by_columns`.
+        moments: Of the patches, for the mean.
         bias: Of the layer, or None.
     """
     width, groups = weight.shape[3], len(vertical)
-    pairs = _by_columns(moments, width, bias)
     # g k s: the vertical kernels in one column, against the patch in another.
     by_patch = vertical.mT[:, None, None] @ pairs  # g x z k s
     inner = by_patch @ vertical[:, None, None]  # g x z k l
@@ -458,21 +459,6 @@ def cholesky(second: Tensor) -> Tensor:
         if not bool(failed.any()):
             return root
     return torch.linalg.cholesky(second + torch.diag_embed(1e-2 * least))
-
-
-def _values(
-    weight: Tensor,
-    moments: Moments,
-    vertical: Tensor,
-    horizontal: Tensor,
-    refit: HorizontalRefit,
-    layer: nn.Conv2d,
-) -> Tensor:
-    """Return the root of what each rank adds to the expected squared norm."""
-    flat = weight.unflatten(0, (layer.groups, -1)).flatten(2)
-    second = moments.of_outputs(flat, centred=layer.bias is not None)
-    total = second.diagonal(dim1=1, dim2=2).sum()
-    return added_values(refit.kept(), total, vertical.shape[2])
 
 
 def added_values(kept: Tensor, total: Tensor, full_rank: int) -> Tensor:

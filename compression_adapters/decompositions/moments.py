@@ -78,10 +78,12 @@ class Moments:
             identity.
         """
         second = self._about(centred)
-        size = second.shape[-1]
-        level = _trace(second) * (RIDGE / size)
+        level = _trace(second) * (RIDGE / second.shape[-1])
         level = torch.where(level > 0, level, 1.0)
-        return second + level[:, None, None] * torch.eye(size).to(second)
+        # In place, because these are the largest matrices there are.
+        second = second.clone() if second is self.second else second
+        second.diagonal(dim1=1, dim2=2).add_(level[:, None])
+        return second
 
     def of_outputs(self, weight: Tensor, *, centred: bool) -> Tensor:
         """Return the second moments of the outputs W x, with the ridge of the inputs.
@@ -115,8 +117,10 @@ class Moments:
             return self.second
         about = self.second - self.mean[:, :, None] * self.mean[:, None, :]
         # Of inputs that are all alike, rounding is left.
-        least = _ROUNDING * _trace(self.second)
-        return about * (_trace(about) > least)[:, None, None]
+        alike = _trace(about) <= _ROUNDING * _trace(self.second)
+        if bool(alike.any()):
+            about[alike] = 0.0
+        return about
 
 
 def _trace(matrices: Tensor) -> Tensor:
