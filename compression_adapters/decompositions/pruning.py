@@ -42,13 +42,14 @@ class PruningFactors:
         first_rank: For the entries of the weight tensors, in the order of `_weights`:
             the smallest rank that keeps an entry.
         singular_values: Norm of the weights that each rank adds. Shape `full_rank`.
-        mean: With moments, of a layer with a bias: E[x]. Shape `groups x p`.
+        means: With moments, of a layer with a bias: E[x] of the inputs of each part.
+            Shapes `groups x p`.
     """
 
     layer: nn.Module
     first_rank: tuple[Tensor, ...]
     singular_values: Tensor
-    mean: Tensor | None = None
+    means: tuple[Tensor, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -116,7 +117,7 @@ class MagnitudePruning:
         """Sort the weights by magnitude or by what they contribute, once."""
         own = _bare(_supported(layer))
         weights = _weights(own)
-        mean = None
+        means = None
         if moments is None:
             scores = [weight.detach().abs() for weight in weights]
         else:
@@ -124,8 +125,11 @@ class MagnitudePruning:
             found = _contributions(parts, moments, centred)
             scores = [found[id(weight)] for weight in weights]
             if centred:
-                mean = moments.mean.flatten()[: _inputs(parts[0])]
-                mean = mean.unflatten(0, (_groups(parts[0]), -1))
+                flat_means = moments.mean.flatten().split([_inputs(p) for p in parts])
+                means = tuple(
+                    mean.unflatten(0, (_groups(part), -1))
+                    for part, mean in zip(parts, flat_means, strict=True)
+                )
         flat = torch.cat([score.flatten() for score in scores])
         order = flat.argsort(descending=True, stable=True)
         size = len(flat)
@@ -145,7 +149,7 @@ class MagnitudePruning:
                 for part, weight in zip(first_rank.split(sizes), weights, strict=True)
             ),
             added.sqrt(),
-            mean,
+            means,
         )
 
     def truncate(self, factors: PruningFactors, rank: int) -> nn.Module:
@@ -157,10 +161,8 @@ class MagnitudePruning:
             kept = weight.detach().where(first_rank <= rank, 0)
             memo[id(weight)] = nn.Parameter(kept, requires_grad=False)
         bias = factors.layer.bias
-        if factors.mean is not None and isinstance(bias, nn.Parameter):
-            parts = parts_of(factors.layer)
-            before = _mean_output(parts, factors.mean, {})
-            shift = before - _mean_output(parts, factors.mean, memo)
+        if factors.means is not None and isinstance(bias, nn.Parameter):
+            shift = _mean_lost(parts_of(factors.layer), factors.means, memo)
             memo[id(bias)] = nn.Parameter(bias.detach() + shift.to(bias), False)
         # The memo makes deepcopy use the new tensors in place of the old ones.
         return copy.deepcopy(factors.layer, memo)
@@ -280,25 +282,33 @@ def _contributions(
     return found
 
 
-def _mean_output(
-    parts: list[nn.Linear | nn.Conv2d], mean: Tensor, other: Mapping[int, Tensor]
+def _mean_lost(
+    parts: list[nn.Linear | nn.Conv2d],
+    means: tuple[Tensor, ...],
+    pruned: Mapping[int, Tensor],
 ) -> Tensor:
-    """Return the mean output without the bias, as it is away from borders.
+    """Return what the mean output loses, as it is away from borders.
 
     Args:
         parts: Of the layer.
-        mean: Of the inputs of the first one. Shape `groups x p`.
-        other: Identity of a weight to one that stands in its place.
+        means: Of the inputs of each. Shapes `groups x p`.
+        pruned: Identity of a weight to what is left of it.
+
+    Returns:
+        Shape `out_channels`.
     """
-    outputs = mean.new_empty(0)
-    for i, part in enumerate(parts):
-        groups, area = _groups(part), part.weight[0, 0].numel()
-        if i:
-            mean = outputs.repeat_interleave(area).unflatten(0, (groups, -1))
-        weight = other.get(id(part.weight), part.weight).detach().double()
-        matrices = weight.flatten(1).unflatten(0, (groups, -1))
-        outputs = (matrices @ mean[:, :, None]).flatten()
-    return outputs
+    lost = means[0].new_zeros(())
+    for i, (part, mean) in enumerate(zip(parts, means, strict=True)):
+        if i:  # of a channel, in all entries of a patch
+            area = part.weight[0, 0].numel()
+            lost = lost.repeat_interleave(area).unflatten(0, (_groups(part), -1))
+        before, after = (
+            weight.detach().double().flatten(1).unflatten(0, (_groups(part), -1))
+            for weight in (part.weight, pruned[id(part.weight)])
+        )
+        change = before @ mean[:, :, None] - after @ (mean - lost)[:, :, None]
+        lost = change.flatten()
+    return lost
 
 
 def _bare(layer: nn.Module) -> nn.Module:

@@ -339,7 +339,7 @@ def _fit(
         mean = moments.output_mean(weight.flatten(1)[None])[0]
         inner_mean = (used.T @ moments.mean[0].unflatten(0, (-1, area))).flatten()[None]
         outer_mean = out_basis.T @ mean
-    refit = HorizontalRefit(root, rows, inner_mean, outer_mean, area)
+    refit = HorizontalRefit(root.float(), rows.float(), inner_mean, outer_mean, area)
     # The squared norm kept by the first outputs and the first inputs.
     energy = rows[0].square().unflatten(0, (-1, area)).sum(1).cumsum(0).cumsum(1)
     pairs = [_split(rank, full) for rank in range(1, max_rank + 1)]

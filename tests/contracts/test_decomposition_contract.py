@@ -342,6 +342,8 @@ def test_illegal_ranks_are_refused(decomposition, make, shape):
 FITTED = [
     case for case in NESTED if case.values[0].moments_of(case.values[1]()) is not None
 ]
+# Pruning takes inputs for uncorrelated, and has tests of its own below.
+TAILS = [case for case in FITTED if case.values[0].name != "pruning"]
 # The least expected squared error of all layers of their shape, at every rank.
 EXACT = {"svd", "channel_conv", "embedding"}
 
@@ -405,11 +407,9 @@ def ranks_in_play(decomposition, layer, factors):
     return [r for r in {*some_ranks(decomposition, factors), largest} if r <= largest]
 
 
-@pytest.mark.parametrize(("decomposition", "make", "shape"), FITTED)
+@pytest.mark.parametrize(("decomposition", "make", "shape"), TAILS)
 def test_expected_error_of_fitted_factors_is_the_tail(decomposition, make, shape):
     layer, inputs, factors = fitted(decomposition, make, shape)
-    if decomposition.name == "pruning":
-        pytest.skip("its own test is below: it takes inputs for uncorrelated")
     values = decomposition.singular_values(factors)
     assert bool((values >= 0).all())
     squares = values.square()
@@ -422,13 +422,11 @@ def test_expected_error_of_fitted_factors_is_the_tail(decomposition, make, shape
         assert error == pytest.approx(tail, rel=1e-6, abs=rounding)
 
 
-@pytest.mark.parametrize(("decomposition", "make", "shape"), FITTED)
+@pytest.mark.parametrize(("decomposition", "make", "shape"), TAILS)
 def test_all_singular_values_are_the_expected_norm_of_the_output(
     decomposition, make, shape
 ):
     layer, inputs, factors = fitted(decomposition, make, shape)
-    if decomposition.name == "pruning":
-        pytest.skip("its own test is below: it takes inputs for uncorrelated")
     none = copy.deepcopy(layer)
     with torch.no_grad():
         none.weight.zero_()
@@ -440,14 +438,12 @@ def test_all_singular_values_are_the_expected_norm_of_the_output(
     assert expected_error(decomposition, layer, none, inputs) == pytest.approx(total)
 
 
-@pytest.mark.parametrize(("decomposition", "make", "shape"), FITTED)
+@pytest.mark.parametrize(("decomposition", "make", "shape"), TAILS)
 def test_expected_error_of_fitted_factors_falls_and_is_not_above_the_plain_ones(
     decomposition, make, shape
 ):
     layer, inputs, factors = fitted(decomposition, make, shape)
     plain = decomposition.factorize(layer)
-    if decomposition.name == "pruning":
-        pytest.skip("its own test is below: it takes inputs for uncorrelated")
     before = torch.inf
     for rank in sorted(ranks_in_play(decomposition, layer, factors)):
         error, of_plain = (
@@ -474,11 +470,9 @@ def test_fitted_factors_of_full_rank_reproduce_the_layer(decomposition, make, sh
     torch.testing.assert_close(whole(others), layer(others), rtol=1e-5, atol=1e-7)
 
 
-@pytest.mark.parametrize(("decomposition", "make", "shape"), FITTED)
+@pytest.mark.parametrize(("decomposition", "make", "shape"), TAILS)
 def test_the_final_fitted_module_is_no_worse_than_the_slice(decomposition, make, shape):
     layer, inputs, factors = fitted(decomposition, make, shape)
-    if decomposition.name == "pruning":
-        pytest.skip("its final module is the slice")
     for rank in {1, 2, decomposition.max_rank(layer)}:
         slice_, final = (
             expected_error(decomposition, layer, build(factors, rank), inputs)
