@@ -9,6 +9,9 @@ from .decompositions import (
 from .decompositions import (
     Decomposition as Decomposition,
 )
+from .decompositions import (
+    Moments as Moments,
+)
 from .evaluation.estimates import (
     MeanSEM as MeanSEM,
 )

@@ -421,7 +421,7 @@ def _refit(
     # Rank-major: g (k x) (l z), g (k x) n.
     inner = inner.permute(0, 3, 1, 4, 2).flatten(3).flatten(1, 2)
     outer = outer.transpose(1, 2).flatten(1, 2)
-    root = _cholesky(inner)
+    root = cholesky(inner)
     projected = torch.linalg.solve_triangular(root, outer, upper=False)
     if bias is None:
         return HorizontalRefit(
@@ -440,14 +440,24 @@ def _refit(
     )
 
 
-def _cholesky(second: Tensor) -> Tensor:
+def cholesky(second: Tensor) -> Tensor:
     """Return the Cholesky factor of what may be singular, as of a zero weight.
 
-    Directions without any energy get some; their kernels come out as zero.
+    Directions without any energy get some; their kernels come out as zero. The more of
+    it, the more rounding has made moments indefinite.
+
+    Args:
+        second: Symmetric. Shape `groups x p x p`.
     """
     energy = second.diagonal(dim1=1, dim2=2)
-    least = 1e-10 * energy.amax(1, keepdim=True).clamp_min(1e-30)
-    return torch.linalg.cholesky(second + torch.diag_embed(least.expand_as(energy)))
+    least = energy.amax(1, keepdim=True).clamp_min(1e-30).expand_as(energy)
+    for share in (1e-10, 1e-7, 1e-4):
+        root, failed = torch.linalg.cholesky_ex(
+            second + torch.diag_embed(share * least)
+        )
+        if not bool(failed.any()):
+            return root
+    return torch.linalg.cholesky(second + torch.diag_embed(1e-2 * least))
 
 
 def _values(
@@ -462,12 +472,23 @@ def _values(
     flat = weight.unflatten(0, (layer.groups, -1)).flatten(2)
     second = moments.of_outputs(flat, centred=layer.bias is not None)
     total = second.diagonal(dim1=1, dim2=2).sum()
-    kept = refit.kept().clamp_max(total)
-    # Above the maximal rank, which no search uses, what is left is shared out.
-    above = vertical.shape[2] - refit.max_rank
-    rest = (total - kept[-1]).clamp_min(0.0)
+    return added_values(refit.kept(), total, vertical.shape[2])
+
+
+def added_values(kept: Tensor, total: Tensor, full_rank: int) -> Tensor:
+    """Return the root of what each rank adds to an expected squared norm.
+
+    Args:
+        kept: By each rank that has kernels of its own; the last one is the maximal
+            rank. Above it, which no search uses, what is left is shared out.
+        total: The whole of it.
+        full_rank: Length of the result.
+    """
+    kept = kept.clamp_max(total)
     added = kept.diff(prepend=kept.new_zeros(1)).clamp_min(0.0)
+    above = full_rank - len(kept)
     if above:
+        rest = (total - kept[-1]).clamp_min(0.0)
         added = torch.cat([added, (rest / above).expand(above)])
     return added.sqrt()
 

@@ -12,6 +12,8 @@ MomentKind = Literal["inputs", "outputs", "squares", "frequencies"]
 RIDGE: Final = 1e-3
 """Share of the moments' trace that is added as a multiple of the identity."""
 
+_ROUNDING: Final = 1e-12
+
 
 @dataclass(frozen=True, eq=False)
 class Moments:
@@ -24,6 +26,8 @@ class Moments:
             row of an embedding among those that were looked up.
         second: Shape `groups x p x p`; of squares and frequencies `groups x p`. Double
             precision. Unit: squares of inputs or outputs; frequencies: dimensionless.
+            Squares of a factored layer: those of all its parts, one after another, as
+            `1 x p`.
         mean: E[x] or E[y]. Shape `groups x p`.
         count: Number of patches, rows or tokens they are means of; at least 1.
     """
@@ -42,6 +46,20 @@ class Moments:
                 f"input; got {tuple(self.second.shape)}, {tuple(self.mean.shape)} and "
                 f"{self.count}."
             )
+
+    def of_entries(self, *, centred: bool) -> Tensor:
+        """Return the squares of each entry, without a ridge.
+
+        Args:
+            centred: As for `of_inputs`.
+
+        Returns:
+            Shape `groups x p`.
+        """
+        if not centred:
+            return self.second
+        about = self.second - self.mean.square()
+        return torch.where(about > _ROUNDING * self.second, about, 0.0)
 
     def of_inputs(self, *, centred: bool) -> Tensor:
         """Return the second moments of inputs, with the ridge.
@@ -95,7 +113,10 @@ class Moments:
     def _about(self, centred: bool) -> Tensor:
         if not centred:
             return self.second
-        return self.second - self.mean[:, :, None] * self.mean[:, None, :]
+        about = self.second - self.mean[:, :, None] * self.mean[:, None, :]
+        # Of inputs that are all alike, rounding is left.
+        least = _ROUNDING * _trace(self.second)
+        return about * (_trace(about) > least)[:, None, None]
 
 
 def _trace(matrices: Tensor) -> Tensor:

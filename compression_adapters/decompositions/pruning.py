@@ -2,16 +2,23 @@
 
 import copy
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
 
 import torch
 from torch import Tensor, nn
 
-from compression_adapters.decompositions.base import has_plain_weight, require_rank
+from compression_adapters.decompositions.base import (
+    has_plain_weight,
+    in_single_precision,
+    require_rank,
+)
+from compression_adapters.decompositions.channel_conv import ChannelConv2d
 from compression_adapters.decompositions.cp import CPConv2d
+from compression_adapters.decompositions.embedding import LowRankEmbedding
 from compression_adapters.decompositions.low_rank_conv import LowRankConv2d
-from compression_adapters.decompositions.moments import MomentKind, Moments
+from compression_adapters.decompositions.moments import RIDGE, MomentKind, Moments
 from compression_adapters.decompositions.svd import LowRankLinear
 from compression_adapters.decompositions.tucker import TuckerConv2d
 
@@ -21,7 +28,8 @@ LEVELS: Final = 1000
 Stored with saved networks in the sense that their ranks mean this; never changed."""
 
 _DENSE = (nn.Linear, nn.Conv2d)
-FACTORED_LAYERS: Final = (LowRankLinear, LowRankConv2d, TuckerConv2d, CPConv2d)
+_FACTORED = (LowRankLinear, LowRankConv2d, ChannelConv2d, TuckerConv2d, CPConv2d)
+FACTORED_LAYERS: Final = (*_FACTORED, LowRankEmbedding)
 """The modules that the low-rank decompositions make."""
 
 
@@ -34,11 +42,13 @@ class PruningFactors:
         first_rank: For the entries of the weight tensors, in the order of `_weights`:
             the smallest rank that keeps an entry.
         singular_values: Norm of the weights that each rank adds. Shape `full_rank`.
+        mean: With moments, of a layer with a bias: E[x]. Shape `groups x p`.
     """
 
     layer: nn.Module
     first_rank: tuple[Tensor, ...]
     singular_values: Tensor
+    mean: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -55,8 +65,22 @@ class MagnitudePruning:
     factored before is pruned with all its factors together, so that pruning can follow
     a low-rank stage. Biases are kept.
 
+    With moments of the inputs x, weights are sorted by what they contribute to the
+    output instead,
+
+        |w_ij| sqrt(Var[x_j]),  b_i' = b_i + sum of the w_ij E[x_j] that are cut
+
+    and, in a layer without a bias, |w_ij| sqrt(E[x_j^2]). The sum of the squares of
+    what is cut is the expected squared error of the output where inputs are
+    uncorrelated. In a factored layer each factor has inputs of its own, and a weight is
+    multiplied by the norm of the response of the layer's output to the channel that it
+    adds to, so that all factors are comparable.
+
     Source: Han et al. 2015, through Ma et al. 2019, section 4.3. Deviation: a share per
-        layer instead of a threshold in units of the weights' standard deviation.
+        layer instead of a threshold in units of the weights' standard deviation. With
+        moments: Sun et al. 2024, "A simple and effective pruning approach for large
+        language models". Deviations: variances, and the bias; weights are compared in
+        the layer and not in each output.
 
     Example:
         >>> pruning, layer = MagnitudePruning(), nn.Linear(30, 20)
@@ -74,7 +98,7 @@ class MagnitudePruning:
         """Accept plain linear layers and 2d convolutions, and their factored forms."""
         if type(layer) in _DENSE:
             return has_plain_weight(layer)
-        return type(layer) in FACTORED_LAYERS and not any(
+        return type(layer) in _FACTORED and not any(
             "forward" in vars(part) for part in layer.modules()
         )
 
@@ -82,17 +106,27 @@ class MagnitudePruning:
         """Return the rank that keeps every weight: 1000, or their number if less."""
         return _levels(_size(_supported(layer)))
 
-    def moments_of(self, layer: nn.Module) -> MomentKind | None:
-        """Return None: the weights alone are decomposed."""
-        return None
+    def moments_of(self, layer: nn.Module) -> MomentKind:
+        """Return `"squares"` of the inputs, of all factors of a factored layer."""
+        return "squares"
 
     def factorize(
         self, layer: nn.Module, moments: Moments | None = None
     ) -> PruningFactors:
-        """Sort the weights by magnitude, once."""
+        """Sort the weights by magnitude or by what they contribute, once."""
         own = _bare(_supported(layer))
         weights = _weights(own)
-        flat = torch.cat([weight.detach().flatten() for weight in weights]).abs()
+        mean = None
+        if moments is None:
+            scores = [weight.detach().abs() for weight in weights]
+        else:
+            parts, centred = parts_of(own), own.bias is not None
+            found = _contributions(parts, moments, centred)
+            scores = [found[id(weight)] for weight in weights]
+            if centred:
+                mean = moments.mean.flatten()[: _inputs(parts[0])]
+                mean = mean.unflatten(0, (_groups(parts[0]), -1))
+        flat = torch.cat([score.flatten() for score in scores])
         order = flat.argsort(descending=True, stable=True)
         size = len(flat)
         levels = _levels(size)
@@ -111,6 +145,7 @@ class MagnitudePruning:
                 for part, weight in zip(first_rank.split(sizes), weights, strict=True)
             ),
             added.sqrt(),
+            mean,
         )
 
     def truncate(self, factors: PruningFactors, rank: int) -> nn.Module:
@@ -121,6 +156,12 @@ class MagnitudePruning:
         for weight, first_rank in zip(weights, factors.first_rank, strict=True):
             kept = weight.detach().where(first_rank <= rank, 0)
             memo[id(weight)] = nn.Parameter(kept, requires_grad=False)
+        bias = factors.layer.bias
+        if factors.mean is not None and isinstance(bias, nn.Parameter):
+            parts = parts_of(factors.layer)
+            before = _mean_output(parts, factors.mean, {})
+            shift = before - _mean_output(parts, factors.mean, memo)
+            memo[id(bias)] = nn.Parameter(bias.detach() + shift.to(bias), False)
         # The memo makes deepcopy use the new tensors in place of the old ones.
         return copy.deepcopy(factors.layer, memo)
 
@@ -129,7 +170,10 @@ class MagnitudePruning:
         return self.truncate(factors, rank)
 
     def singular_values(self, factors: PruningFactors) -> Tensor:
-        """Return the norm of the weights that each rank adds. Shape `max_rank`."""
+        """Return the norm of the weights that each rank adds. Shape `max_rank`.
+
+        With moments, of what they contribute to the output.
+        """
         return factors.singular_values
 
     def num_weights(
@@ -166,6 +210,95 @@ def sparse_bytes(size: int, kept: int, bytes_per_weight: int) -> int:
         (4200, 640)
     """
     return kept * bytes_per_weight + min(-(-size // 8), 4 * kept)
+
+
+def parts_of(layer: nn.Module) -> list[nn.Linear | nn.Conv2d]:
+    """Return the linear layers or convolutions that a layer runs, one after another.
+
+    Args:
+        layer: A dense layer, or one that this package factored (no embedding).
+
+    Returns:
+        Modules that hold the very weights of the layer.
+
+    Example:
+        >>> ones = torch.ones
+        >>> parts_of(LowRankLinear(ones(3, 1), ones(1, 2), ones(3)))
+        [Linear(in_features=2, out_features=1, bias=False), \
+Linear(in_features=1, out_features=3, bias=True)]
+    """
+    if isinstance(layer, nn.Linear | nn.Conv2d):
+        return [layer]
+    if isinstance(layer, LowRankLinear):
+        first = nn.Linear(layer.in_features, layer.rank, bias=False, device="meta")
+        second = nn.Linear(layer.rank, layer.out_features, device="meta")
+        first.weight, second.weight = layer.right, layer.left
+        second.register_parameter("bias", layer.bias)
+        return [first, second]
+    return [part for part in layer.children() if isinstance(part, nn.Conv2d)]
+
+
+def _groups(part: nn.Linear | nn.Conv2d) -> int:
+    return part.groups if isinstance(part, nn.Conv2d) else 1
+
+
+def _inputs(part: nn.Linear | nn.Conv2d) -> int:
+    """Return the number of entries of an input or patch, over all groups."""
+    return _groups(part) * part.weight[0].numel()
+
+
+def _contributions(
+    parts: list[nn.Linear | nn.Conv2d], moments: Moments, centred: bool
+) -> dict[int, Tensor]:
+    """Return what each weight contributes to the layer's output, root mean square.
+
+    Args:
+        parts: Of the layer.
+        moments: Squares of the inputs of all parts, one after another.
+        centred: About the mean, which a bias makes up for.
+
+    Returns:
+        Identity of a weight to a tensor of its shape.
+    """
+    second = moments.of_entries(centred=centred).flatten()
+    found: dict[int, Tensor] = {}
+    # The squared norm of the output's response to each channel of a part's output.
+    gain = second.new_ones(len(parts[-1].weight))
+    sizes = [_inputs(part) for part in parts]
+    for part, squares in reversed(list(zip(parts, second.split(sizes), strict=True))):
+        groups, weight = _groups(part), part.weight.detach()
+        inputs = squares.unflatten(0, (groups, 1, -1))
+        level = RIDGE * inputs.mean(2, keepdim=True)
+        inputs = inputs + torch.where(level > 0, level, 1.0)
+        # (g n) ... -> g n p
+        matrices = weight.double().flatten(1).unflatten(0, (groups, -1))
+        energy = matrices.square() * gain.unflatten(0, (groups, -1, 1))
+        own = (energy * inputs).sqrt().reshape(weight.shape)
+        found[id(part.weight)] = own.to(in_single_precision(weight).dtype)
+        # g n (c p) -> g c
+        gain = energy.sum(1).flatten().unflatten(0, (-1, weight[0, 0].numel())).sum(1)
+    return found
+
+
+def _mean_output(
+    parts: list[nn.Linear | nn.Conv2d], mean: Tensor, other: Mapping[int, Tensor]
+) -> Tensor:
+    """Return the mean output without the bias, as it is away from borders.
+
+    Args:
+        parts: Of the layer.
+        mean: Of the inputs of the first one. Shape `groups x p`.
+        other: Identity of a weight to one that stands in its place.
+    """
+    outputs = mean.new_empty(0)
+    for i, part in enumerate(parts):
+        groups, area = _groups(part), part.weight[0, 0].numel()
+        if i:
+            mean = outputs.repeat_interleave(area).unflatten(0, (groups, -1))
+        weight = other.get(id(part.weight), part.weight).detach().double()
+        matrices = weight.flatten(1).unflatten(0, (groups, -1))
+        outputs = (matrices @ mean[:, :, None]).flatten()
+    return outputs
 
 
 def _bare(layer: nn.Module) -> nn.Module:

@@ -111,7 +111,10 @@ def test_half_precision_and_integer_inputs_are_counted():
     network = nn.Sequential(nn.Embedding(9, 8), nn.Linear(8, 8)).to(torch.bfloat16)
     found = profile(network, torch.zeros(2, 5, dtype=torch.int64))
     assert row(found.layers, "1")["macs"] == 5 * 64
-    assert found.skipped["layer"].tolist() == ["0"]
+    # A lookup multiplies nothing; its factors do, by the second one.
+    tokens = row(found.layers, "0")
+    assert tokens["decomposition"] == "embedding"
+    assert (tokens["macs"], tokens["macs_min"]) == (0, 5 * 8 * tokens["rank_min"])
 
 
 def test_nothing_to_compress_is_said_and_not_an_error():
