@@ -3,6 +3,9 @@
 from .api import (
     compress as compress,
 )
+from .calibration.refit import (
+    refit_in_sequence as refit_in_sequence,
+)
 from .decompositions import (
     DECOMPOSITIONS as DECOMPOSITIONS,
 )
@@ -20,6 +23,15 @@ from .evaluation.estimates import (
 )
 from .evaluation.estimates import (
     pairwise_mean_and_sem as pairwise_mean_and_sem,
+)
+from .evaluation.finishing import (
+    FinishRecord as FinishRecord,
+)
+from .evaluation.finishing import (
+    FinishStep as FinishStep,
+)
+from .evaluation.finishing import (
+    finish_network as finish_network,
 )
 from .evaluation.losses import (
     LOSSES as LOSSES,

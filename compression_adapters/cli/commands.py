@@ -137,6 +137,8 @@ def _print_summary(summary: dict[str, Any], folder: Path) -> None:
         if summary.get("note"):
             accuracy += f" ({summary['note']})"
     ranks = ", ".join(f"{name} {rank}" for name, rank in summary["ranks"].items())
+    finish = summary.get("finish")
+    finished = f"after     {finish['sentence']}\n" if finish else ""
     click.echo(
         f"{verdict} (level {certificate['level']}) after {summary['num_trials']} "
         f"evaluations, {seconds:.1f} s\n"
@@ -144,6 +146,7 @@ def _print_summary(summary: dict[str, Any], folder: Path) -> None:
         f"weights   {summary['compression_ratio']:.2%} of the layers in play, "
         f"{summary['whole_network_ratio']:.2%} of the whole network\n"
         f"ranks     {ranks}\n"
+        f"{finished}"
         f"accuracy  {accuracy}\n"
         f"{_costs(summary)}"
         f"saved     {folder}/network (reloaded, {reload})\n"

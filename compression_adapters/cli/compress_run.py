@@ -115,6 +115,7 @@ def _summary(
         "times": time_table(experiment).to_dict("records"),
         "layers": result.layers.to_dict("records"),
         "loss_fresh": {"mean": result.loss.mean, "sem": result.loss.sem},
+        "finish": _finish(result),
         "costs": _costs(result),
         "num_trials": len(result.trials),
         "gamma": problem.gamma,
@@ -132,6 +133,12 @@ def _sample_size(result: CompressionResult) -> dict[str, Any] | None:
     """Record how the number of samples was chosen, if it was."""
     chosen = result.sample_size
     return None if chosen is None else asdict(chosen) | {"reason": chosen.sentence()}
+
+
+def _finish(result: CompressionResult) -> dict[str, Any] | None:
+    """Record what was done to the network after the search, if anything was."""
+    done = result.finish
+    return None if done is None else done.to_dict() | {"sentence": done.sentence()}
 
 
 def _costs(result: CompressionResult) -> dict[str, Any]:

@@ -32,7 +32,7 @@ TARGETS = tuple(f.name for f in fields(Target))
 
 IN_STAGES = (
     *(*TARGETS, "loss", "delta", "epsilon", "level", "max_trials", "start"),
-    *("sampling", "seed", "num_samples"),
+    *("sampling", "seed", "num_samples", "refit"),
 )
 """Options that `ax-pac stages` has for all its stages."""
 
@@ -220,6 +220,9 @@ def _click_option(declared: Field[Any]) -> Callable[[Any], Any]:
     known, default = declared.metadata, declared.default
     settings: dict[str, Any] = {"default": default, "help": known["help"]}
     if isinstance(default, bool):
+        if default:
+            flag += f"/--no-{flag.removeprefix('--')}"
+            settings["show_default"] = True
         return click.option(flag, is_flag=True, **settings)
     settings["show_default"] = default is not None
     settings["metavar"] = known["metavar"]

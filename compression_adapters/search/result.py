@@ -15,6 +15,7 @@ from torch import nn
 
 from ax_pac import PACCertificate
 from compression_adapters.evaluation.estimates import MeanSEM, apply_sem_floor
+from compression_adapters.evaluation.finishing import FinishRecord
 from compression_adapters.evaluation.problem import CompressionProblem
 from compression_adapters.network.checkpoint import save_compressed
 from compression_adapters.network.costs import NetworkCost, compare_costs, measure_cost
@@ -39,9 +40,11 @@ class CompressionResult:
             coordinate.
         ranks: Layer name to rank or `"dense"`.
         certificate: The certificate on the last data. `certificate.holds` states
-            whether the search is certified, at `certificate.level`.
-        layers: One row per layer: rank, weights, ratio (see `layer_table`), energy kept
-            and local error (see `layer_losses`).
+            whether the search is certified, at `certificate.level`. It is of the
+            networks as the trials measured them; what was done to `network` after that
+            made it better by what `finish` says.
+        layers: One row per layer: rank, weights, ratio (see `layer_table`), and errors
+            as the trials measured it (see `layer_losses`).
         loss: Loss of `network` itself, on fresh samples that no trial has used.
         trials: One row per trial: objective, loss and ratio with their SEMs, score of
             the proposal, unit coordinates and ranks.
@@ -54,6 +57,8 @@ class CompressionResult:
         gammas: With a target in place of gamma, one row per gamma that was tried:
             `gamma`, `compression_ratio`, `loss` and `loss_sem` on fresh samples,
             `meets_target`, `certified`, and `evaluations`, those that were made for it.
+        finish: What was done to the network after the search, see `finish_network`;
+            None: nothing was tried.
     """
 
     network: nn.Module = field(repr=False)
@@ -70,6 +75,7 @@ class CompressionResult:
     seed: int
     sample_size: SampleSize | None = None
     gammas: pd.DataFrame | None = field(default=None, repr=False)
+    finish: FinishRecord | None = None
 
     def measure(
         self, batch_sizes: Sequence[int] = (1, 32), repeats: int = 9

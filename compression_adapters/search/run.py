@@ -10,6 +10,7 @@ from ax.api.client import Client
 
 from ax_pac import PACCertificate, incumbent_arm, pac_generation_strategy
 from ax_pac.ax_internals import experiment_of
+from compression_adapters.evaluation.finishing import finish_network
 from compression_adapters.evaluation.problem import CompressionProblem
 from compression_adapters.network.costs import layer_losses
 from compression_adapters.network.counts import layer_table
@@ -97,11 +98,32 @@ def search_problem(
             stop_reason = "certified"
         result = _result(problem, client, options, certificate, stop_reason)
         require_measured(result)
+        if options.refit:
+            result = _finished(result, options)
     timings = {"factorize": 0.0, **search.timings()}
     timings["total"] = time.perf_counter() - began
     result = replace(result, timings=timings)
     warn_if_worse_than_dense(result)
     return result
+
+
+def _finished(result: CompressionResult, options: SearchOptions) -> CompressionResult:
+    """Finish the network, once it is known to be the one that was measured."""
+    problem = result.problem
+    try:
+        network, record = finish_network(
+            problem,
+            result.network,
+            result.ranks,
+            seed=options.seed,
+            progress=options.progress,
+        )
+    except KeyboardInterrupt:
+        return result  # as the search measured it
+    if network is result.network:
+        return replace(result, finish=record)
+    loss = problem.network_loss(network, seed=fresh_seed(options.seed))
+    return replace(result, network=network, loss=loss, finish=record)
 
 
 def _result(
