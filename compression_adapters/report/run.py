@@ -146,7 +146,8 @@ def _accuracy_points(summary: dict[str, Any], trials: pd.DataFrame) -> pd.DataFr
         if not any(step["accepted"] for step in finish["steps"]):
             evaluated = evaluated[~found]
         columns = ["name", "compression_ratio", "accuracy"]
-        points += evaluated[columns].to_dict("records")
+        rows = evaluated[columns].to_dict("records")
+        points += [{str(key): value for key, value in row.items()} for row in rows]
     points.append(
         {
             "name": "compressed",
