@@ -11,6 +11,7 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from compression_adapters.report.plots import (
+    plot_layer_errors,
     plot_objective,
     plot_ranks,
     plot_ratio_against_accuracy,
@@ -114,6 +115,16 @@ def write_report(
             plot_ratio_against_loss(trials, incumbent),
         ),
     ]
+    if "output_error" in layers:
+        figures.insert(
+            -1,
+            (
+                "What each layer's rank leaves out of its output, before any refit: as "
+                "its factors predict it, and on fresh inputs, with all other layers "
+                "left as they were.",
+                plot_layer_errors(layers),
+            ),
+        )
     if "accuracy_compressed" in summary:
         points = _accuracy_points(summary, trials)
         figures.append(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import replace
+from typing import Final
 
 import torch
 from ax.api.client import Client
@@ -32,6 +33,9 @@ from compression_adapters.search.result import (
 from compression_adapters.search.sample_size import recorded_sample_size
 from compression_adapters.search.stored import open_search
 from compression_adapters.search.trials import fresh_seed, trial_table
+
+_ERROR_SAMPLES: Final = 200
+"""Fresh inputs that the errors of layers' outputs are measured on."""
 
 
 def search_problem(
@@ -143,8 +147,10 @@ def _result(
     if chosen is not None and chosen.num_samples != problem.num_samples:
         chosen = None  # continued with another number from the caller
     compressed = problem.compress(parameterization).eval()
+    rng = torch.Generator().manual_seed(fresh_seed(options.seed))
     lost = layer_losses(
-        problem.network, compressed, problem.layers, problem.factors, ranks
+        *(problem.network, compressed, problem.layers, problem.factors, ranks),
+        inputs=problem.sampler(_ERROR_SAMPLES, rng).inputs,
     )
     return CompressionResult(
         network=compressed,
