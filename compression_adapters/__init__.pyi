@@ -3,6 +3,12 @@
 from .api import (
     compress as compress,
 )
+from .calibration.profile import (
+    NetworkProfile as NetworkProfile,
+)
+from .calibration.profile import (
+    profile as profile,
+)
 from .calibration.refit import (
     refit_in_sequence as refit_in_sequence,
 )
@@ -134,12 +140,6 @@ from .network.fine_tuning import (
 )
 from .network.plain import (
     plain_layers as plain_layers,
-)
-from .network.profile import (
-    NetworkProfile as NetworkProfile,
-)
-from .network.profile import (
-    profile as profile,
 )
 from .network.recipe import (
     CompressionRecipe as CompressionRecipe,

@@ -175,6 +175,12 @@ def _ratio(
 _CALLBACKS: dict[str, Callable[..., Any]] = {"num_samples": _samples, "ratio": _ratio}
 
 
+def network_options(command: Any) -> Any:
+    """Add the options of network, weights and data."""
+    network = click.argument("network", metavar="NETWORK", callback=_known_network)
+    return network(_added(command, fields(SourceRequest)))
+
+
 def source_options(command: Any) -> Any:
     """Add the options of network, weights, data and output folder."""
     out = click.option(
@@ -183,8 +189,7 @@ def source_options(command: Any) -> Any:
         required=True,
         help="Folder for the summary, report.html and the network.",
     )
-    network = click.argument("network", metavar="NETWORK", callback=_known_network)
-    return network(_added(out(command), fields(SourceRequest)))
+    return network_options(out(command))
 
 
 def search_options(names: Iterable[str] | None = None) -> Callable[[Any], Any]:
