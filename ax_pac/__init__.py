@@ -37,6 +37,7 @@ with quiet_imports():
     from ax_pac.domain import Domain
     from ax_pac.experiment.records import certificate_records
     from ax_pac.experiment.settings import CertificateSettings
+    from ax_pac.known import KnownFunction, KnownPart
     from ax_pac.orchestration.ray_orchestrator import ray_orchestrator
     from ax_pac.storage import registry as _registry
     from ax_pac.storage.client import (
@@ -65,6 +66,7 @@ __all__ = [  # noqa: RUF022 - by room, in the order in which they are used
     "certify_experiment",
     "CertificateSettings",
     "Cells",
+    "KnownPart",
     # Read the result.
     "PACCertificate",
     "LEVELS",
@@ -97,6 +99,7 @@ __all__ = [  # noqa: RUF022 - by room, in the order in which they are used
     "PACExpectedImprovement",
     "LogPACExpectedImprovement",
     "Domain",
+    "KnownFunction",
     "find_challenger",
     "certify",
 ]

@@ -205,6 +205,24 @@ class Domain:
         )
 
     @cached_property
+    def parts(self) -> tuple[tuple[tuple[int, ...], Tensor | None], ...]:
+        """Coordinates that vary independently, constraints aside, with their values.
+
+        Each is the indices of its columns and their values, `k x columns`; None for the
+        values of a continuous coordinate.
+        """
+        single = [
+            ((j,), None if grid is None else grid.values.unsqueeze(-1))
+            for j, grid in enumerate(self._grids)
+            if j not in self.choices
+        ]
+        groups = [
+            (tuple(group), torch.eye(len(group), dtype=torch.float64))
+            for group in self.groups
+        ]
+        return (*single, *groups)
+
+    @cached_property
     def _rows(self) -> tuple[Tensor, Tensor, Tensor]:
         """Constraints `A x <= b`, and the width of each. Shapes `m x d`, `m`, `m`."""
         A = torch.tensor([a for a, _ in self.constraints], dtype=torch.float64)
@@ -348,16 +366,10 @@ class Domain:
         """
         if not math.isfinite(self._number_without_constraints):
             raise ValueError("a continuous coordinate has no finite set of points")
-        parts: list[tuple[list[int], list[tuple[float, ...]]]] = [
-            ([j], [(v,) for v in grid.values.tolist()])
-            for j, grid in enumerate(self._grids)
-            if grid is not None
-        ]
-        for group in self.groups:
-            choices = torch.eye(len(group), dtype=torch.float64).tolist()
-            parts.append((list(group), [tuple(choice) for choice in choices]))
-        columns = [j for names, _ in parts for j in names]
-        rows = itertools.product(*(choices for _, choices in parts))
+        columns = [j for names, _ in self.parts for j in names]
+        rows = itertools.product(
+            *(map(tuple, v.tolist()) for _, v in self.parts if v is not None)
+        )
         found = torch.tensor([sum(row, ()) for row in rows], dtype=torch.float64)
         points = torch.empty_like(found)
         points[:, columns] = found

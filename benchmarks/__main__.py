@@ -16,6 +16,7 @@ from benchmarks.calibration import (
     check_share,
     fitted,
     inner_maximum,
+    known_part,
     noise_calibration,
     sem_coverage,
 )
@@ -46,6 +47,7 @@ BENCHMARKS = {
         fc3,
         calibration,
         fitted,
+        known_part,
         inner_maximum,
         check_cost,
         check_share,

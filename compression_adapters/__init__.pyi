@@ -3,6 +3,15 @@
 from .api import (
     compress as compress,
 )
+from .calibration.profile import (
+    NetworkProfile as NetworkProfile,
+)
+from .calibration.profile import (
+    profile as profile,
+)
+from .calibration.refit import (
+    refit_in_sequence as refit_in_sequence,
+)
 from .decompositions import (
     DECOMPOSITIONS as DECOMPOSITIONS,
 )
@@ -23,6 +32,15 @@ from .evaluation.estimates import (
 )
 from .evaluation.estimates import (
     pairwise_mean_and_sem as pairwise_mean_and_sem,
+)
+from .evaluation.finishing import (
+    FinishRecord as FinishRecord,
+)
+from .evaluation.finishing import (
+    FinishStep as FinishStep,
+)
+from .evaluation.finishing import (
+    finish_network as finish_network,
 )
 from .evaluation.losses import (
     LOSSES as LOSSES,
@@ -131,12 +149,6 @@ from .network.fine_tuning import (
 )
 from .network.plain import (
     plain_layers as plain_layers,
-)
-from .network.profile import (
-    NetworkProfile as NetworkProfile,
-)
-from .network.profile import (
-    profile as profile,
 )
 from .network.recipe import (
     CompressionRecipe as CompressionRecipe,

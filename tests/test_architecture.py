@@ -23,18 +23,21 @@ ROWS: dict[str, set[str]] = {
     "ax_pac.ax_internals": {"ax", "botorch"},
     "ax_pac.cells": {"torch"},
     "ax_pac.domain": NUMERICS | {"ax_pac.cells"},
+    "ax_pac.known": {"torch", "ax_pac.cells"},
     "ax_pac.surrogate": NUMERICS,
-    "ax_pac.acquisition": NUMERICS | {"ax_pac.cells", "ax_pac.domain"},
+    "ax_pac.acquisition": NUMERICS | {"ax_pac.cells", "ax_pac.domain", "ax_pac.known"},
     "ax_pac.certificate": NUMERICS
-    | {"ax_pac.cells", "ax_pac.domain", "ax_pac.surrogate", "ax_pac.acquisition"},
+    | {"ax_pac.cells", "ax_pac.domain", "ax_pac.known"}
+    | {"ax_pac.surrogate", "ax_pac.acquisition"},
     "ax_pac.experiment": {"ax", "numpy", "pandas"}
-    | {"ax_pac.ax_internals", "ax_pac.cells", "ax_pac.domain"}
+    | {"ax_pac.ax_internals", "ax_pac.cells", "ax_pac.domain", "ax_pac.known"}
     | {"ax_pac.surrogate", "ax_pac.certificate"},
     "ax_pac.adapter": NUMERICS
     | {"ax", "pandas", "ax_pac.ax_internals", "ax_pac.cells", "ax_pac.domain"}
-    | {"ax_pac.surrogate"}
+    | {"ax_pac.known", "ax_pac.surrogate"}
     | {"ax_pac.acquisition", "ax_pac.certificate", "ax_pac.experiment"},
     "ax_pac.strategy": {"ax", "numpy", "pandas", "torch", "ax_pac.cells"}
+    | {"ax_pac.known"}
     | {
         "ax_pac.ax_internals",
         "ax_pac.surrogate",
@@ -70,9 +73,9 @@ ROWS: dict[str, set[str]] = {
     "compression_adapters.network": {"torch", "numpy", "pandas", "safetensors"}
     | {"compression_adapters.decompositions", "compression_adapters.layers"}
     | {"compression_adapters.rank_space"},
-    "compression_adapters.calibration": {"torch", "tqdm"}
+    "compression_adapters.calibration": {"torch", "tqdm", "pandas"}
     | {"compression_adapters.decompositions", "compression_adapters.layers"}
-    | {"compression_adapters.network"},
+    | {"compression_adapters.rank_space", "compression_adapters.network"},
     "compression_adapters.evaluation": {
         "torch",
         "numpy",
@@ -101,6 +104,7 @@ ROWS: dict[str, set[str]] = {
     "compression_adapters.cli": {"torch", "pandas", "plotly", "click", "ax_pac"}
     | {"compression_adapters.options"}
     | {"compression_adapters.layers", "compression_adapters.network"}
+    | {"compression_adapters.calibration"}
     | {"compression_adapters.evaluation", "compression_adapters.presets"}
     | {"compression_adapters.report", "compression_adapters.search"}
     | {"compression_adapters.api", "compression_adapters.stages"},

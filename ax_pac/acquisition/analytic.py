@@ -13,13 +13,20 @@ from botorch.models.model import Model
 from botorch.utils.transforms import t_batch_mode_transform
 from torch import Tensor
 
-from ax_pac.acquisition.difference import JointDifference, difference_to
+from ax_pac.acquisition.difference import (
+    JointDifference,
+    difference_to,
+    known_weight,
+)
+from ax_pac.acquisition.ruled_out import Threshold, slack_of, threshold_of
+from ax_pac.known import KnownFunction
 
 
 def select_incumbent(
     model: Model,
     X_observed: Tensor,
     posterior_transform: PosteriorTransform | None = None,
+    known: KnownFunction | None = None,
 ) -> Tensor:
     """Select the visited point of highest posterior mean.
 
@@ -29,6 +36,7 @@ def select_incumbent(
         model: A fitted single-outcome model.
         X_observed: Visited points. Shape `n x d`. Unit: the model's input units.
         posterior_transform: As in BoTorch; minimisation is a weight of -1.
+        known: What is added to the model's outcome; None for nothing.
 
     Returns:
         The incumbent. Shape `1 x d`.
@@ -39,7 +47,10 @@ def select_incumbent(
     check_points(X_observed)
     with torch.no_grad():
         posterior = model.posterior(X_observed, posterior_transform=posterior_transform)
-        best = int(posterior.mean.squeeze(-1).argmax())
+        mean = posterior.mean.squeeze(-1)
+        if known is not None:
+            mean = mean + known_weight(posterior_transform) * known(X_observed)
+        best = int(mean.argmax())
     return X_observed[best : best + 1].detach().clone()
 
 
@@ -117,6 +128,11 @@ class PACAcquisition(AnalyticAcquisitionFunction):
         X_pending: Points under evaluation. Shape `p x d`. The model is conditioned on
             its own posterior mean there, with the mean observation noise: means stay,
             variances shrink, so the score moves on to other points.
+        known: What is added to the model's outcome, exactly; the model is then one of
+            the unknown part. None for nothing.
+        negligible: Probability of a worse incumbent that may be left aside, in [0, 1).
+            With a bound of the unknown part, points that could only beat such an
+            incumbent are no challengers, see `slack_of`. 0 for no such points.
 
     Raises:
         ValueError: When delta is not positive and finite, when there are no visited
@@ -145,13 +161,22 @@ class PACAcquisition(AnalyticAcquisitionFunction):
         delta: float,
         posterior_transform: PosteriorTransform | None = None,
         X_pending: Tensor | None = None,
+        known: KnownFunction | None = None,
+        negligible: float = 0.0,
     ) -> None:
         check_model(model, posterior_transform)
         super().__init__(model=model, posterior_transform=posterior_transform)
         self.delta = check_delta(delta)
+        self.known = known
         self.register_buffer(
-            "incumbent", select_incumbent(model, X_baseline, posterior_transform)
+            "incumbent", select_incumbent(model, X_baseline, posterior_transform, known)
         )
+        self.threshold, self.weight = Threshold(), 1.0
+        if known is not None:
+            self.weight = known_weight(posterior_transform)
+            self.threshold = threshold_of(
+                model, self.incumbent, known, self.weight, negligible
+            )
         self.set_X_pending(X_pending)
 
     def set_X_pending(self, X_pending: Tensor | None = None) -> None:
@@ -164,7 +189,44 @@ class PACAcquisition(AnalyticAcquisitionFunction):
             X_pending = None
         self.X_pending = None if X_pending is None else X_pending.detach().clone()
         self._difference = difference_to(
-            self.incumbent, self.model, self.X_pending, self.posterior_transform
+            self.incumbent,
+            self.model,
+            self.X_pending,
+            self.posterior_transform,
+            self.known,
+        )
+
+    @property
+    def rules_out(self) -> bool:
+        """Whether there may be points that cannot beat the incumbent."""
+        return self.threshold.value > -math.inf
+
+    def can_win(self, points: Tensor) -> Tensor:
+        """Whether points may beat the incumbent by more than delta.
+
+        Args:
+            points: Shape `N x d`. Unit: the model's input units.
+
+        Returns:
+            Booleans. Shape `N`; True where nothing is known against a point.
+        """
+        if not self.rules_out:
+            return torch.ones(points.shape[:-1], dtype=torch.bool)
+        with torch.no_grad():
+            return self.slack(points) > 0.0
+
+    def slack(self, points: Tensor) -> Tensor:
+        """Return by how much points may beat the incumbent beyond delta, at best.
+
+        Args:
+            points: Shape `... x d`. Unit: the model's input units.
+
+        Returns:
+            Shape `...`. Unit: objective units. See `slack_of`; only where `rules_out`.
+        """
+        assert self.known is not None
+        return slack_of(
+            points, self.known, self.weight, self.delta, self.threshold.value
         )
 
     @t_batch_mode_transform(expected_q=1)
@@ -226,6 +288,8 @@ def construct_pac_inputs(
     delta: float,
     posterior_transform: PosteriorTransform | None = None,
     X_pending: Tensor | None = None,
+    known: KnownFunction | None = None,
+    negligible: float = 0.0,
     constraints_tuple: tuple[Tensor, Tensor] | None = None,
     objective_thresholds: Tensor | None = None,
     ref_point: Tensor | None = None,
@@ -238,6 +302,8 @@ def construct_pac_inputs(
         delta: Tolerance. Unit: objective units.
         posterior_transform: As in BoTorch.
         X_pending: Points under evaluation. Shape `p x d`.
+        known: What is added to the model's outcome.
+        negligible: Probability of a worse incumbent that may be left aside.
         constraints_tuple: Outcome constraints; refused.
         objective_thresholds: Thresholds of several objectives; refused.
         ref_point: Reference point of several objectives; refused.
@@ -266,4 +332,6 @@ def construct_pac_inputs(
         "delta": delta,
         "posterior_transform": posterior_transform,
         "X_pending": X_pending,
+        "known": known,
+        "negligible": negligible,
     }

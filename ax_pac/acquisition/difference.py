@@ -16,6 +16,8 @@ from gpytorch.likelihoods import FixedNoiseGaussianLikelihood
 from linear_operator.utils.cholesky import psd_safe_cholesky
 from torch import Tensor
 
+from ax_pac.known import KnownFunction
+
 # Share of the summed prior (or posterior) variances below which the variance of a
 # difference is taken to be rounding error. It has to scale with the outcome: at the
 # incumbent the variance is zero and its square root has no gradient. A floor makes the
@@ -90,6 +92,7 @@ def difference_to(
     model: Model,
     X_pending: Tensor | None = None,
     posterior_transform: PosteriorTransform | None = None,
+    known: KnownFunction | None = None,
 ) -> Difference:
     """Return the posterior of the difference, in closed form where there is one.
 
@@ -99,13 +102,61 @@ def difference_to(
         X_pending: Points under evaluation, on whose means the model is conditioned.
             Shape `p x d`.
         posterior_transform: As in BoTorch.
+        known: What is added to the model's outcome; None for nothing.
     """
+    if known is not None:
+        unknown = difference_to(incumbent, model, X_pending, posterior_transform)
+        sign = known_weight(posterior_transform)
+        return ShiftedDifference(unknown, incumbent, known, sign)
     weight = scalar_weight(posterior_transform)
     if weight is not None and is_plain_gp(model):
         return DifferencePosterior(model, incumbent, X_pending, weight)
     if X_pending is not None:
         model = condition_on_pending(model, X_pending)
     return ModelDifference(model, incumbent, posterior_transform)
+
+
+class ShiftedDifference:
+    """Posterior of `f(x) - f(incumbent)` where a part of f is known.
+
+    Means are shifted by the difference of the known part; covariances are those of the
+    unknown part.
+
+    Args:
+        unknown: Posterior of the difference of the unknown part.
+        incumbent: Shape `1 x d`. Unit: the model's input units.
+        known: The known part.
+        weight: Of the objective; -1 minimises.
+    """
+
+    def __init__(
+        self,
+        unknown: Difference,
+        incumbent: Tensor,
+        known: KnownFunction,
+        weight: float,
+    ) -> None:
+        self._unknown, self._known, self._weight = unknown, known, weight
+        with torch.no_grad():
+            self._at_incumbent = known(incumbent).reshape(())
+
+    def _shift(self, X: Tensor) -> Tensor:
+        return self._weight * (self._known(X) - self._at_incumbent)
+
+    def __call__(self, X: Tensor) -> tuple[Tensor, Tensor]:
+        """As in `Difference`."""
+        gap, deviation = self._unknown(X)
+        return gap + self._shift(X), deviation
+
+    def pair_covariance(self, x: Tensor) -> Tensor:
+        """As in `Difference`."""
+        return self._unknown.pair_covariance(x)
+
+    def at(self, X: Tensor) -> JointDifference:
+        """As in `Difference`."""
+        difference = self._unknown.at(X)
+        difference.mean = difference.mean + self._shift(X)
+        return difference
 
 
 class ModelDifference:
@@ -346,6 +397,21 @@ def scalar_weight(posterior_transform: PosteriorTransform | None) -> float | Non
     ):
         return float(posterior_transform.weights)
     return None
+
+
+def known_weight(posterior_transform: PosteriorTransform | None) -> float:
+    """Return the weight of an objective that has a known part.
+
+    Raises:
+        ValueError: When it is not one outcome or its negative.
+    """
+    weight = scalar_weight(posterior_transform)
+    if weight is None:
+        raise ValueError(
+            "a known part needs an objective that is one outcome or its negative; got "
+            f"the transform {posterior_transform}"
+        )
+    return weight
 
 
 def condition_on_pending(model: Model, X_pending: Tensor) -> Model:

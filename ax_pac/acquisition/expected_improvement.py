@@ -13,6 +13,7 @@ from botorch.utils.transforms import t_batch_mode_transform
 from torch import Tensor
 
 from ax_pac.acquisition.analytic import PACAcquisition, construct_pac_inputs
+from ax_pac.known import KnownFunction
 
 # Below this score the closed form subtracts two nearly equal numbers; the series that
 # takes over has a relative error below 10395 / 60^10 = 2e-14 there.
@@ -81,6 +82,8 @@ class LogPACExpectedImprovement(AcquisitionFunction):
             see `PACAcquisition`.
         posterior_transform: As in BoTorch; minimisation is a weight of -1.
         X_pending: Points under evaluation, see `PACAcquisition`. Shape `p x d`.
+        known: What is added to the model's outcome, see `PACAcquisition`.
+        negligible: As in `PACAcquisition`.
 
     Raises:
         ValueError: As `PACAcquisition`.
@@ -106,10 +109,18 @@ class LogPACExpectedImprovement(AcquisitionFunction):
         delta: float,
         posterior_transform: PosteriorTransform | None = None,
         X_pending: Tensor | None = None,
+        known: KnownFunction | None = None,
+        negligible: float = 0.0,
     ) -> None:
         super().__init__(model=model)
         self.score = PACAcquisition(
-            model, X_baseline, delta, posterior_transform, X_pending
+            model,
+            X_baseline,
+            delta,
+            posterior_transform,
+            X_pending,
+            known,
+            negligible,
         )
         self.X_pending = self.score.X_pending
 
@@ -117,6 +128,34 @@ class LogPACExpectedImprovement(AcquisitionFunction):
     def incumbent(self) -> Tensor:
         """The visited point that others are compared with, `1 x d`."""
         return self.score.incumbent
+
+    @property
+    def rules_out(self) -> bool:
+        """As in `PACAcquisition`."""
+        return self.score.rules_out
+
+    @property
+    def known(self) -> KnownFunction | None:
+        """As in `PACAcquisition`."""
+        return self.score.known
+
+    @property
+    def weight(self) -> float:
+        """As in `PACAcquisition`."""
+        return self.score.weight
+
+    @property
+    def delta(self) -> float:
+        """As in `PACAcquisition`."""
+        return self.score.delta
+
+    def can_win(self, points: Tensor) -> Tensor:
+        """As in `PACAcquisition`."""
+        return self.score.can_win(points)
+
+    def slack(self, points: Tensor) -> Tensor:
+        """As in `PACAcquisition`."""
+        return self.score.slack(points)
 
     def set_X_pending(self, X_pending: Tensor | None = None) -> None:
         """Replace the points under evaluation.
@@ -161,6 +200,8 @@ class PACExpectedImprovement(LogPACExpectedImprovement):
         delta: As in `LogPACExpectedImprovement`.
         posterior_transform: As in `LogPACExpectedImprovement`.
         X_pending: As in `LogPACExpectedImprovement`.
+        known: As in `LogPACExpectedImprovement`.
+        negligible: As in `LogPACExpectedImprovement`.
 
     Raises:
         ValueError: As `PACAcquisition`.

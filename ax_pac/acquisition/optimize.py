@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import warnings
 from collections.abc import Callable, Sequence
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -16,6 +17,7 @@ from torch import Tensor
 from torch.quasirandom import SobolEngine
 
 from ax_pac.acquisition.analytic import PACAcquisition
+from ax_pac.acquisition.ruled_out import best_known
 from ax_pac.cells import Cells
 from ax_pac.domain import MAX_ENUMERATED, Domain
 
@@ -34,6 +36,12 @@ _MAX_ITERATIONS = 100
 # Where not every point is scored, a point climbs from neighbour to neighbour, for at
 # most this many rounds.
 _MAX_CLIMBS = 50
+
+# What a point scores less, per delta by which it cannot win, while points climb.
+_PENALTY = 30.0
+
+# Halvings of the way from a point that can win to one that cannot.
+_NUM_HALVINGS = 16
 
 
 class Score(Protocol):
@@ -54,13 +62,16 @@ class ChallengerSearch(NamedTuple):
         challenger: The point with the highest score. Shape `1 x d`.
         score: Its score. Dimensionless (standard deviations).
         points: Every point that was scored, the polished ones first. Shape `N x d`.
-        scores: Their scores. Shape `N`.
+        scores: Their scores, minus infinity for a point that cannot win. Shape `N`.
+        none_can_win: Whether no point can, as far as the known part goes: the
+            challenger is then the best of those that cannot.
     """
 
     challenger: Tensor
     score: float
     points: Tensor
     scores: Tensor
+    none_can_win: bool = False
 
 
 def find_challenger(
@@ -71,6 +82,7 @@ def find_challenger(
     seed: int | None = None,
     effort: int = 1,
     cells: Cells | None = None,
+    anywhere: bool = False,
 ) -> ChallengerSearch:
     """Search a box or a domain for the point with the highest score.
 
@@ -86,6 +98,11 @@ def find_challenger(
     the same as it: they score minus infinity. A small finite number of points are all
     scored.
 
+    Points that the known part of the objective rules out (`PACAcquisition.can_win`)
+    score minus infinity as well. Starting points are moved towards the point whose
+    known part is best, until they can win, and so are those that gradient steps leave.
+    Where no point is found that can win, although some may, the rule is not applied.
+
     Args:
         acquisition: The score, with its incumbent.
         X_observed: Visited points. Shape `n x d`.
@@ -93,11 +110,132 @@ def find_challenger(
         seed: Seed of the random starting points; None draws a fresh one.
         effort: Multiple of the usual number of starting points and of polished ones.
         cells: Cells of points that are the same, in a box; None for none.
+        anywhere: Whether points that cannot win are searched like the others.
 
     Returns:
         The challenger, its score, and every point that was scored.
     """
     domain = Domain.of(bounds, cells)
+    if not _rules_out(acquisition):
+        return _searched(acquisition, X_observed, domain, seed, effort)
+    everywhere = functools.partial(
+        _searched, _Anywhere(acquisition), X_observed, domain, seed, effort
+    )
+    if anywhere:
+        return everywhere()
+    if not _may_be_beaten(acquisition, domain):
+        search = everywhere()
+        none, no_scores = search.points[:0], search.scores[:0]
+        return ChallengerSearch(search.challenger, search.score, none, no_scores, True)
+    search = _searched(acquisition, X_observed, domain, seed, effort)
+    return everywhere() if search.score == -math.inf else search
+
+
+class _Anywhere:
+    """A score under which every point can win."""
+
+    def __init__(self, acquisition: Score) -> None:
+        self.incumbent, self.model = acquisition.incumbent, acquisition.model
+        self._acquisition = acquisition
+
+    def __call__(self, X: Tensor) -> Tensor:
+        """As in `Score`."""
+        return self._acquisition(X)
+
+
+def _rules_out(acquisition: Any) -> bool:
+    """Whether there may be points that cannot beat the incumbent."""
+    return bool(getattr(acquisition, "rules_out", False))
+
+
+def open_scores(acquisition: Score, points: Tensor) -> Tensor:
+    """Score points, `N x d` to `N`; minus infinity where one cannot win."""
+    with torch.no_grad():
+        scores = acquisition(points.unsqueeze(-2))
+    if not _rules_out(acquisition):
+        return scores
+    return scores.masked_fill(~_can_win(acquisition, points), -math.inf)
+
+
+def _slack(acquisition: Any, X: Tensor) -> Tensor:
+    """By how many deltas points can win, negative where not; `... x 1 x d` to `...`."""
+    return acquisition.slack(X.squeeze(-2)) / acquisition.delta
+
+
+def _can_win(acquisition: Any, points: Tensor) -> Tensor:
+    """Whether points may beat the incumbent, `N x d` to `N`."""
+    return acquisition.can_win(points)
+
+
+def _may_be_beaten(acquisition: Any, domain: Domain) -> bool:
+    """Whether some point of the domain may beat the incumbent; True if unknown."""
+    if domain.number <= MAX_ENUMERATED:
+        points = domain.all_points()
+        others = ~domain.are_same(points, acquisition.incumbent)
+        return bool((_can_win(acquisition, points) & others).any())
+    found = best_known(acquisition.known, acquisition.weight, domain)
+    if found is None or not found.is_discrete:
+        points = acquisition.incumbent[:0] if found is None else found.best
+        return found is None or bool(_can_win(acquisition, points).any())
+    points = torch.cat([found.best, found.next_best])
+    others = ~domain.are_same(points, acquisition.incumbent)
+    return bool((_can_win(acquisition, points) & others).any())
+
+
+def _moved_to_open(acquisition: Any, points: Tensor, domain: Domain) -> Tensor:
+    """Move points that cannot win towards the one whose known part is best.
+
+    Every second one goes on for a random part of the way, as the others are all where
+    points begin to be ruled out.
+
+    Args:
+        acquisition: The score.
+        points: Shape `N x d`.
+        domain: The domain.
+    """
+    closed = ~_can_win(acquisition, points)
+    found = best_known(acquisition.known, acquisition.weight, domain)
+    if found is not None:
+        anchors = torch.cat([found.best, found.next_best])
+    else:
+        anchors = points[~closed]
+        values = acquisition.weight * acquisition.known(anchors)
+        anchors = anchors[values.topk(min(1, len(anchors))).indices]
+    if len(anchors) == 0 or not bool(closed.any()):
+        return torch.cat([points, anchors])
+    anchor, moved = anchors[:1], points[closed]
+    moved = _last_open(acquisition, anchor.expand_as(moved), moved)
+    share = torch.linspace(0.0, 1.0, len(moved[::2]), dtype=torch.float64)
+    share = share.pow(1.0 / points.shape[-1]).unsqueeze(-1)
+    moved[::2] = anchor + share * (moved[::2] - anchor)
+    points = points.clone()
+    points[closed] = moved
+    return torch.cat([points, anchors])
+
+
+def _last_open(acquisition: Any, starts: Tensor, ends: Tensor) -> Tensor:
+    """Go from points towards others, `N x d` each, for as long as one can win."""
+    low = torch.zeros(len(ends), 1, dtype=torch.float64)
+    high = torch.ones_like(low)
+    high[_can_win(acquisition, ends)] = 0.0
+    low[high == 0.0] = 1.0
+    going = (high > 0.0).squeeze(-1)
+    for _ in range(_NUM_HALVINGS if bool(going.any()) else 0):
+        middle = (low + high) / 2
+        is_open = _can_win(acquisition, starts + middle * (ends - starts)).unsqueeze(-1)
+        low = torch.where(is_open & (high > 0.0), middle, low)
+        high = torch.where(is_open, high, torch.where(high > 0.0, middle, high))
+    return torch.where(low == 1.0, ends, starts + low * (ends - starts))
+
+
+def _searched(
+    acquisition: Score,
+    X_observed: Tensor,
+    domain: Domain,
+    seed: int | None,
+    effort: int,
+) -> ChallengerSearch:
+    """Search a domain, among the points that can win."""
     if domain.number <= MAX_ENUMERATED:
         points, scores = scored_points(acquisition, domain.all_points(), domain)
         return _ranked(points, scores)
@@ -106,24 +244,44 @@ def find_challenger(
     def score_in_unit_box(U: Tensor) -> Tensor:
         return acquisition(lower + width * U)
 
+    def score_to_climb(U: Tensor) -> Tensor:
+        if not _rules_out(acquisition):
+            return score_in_unit_box(U)
+        X = lower + width * U
+        return acquisition(X) + _PENALTY * _slack(acquisition, X).clamp_max(0.0)
+
     starts = _starting_points(acquisition, X_observed, domain.box, seed, effort)
+    if _rules_out(acquisition):
+        starts = _moved_to_open(acquisition, lower + width * starts, domain)
+        starts = ((starts - lower) / width).clamp(0.0, 1.0)
     if domain.is_box:
-        with torch.no_grad():
-            scores = score_in_unit_box(starts.unsqueeze(-2))
-        best = _spread_out_best(starts, scores, effort * _NUM_POLISHED)
-        polished = _polished(score_in_unit_box, best)
-        with torch.no_grad():
-            scores = torch.cat([score_in_unit_box(polished), scores])
+        scores = open_scores(acquisition, lower + width * starts)
+        best = _best_starts(acquisition, starts, scores, effort)
+        polished = _polished(score_to_climb, best).squeeze(-2)
+        if _rules_out(acquisition):
+            polished = _last_open_in_unit_box(acquisition, best, polished, domain)
+        scores = torch.cat([open_scores(acquisition, lower + width * polished), scores])
         scores = scores.nan_to_num(nan=-math.inf)
-        points = torch.cat([polished.squeeze(-2), starts])
+        points = torch.cat([polished, starts])
         return _ranked(torch.minimum(lower + width * points, domain.box[1]), scores)
     points = domain.spread(lower + width * starts)
     points, scores = scored_points(acquisition, points, domain)
     starts = (points - lower) / width
-    best = _spread_out_best(starts, scores, effort * _NUM_POLISHED)
-    polished = _polished_within(score_in_unit_box, best, domain, relaxed=True)
+    best = _best_starts(acquisition, starts, scores, effort)
+    polished = _polished_within(score_to_climb, best, domain, relaxed=True)
+    if _rules_out(acquisition):
+        polished = _last_open_in_unit_box(acquisition, best, polished, domain)
     points = lower + width * torch.cat([polished, starts])
     return _climbed(acquisition, points, domain, effort * _NUM_POLISHED)
+
+
+def _last_open_in_unit_box(
+    acquisition: Score, starts: Tensor, ends: Tensor, domain: Domain
+) -> Tensor:
+    """As `_last_open`, in units of the box."""
+    lower, width = domain.box[0], domain.box[1] - domain.box[0]
+    moved = _last_open(acquisition, lower + width * starts, lower + width * ends)
+    return ((moved - lower) / width).clamp(0.0, 1.0)
 
 
 def _polished(
@@ -226,13 +384,12 @@ def scored_points(
 
     Returns:
         Points of the domain, `M x d` with M at most N, and their scores, `M`: minus
-        infinity for what is the same as the incumbent.
+        infinity for what is the same as the incumbent, and for what cannot win.
     """
     points = domain.nearest(points).unique(dim=0)
     if domain.constraints:
         points = points[domain.contains(points)]
-    with torch.no_grad():
-        scores = acquisition(points.unsqueeze(-2)).nan_to_num(nan=-math.inf)
+    scores = open_scores(acquisition, points).nan_to_num(nan=-math.inf)
     return points, scores.masked_fill(
         domain.are_same(points, acquisition.incumbent), -math.inf
     )
@@ -316,6 +473,16 @@ def relative_lengthscales(model: Model, d: int) -> Tensor:
     if lengthscale is None or lengthscale.numel() not in (1, d):
         return torch.ones(d, dtype=torch.float64)
     return lengthscale.detach().double().reshape(-1).clamp(max=1.0).expand(d)
+
+
+def _best_starts(
+    acquisition: Score, starts: Tensor, scores: Tensor, effort: int
+) -> Tensor:
+    """Choose the starting points to climb from, among those that can win."""
+    usable = scores > -math.inf
+    if _rules_out(acquisition) and bool(usable.any()):
+        starts, scores = starts[usable], scores[usable]
+    return _spread_out_best(starts, scores, effort * _NUM_POLISHED)
 
 
 def _spread_out_best(points: Tensor, scores: Tensor, num_best: int) -> Tensor:

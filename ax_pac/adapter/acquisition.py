@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ax_pac.acquisition.analytic import PACAcquisition
 from ax_pac.acquisition.optimize import (
+    ChallengerSearch,
     find_challenger,
     more_informative,
     relative_lengthscales,
@@ -22,7 +23,7 @@ from ax_pac.adapter.fitted import state_of
 from ax_pac.adapter.search_space import domain_of
 from ax_pac.adapter.transforms import with_unevaluated
 from ax_pac.ax_internals import objective_model, objective_transform
-from ax_pac.certificate.levels import certify
+from ax_pac.certificate.levels import NEGLIGIBLE_SHARE, certify
 from ax_pac.certificate.record import PACCertificate
 from ax_pac.domain import Domain
 from ax_pac.experiment.settings import CertificateSettings
@@ -97,6 +98,7 @@ class CertifyingAcquisition(Acquisition):
                 relative=settings.relative,
                 posterior_transform=objective_transform(self, PACAcquisition),
                 seed=self._seed(0),
+                known=state_of(self.surrogate.model).known,
             )
         return computed[question]
 
@@ -132,6 +134,7 @@ class CertifyingAcquisition(Acquisition):
         """
         is_pac = isinstance(self.acqf, PACAcquisition)
         is_plain = self._domain.is_box and not (inequality_constraints or self._fixed)
+        is_plain = is_plain and not self.acqf.rules_out
         if candidate_set is not None or (is_plain and not is_pac):
             with warnings.catch_warnings():
                 # A line search that ends early, as at the drop around the incumbent,
@@ -209,10 +212,27 @@ class CertifyingAcquisition(Acquisition):
         )
         taken = self._are_among(search.points, X_taken)
         scores = search.scores.masked_fill(taken, -math.inf)
-        best = int(scores.argmax())
-        if scores[best] == -math.inf:  # fewer points than evaluations under way
-            return search.challenger, search.score
+        best = int(scores.argmax()) if len(scores) else 0
+        if len(scores) == 0 or scores[best] == -math.inf:
+            # Fewer points, or fewer that can win, than evaluations under way.
+            return self._challenger_anywhere(search, X_pending, X_taken)
         return search.points[best : best + 1], float(scores[best])
+
+    def _challenger_anywhere(
+        self, search: ChallengerSearch, X_pending: Tensor, X_taken: Tensor
+    ) -> tuple[Tensor, float]:
+        """Find the best challenger that is not taken among those that cannot win."""
+        if self.acqf.rules_out:
+            seed = self._seed(len(X_pending))
+            search = find_challenger(
+                self.acqf, self._observed, self._domain, seed=seed, anywhere=True
+            )
+            taken = self._are_among(search.points, X_taken)
+            scores = search.scores.masked_fill(taken, -math.inf)
+            best = int(scores.argmax())
+            if scores[best] > -math.inf:
+                return search.points[best : best + 1], float(scores[best])
+        return search.challenger, search.score
 
     def _are_among(self, points: Tensor, others: Tensor) -> Tensor:
         """Whether points (`N x d`) are the same as one of the others, `N`."""
@@ -232,7 +252,11 @@ class CertifyingAcquisition(Acquisition):
         acqf_class, options = self.botorch_acqf_classes_with_options[0]
         if issubclass(acqf_class, PACAcquisition):
             options = {**options, "delta": self.certificate.delta}
-            self.botorch_acqf_classes_with_options = [(acqf_class, options)]
+        known = state_of(self.surrogate.model).known
+        if known is not None:
+            negligible = NEGLIGIBLE_SHARE * self.settings.epsilon
+            options = {**options, "known": known, "negligible": negligible}
+        self.botorch_acqf_classes_with_options = [(acqf_class, options)]
         super()._instantiate_acquisition()
 
     @property

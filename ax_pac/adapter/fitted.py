@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ax_pac.certificate.record import PACCertificate
 from ax_pac.experiment.settings import CertificateSettings
+from ax_pac.known import KnownFunction
 
 
 @dataclasses.dataclass
@@ -24,6 +25,7 @@ class FittedState:
             settings and the values of coordinates that were held.
         unevaluated: Points that were tried and have no observation, `p x d`.
         rounded: Values of the float parameters that Ax rounds, by name.
+        known: The known part of the objective, of which it models the rest.
     """
 
     certificates: dict[
@@ -31,6 +33,7 @@ class FittedState:
     ] = dataclasses.field(default_factory=dict)
     unevaluated: Tensor | None = None
     rounded: dict[str, tuple[float, ...]] = dataclasses.field(default_factory=dict)
+    known: KnownFunction | None = None
 
 
 _STATES: weakref.WeakKeyDictionary[Model, FittedState] = weakref.WeakKeyDictionary()

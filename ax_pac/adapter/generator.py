@@ -15,6 +15,7 @@ from ax_pac.acquisition.analytic import PACAcquisition
 from ax_pac.acquisition.expected_improvement import LogPACExpectedImprovement
 from ax_pac.adapter.acquisition import CertifyingAcquisition
 from ax_pac.adapter.transforms import CanonicalPoints, SmoothedNoise, UnevaluatedPoints
+from ax_pac.adapter.unknown_part import UnknownPart
 from ax_pac.experiment.settings import CertificateSettings
 from ax_pac.surrogate.fit import (
     SMALLEST_SPREAD,
@@ -80,6 +81,7 @@ def generator_kwargs(settings: CertificateSettings) -> dict[str, Any]:
         "acquisition_options": settings.to_dict(),
         "transforms": [
             *([CanonicalPoints] if settings.cells else []),
+            *([UnknownPart] if settings.known is not None else []),
             *MBM_X_trans,
             *([SmoothedNoise] if settings.noise == "smoothed" else []),
             UnevaluatedPoints,
@@ -87,6 +89,7 @@ def generator_kwargs(settings: CertificateSettings) -> dict[str, Any]:
         "transform_configs": {
             SmoothedNoise.__name__: {"num_samples": settings.num_samples},
             **cells_config(settings),
+            **_known_config(settings),
         },
         "fit_tracking_metrics": False,
     }
@@ -97,3 +100,13 @@ def cells_config(settings: CertificateSettings) -> dict[str, Any]:
     if not settings.cells:
         return {}
     return {CanonicalPoints.__name__: {"cells": settings.to_dict()["cells"]}}
+
+
+def _known_config(settings: CertificateSettings) -> dict[str, Any]:
+    """Return the configuration of `UnknownPart`, if it is used."""
+    if settings.known is None:
+        return {}
+    fields = settings.to_dict()
+    tabulated = dict(settings.known.items)
+    cells = {name: e for name, e in fields["cells"].items() if name in tabulated}
+    return {UnknownPart.__name__: {"known": fields["known"], "cells": cells}}

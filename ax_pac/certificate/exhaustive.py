@@ -77,6 +77,10 @@ def exhaustive_failure(
     scale = float(getattr(getattr(model, "outcome_transform", None), "stdvs", 1.0))
     incumbent = int(torch.cdist(acquisition.incumbent, points).argmin())
     gap = weight * scale * (mean - mean[incumbent])
+    if acquisition.known is not None:
+        with torch.no_grad():
+            shift = acquisition.known(points)
+        gap = gap + weight * (shift - shift[incumbent])
     variance = (weight * scale) ** 2 * (1.0 / precisions + 1.0 / precisions[incumbent])
     probability = torch.special.ndtr((gap - acquisition.delta) / variance.sqrt())
     probability[incumbent] = 0.0

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ax_pac.acquisition.analytic import PACAcquisition
-from ax_pac.acquisition.optimize import relative_lengthscales
+from ax_pac.acquisition.optimize import open_scores, relative_lengthscales
 from ax_pac.certificate.bounds import (
     certifiable_share,
     clopper_pearson_upper,
@@ -171,8 +171,7 @@ def filled_in(
     radius = 10.0 ** (-2.0 + 1.7 * exponent) / math.sqrt(shape[1])
     filled = centres[which] + radius * direction * lengthscales * (upper - lower)
     filled = filled.clamp(lower, upper)
-    with torch.no_grad():
-        scores = torch.cat([scores, acquisition(filled.unsqueeze(-2))])
+    scores = torch.cat([scores, open_scores(acquisition, filled)])
     return torch.cat([points, filled]), scores
 
 

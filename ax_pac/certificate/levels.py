@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -13,7 +14,7 @@ from botorch.models.model import Model
 from torch import Tensor
 
 from ax_pac.acquisition.analytic import PACAcquisition, check_model, select_incumbent
-from ax_pac.acquisition.difference import scalar_weight
+from ax_pac.acquisition.difference import known_weight, scalar_weight
 from ax_pac.acquisition.optimize import (
     ChallengerSearch,
     find_challenger,
@@ -32,6 +33,7 @@ from ax_pac.certificate.record import (
     reason_of,
 )
 from ax_pac.domain import Domain
+from ax_pac.known import KnownFunction
 from ax_pac.surrogate.fit import fewest_observations, too_few_observations
 
 # The sign of a mean closer to zero than this many posterior standard deviations is not
@@ -40,6 +42,10 @@ _SIGNIFICANT_DEVIATIONS = 2.0
 
 # Share of epsilon that pays for the error of simulation, over all checks of a search.
 _ALPHA_SHARE = 0.1
+
+# Share of epsilon that the incumbent may be worse than thought, for points to be ruled
+# out by their known part.
+NEGLIGIBLE_SHARE = 0.02
 
 # The search that looks for what the first one missed is this many times as large.
 _SECOND_EFFORT = 4
@@ -61,6 +67,7 @@ def certify(
     posterior_transform: PosteriorTransform | None = None,
     seed: int | None = 0,
     cells: Cells | CellEdges | None = None,
+    known: KnownFunction | Callable[[Tensor], Tensor] | None = None,
 ) -> PACCertificate:
     """Ask a fitted model whether the best visited point is good enough to stop.
 
@@ -86,6 +93,16 @@ def certify(
     made without a model of the function, see `exhaustive_failure`, however few the
     observations are.
 
+    Where a part of the objective is known, the model is one of the rest. Gaps are
+    shifted by the known part, exactly. With a bound of the unknown part, points that
+    could only beat an incumbent worse than a threshold t are left out, and
+
+        P(f(incumbent) is worse than t | data),
+
+    a fiftieth of epsilon, is added to the failure probability at every level, averaged
+    over the hyperparameters at `marginal`. Observations that contradict the bound
+    support no claim.
+
     It works on any BoTorch model, whichever acquisition function chose the points. A
     missed maximum leads to a false certificate, so a second, independent search, four
     times as large, looks for a stronger challenger before a certificate is issued.
@@ -109,6 +126,8 @@ def certify(
             then meant over their centres, at which the model has to be fitted, without
             the incumbent's cell, where the true difference is zero. None for a box
             without cells.
+        known: What is added to the model's outcome, as a function of its inputs; with
+            its bound, a `KnownFunction`. None for nothing.
 
     Returns:
         The certificate, whether it holds or not.
@@ -133,11 +152,23 @@ def certify(
     check_settings(delta=delta, epsilon=epsilon, level=level)
     check_model(model, posterior_transform)
     domain = _check_domain(bounds, X_observed, cells)
+    known = KnownFunction.of(known)
     if relative:
-        delta = absolute_delta(model, X_observed, delta, posterior_transform)
-    acquisition = PACAcquisition(model, X_observed, delta, posterior_transform)
+        delta = absolute_delta(model, X_observed, delta, posterior_transform, known)
     seeds = [int(s) for s in np.random.SeedSequence(seed).generate_state(4)]
-    search, gap = _search_twice(acquisition, X_observed, domain, epsilon, seeds)
+    for negligible in (NEGLIGIBLE_SHARE * epsilon, 0.0):
+        acquisition = PACAcquisition(
+            model,
+            X_observed,
+            delta,
+            posterior_transform,
+            known=known,
+            negligible=negligible,
+        )
+        search, gap = _search_twice(acquisition, X_observed, domain, epsilon, seeds)
+        if search.none_can_win or bool(acquisition.can_win(search.points).any()):
+            break
+        # No point was found that can win, though some may: nothing is ruled out.
     inputs = _inputs(model, X_observed)
     check = _Check(
         acquisition=acquisition,
@@ -157,7 +188,7 @@ def certify(
         reason="",
         incumbent=tuple(acquisition.incumbent.squeeze(0).tolist()),
         num_observations=len(inputs),
-        pairwise_probability=_tail(search.score),
+        pairwise_probability=_pairwise_probability(acquisition, search),
         second_search_gap=gap,
         reached=reached,
         **finding.fields,
@@ -193,7 +224,9 @@ def _search_twice(
         where there was one search.
     """
     search = find_challenger(acquisition, X_observed, domain, seed=seeds[0])
-    if _tail(search.score) > epsilon:
+    if search.none_can_win:
+        return search, None
+    if _pairwise_probability(acquisition, search) > epsilon:
         return search, None
     second = find_challenger(
         acquisition, X_observed, domain, seed=seeds[1], effort=_SECOND_EFFORT
@@ -255,13 +288,21 @@ def _pairwise(check: _Check) -> _Finding:
     In front of a stronger level it also checks that there are enough observations to
     fit the hyperparameters.
     """
-    score = check.search.score
+    threshold = check.acquisition.threshold
+    probability = _pairwise_probability(check.acquisition, check.search)
+    is_finite = math.isfinite(check.search.score) or check.search.none_can_win
     fields: dict[str, Any] = {
-        "failure_probability": _tail(score),
-        "certifiable": math.isfinite(score),
+        "failure_probability": probability,
+        "certifiable": is_finite,
         "challenger": tuple(check.search.challenger.squeeze(0).tolist()),
+        "worse_incumbent_probability": threshold.probability,
     }
-    passes = math.isfinite(score) and _tail(score) <= check.epsilon
+    if threshold.violation:
+        fields["certifiable"] = False
+        fields["hyperparameter_status"] = "bound_violated"
+        fields["hyperparameter_text"] = threshold.violation
+        return _Finding(False, fields)
+    passes = is_finite and probability <= check.epsilon
     if passes and check.level != "pairwise":
         too_few = too_few_observations(check.inputs, check.domain.number)
         if too_few is not None:
@@ -284,25 +325,27 @@ def _joint(check: _Check) -> _Finding:
     points, scores = check.search.points, check.search.scores
     if not check.domain.is_box:
         points, scores = _candidates(check, torch.Generator().manual_seed(seed))
+    worse = check.acquisition.threshold.probability
     result = joint_failure(
         check.acquisition,
         points,
         scores,
-        epsilon=check.epsilon - alpha,
+        epsilon=check.epsilon - alpha - worse,
         alpha=alpha_of_check,
         seed=seed,
         fill_in=check.domain.is_box,
         num_stages=1 if is_filter else 3,
     )
     fields = {
-        "failure_probability": _reported(result, check.epsilon, alpha),
+        "failure_probability": _reported(result, check.epsilon, alpha, worse),
         "certifiable": True,
         "challenger": tuple(check.search.challenger.squeeze(0).tolist()),
         "alpha": alpha,
         "num_draws": result.num_draws,
         "active_set_size": result.active_set_size,
+        "worse_incumbent_probability": worse,
     }
-    return _Finding(result.estimate <= check.epsilon, fields)
+    return _Finding(result.estimate + worse <= check.epsilon, fields)
 
 
 def _marginal(check: _Check) -> _Finding:
@@ -320,7 +363,10 @@ def _marginal(check: _Check) -> _Finding:
     seed = check.seeds["marginal"]
     rng = torch.Generator().manual_seed(seed)
     points, scores = _candidates(check, rng)
-    candidates = torch.cat([search.challenger, points[_mixed(points, scores, rng)]])
+    if len(points):
+        points = points[_mixed(points, scores, rng)]
+    first_one = acquisition.incumbent if search.none_can_win else search.challenger
+    candidates = torch.cat([first_one, points])
     result = marginal_failure(
         acquisition.model,
         acquisition.incumbent,
@@ -331,8 +377,12 @@ def _marginal(check: _Check) -> _Finding:
         weight=math.copysign(1.0, weight),
         seed=seed,
         bounds=check.domain,
+        known=acquisition.known,
+        threshold=acquisition.threshold.value / abs(weight),
     )
     challenger = candidates[result.challenger or 0]  # the first is the search's
+    if search.none_can_win:
+        challenger = search.challenger.squeeze(0)
     fields = {
         "failure_probability": _reported(result, check.epsilon, alpha),
         "certifiable": result.hyperparameter_status == "ok",
@@ -343,6 +393,7 @@ def _marginal(check: _Check) -> _Finding:
         "effective_sample_size": result.effective_sample_size,
         "hyperparameter_status": result.hyperparameter_status,
         "hyperparameter_text": result.hyperparameter_text,
+        "worse_incumbent_probability": result.worse_incumbent_probability,
     }
     return _Finding(False, fields)
 
@@ -351,15 +402,18 @@ _EVALUATE = {"pairwise": _pairwise, "joint": _joint, "marginal": _marginal}
 
 
 def _reported(
-    result: JointFailure | MarginalFailure, epsilon: float, alpha: float
+    result: JointFailure | MarginalFailure,
+    epsilon: float,
+    alpha: float,
+    more: float = 0.0,
 ) -> float:
     """The bound; where the estimate itself is above epsilon, the estimate.
 
     A check that fails ends after a few draws, whose bound is uninformative.
     """
-    if result.estimate > epsilon:
-        return result.estimate
-    return min(1.0, result.upper_bound + alpha)
+    if result.estimate + more > epsilon:
+        return min(1.0, result.estimate + more)
+    return min(1.0, result.upper_bound + alpha + more)
 
 
 def _candidates(check: _Check, rng: torch.Generator) -> tuple[Tensor, Tensor]:
@@ -371,6 +425,9 @@ def _candidates(check: _Check, rng: torch.Generator) -> tuple[Tensor, Tensor]:
         check.acquisition, check.search.points, check.search.scores, check.epsilon, rng
     )
     if check.domain.is_box:
+        if check.acquisition.rules_out:
+            others = scores > -math.inf
+            return points[others], scores[others]
         return points, scores
     points, scores = scored_points(check.acquisition, points, check.domain)
     others = scores > -math.inf
@@ -412,6 +469,14 @@ def _union(
     )
 
 
+def _pairwise_probability(
+    acquisition: PACAcquisition, search: ChallengerSearch
+) -> float:
+    """Probability of the strongest challenger, and of a worse incumbent."""
+    tail = 0.0 if search.none_can_win else _tail(search.score)
+    return min(1.0, tail + acquisition.threshold.probability)
+
+
 def _tail(score: float) -> float:
     """Phi(score)."""
     return float(torch.special.ndtr(torch.tensor(score, dtype=torch.float64)))
@@ -430,6 +495,7 @@ def absolute_delta(
     X_observed: Tensor,
     share: float,
     posterior_transform: PosteriorTransform | None = None,
+    known: KnownFunction | None = None,
 ) -> float:
     """Turn a share of the incumbent's posterior mean into objective units.
 
@@ -438,6 +504,7 @@ def absolute_delta(
         X_observed: Visited points. Shape `n x d`.
         share: Tolerance as a share of the mean, positive. Dimensionless.
         posterior_transform: As in BoTorch.
+        known: What is added to the model's outcome; None for nothing.
 
     Returns:
         `share * |mu_inc|`. Unit: objective units.
@@ -447,13 +514,16 @@ def absolute_delta(
 
     Source: Ma et al. 2019, footnote 3.
     """
-    incumbent = select_incumbent(model, X_observed, posterior_transform)
+    incumbent = select_incumbent(model, X_observed, posterior_transform, known)
     with torch.no_grad():
         posterior = model.posterior(incumbent, posterior_transform=posterior_transform)
     # Not `posterior.variance`, which GPyTorch raises to 1e-10 in the user's unit.
     covariance = posterior.distribution.covariance_matrix
     variance = covariance.detach().item() + _pooled_variance(model)
-    mean, sd = abs(posterior.mean.item()), variance**0.5
+    mean = posterior.mean.item()
+    if known is not None:
+        mean += known_weight(posterior_transform) * known(incumbent).item()
+    mean, sd = abs(mean), variance**0.5
     if not mean > _SIGNIFICANT_DEVIATIONS * sd:
         raise ValueError(
             "a relative delta is a share of the objective at the incumbent, which is "

@@ -23,6 +23,7 @@ from ax_pac.certificate.bounds import betting_upper, is_hopeless, log_wealth
 from ax_pac.certificate.marginal_draws import DifferenceProblem, draw_failures
 from ax_pac.certificate.record import HyperparameterStatus
 from ax_pac.domain import Domain
+from ax_pac.known import KnownFunction
 from ax_pac.surrogate.fit import OUTPUTSCALE_BOUNDS, too_few_observations
 from ax_pac.surrogate.mcmc import (
     JITTER,
@@ -70,6 +71,8 @@ class MarginalFailure:
             nothing was drawn.
         hyperparameter_status: `ok`, or why no claim is made, see `PACCertificate`.
         hyperparameter_text: The same in one sentence; empty for `ok`.
+        worse_incumbent_probability: The part of the estimate for an incumbent worse
+            than the threshold.
     """
 
     estimate: float
@@ -80,6 +83,7 @@ class MarginalFailure:
     challenger: int | None
     hyperparameter_status: HyperparameterStatus
     hyperparameter_text: str = ""
+    worse_incumbent_probability: float = 0.0
 
 
 class _Diagnosis(NamedTuple):
@@ -103,6 +107,8 @@ def marginal_failure(
     weight: float = 1.0,
     seed: int,
     bounds: Tensor | Domain | None = None,
+    known: KnownFunction | None = None,
+    threshold: float = -math.inf,
 ) -> MarginalFailure:
     """Bound the probability that the incumbent is not good enough, marginally.
 
@@ -133,6 +139,10 @@ def marginal_failure(
         seed: Seed of every random number.
         bounds: What the maximum is over: a box, `2 x d`, or a domain. Default: the
             range of the candidates.
+        known: What is added to the model's outcome; None for nothing.
+        threshold: Points that could only beat an incumbent with w f below this are left
+            out, see `slack_of`, and the probability of such an incumbent is added under
+            each setting. Unit: objective units. Minus infinity for none.
 
     Returns:
         Counts, bound and status.
@@ -157,7 +167,14 @@ def marginal_failure(
     """
     _check_arguments(model, incumbent, candidates, epsilon, alpha, weight)
     problem = DifferenceProblem(
-        model, incumbent, candidates, check_delta(delta), weight, bounds
+        model,
+        incumbent,
+        candidates,
+        check_delta(delta),
+        weight,
+        bounds,
+        known,
+        threshold,
     )
     refusal = _refusal(model, problem)
     if refusal != _OK:
@@ -203,7 +220,7 @@ def _draw_until_decided(
     values = torch.zeros(0, dtype=torch.float64)
     pairwise = torch.zeros(len(problem.candidates), dtype=torch.float64)
     active_set_size = 0
-    ess_ratio = 1.0
+    ess_ratio, worse = 1.0, 0.0
     while len(values) < most:
         first = len(values)
         chains.extend(first + _BATCH)
@@ -214,6 +231,7 @@ def _draw_until_decided(
         draws = draw_failures(problem, sample, tolerance, generator, is_enough=gives_up)
         values = torch.cat([values, draws.failure])
         active_set_size = max(active_set_size, draws.active_set_size)
+        worse += draws.worse_incumbent
         pairwise += draws.pairwise * len(sample.outputscale)
         if len(values) < first + _BATCH:  # given up half-way
             effective, diagnosis = ess_ratio * len(values), _diagnosis(sample, 0.0)
@@ -239,6 +257,7 @@ def _draw_until_decided(
         challenger=int(pairwise.argmax()),
         hyperparameter_status=diagnosis.status,
         hyperparameter_text=diagnosis.text,
+        worse_incumbent_probability=worse / max(len(values), 1),
     )
 
 

@@ -11,7 +11,9 @@ from botorch.models import SingleTaskGP
 from torch import Tensor
 
 from ax_pac.acquisition.difference import VARIANCE_FLOOR
+from ax_pac.acquisition.ruled_out import slack_of
 from ax_pac.domain import Domain
+from ax_pac.known import KnownFunction
 from ax_pac.surrogate.mcmc import (
     JITTER,
     MEAN_VARIANCE,
@@ -54,6 +56,9 @@ class DifferenceProblem:
         weight: 1 to maximise, -1 to minimise.
         bounds: A box, `2 x d`, or a domain, in which added candidates lie. Unit: the
             model's input units. Default: the range of the candidates.
+        known: What is added to the model's outcome; None for nothing.
+        threshold: Of `weight` times the incumbent's value: points that can only beat
+            less are left out. Unit: objective units.
     """
 
     def __init__(
@@ -64,10 +69,14 @@ class DifferenceProblem:
         delta: float,
         weight: float,
         bounds: Tensor | Domain | None = None,
+        known: KnownFunction | None = None,
+        threshold: float = -math.inf,
     ) -> None:
         model.eval()
         transform = getattr(model, "outcome_transform", None)
         scale = 1.0 if transform is None else float(transform.stdvs)
+        self._known, self._weight, self._scale = known, weight, scale
+        self._raw_delta, self._raw_threshold = delta, threshold
         with torch.no_grad():
             self.Z = model.train_inputs[0].detach()
             self.Y = weight * model.train_targets.detach()
@@ -80,6 +89,53 @@ class DifferenceProblem:
             self._lower, self._upper = model.transform_inputs(self.domain.box).detach()
         self.delta = delta / scale
         self._transform = getattr(model, "input_transform", None)
+        # Of the unknown part, standardised: what the incumbent is hardly ever below.
+        self.threshold = -math.inf
+        self.shift = torch.zeros(len(candidates), dtype=torch.float64)
+        if known is not None:
+            with torch.no_grad():
+                self._at_incumbent = known(incumbent).reshape(())
+                self.shift = self._shift(candidates)
+            mean = 0.0 if transform is None else float(transform.means)
+            unknown = threshold - weight * (float(self._at_incumbent) + mean)
+            self.threshold = unknown / scale
+
+    def _shift(self, points: Tensor) -> Tensor:
+        """Difference of the known part to the incumbent's, standardised."""
+        assert self._known is not None
+        return self._weight * (self._known(points) - self._at_incumbent) / self._scale
+
+    def moved(self, points: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Move points to where they may count; the others become the incumbent.
+
+        Args:
+            points: In the internal units of the surrogate. Shape `... x d`.
+
+        Returns:
+            The points, and the difference of their known part to the incumbent's,
+            standardised, `...`; None where nothing is known.
+        """
+        points = self.feasible(points)
+        if self._known is None:
+            return points, None
+        with torch.no_grad():
+            raw = points
+            if self._transform is not None:
+                raw = self._transform.untransform(points.reshape(-1, points.shape[-1]))
+                raw = raw.reshape(points.shape)
+            shift = self._shift(raw)
+            if self.threshold > -math.inf:
+                slack = slack_of(
+                    raw,
+                    self._known,
+                    self._weight,
+                    self._raw_delta,
+                    self._raw_threshold,
+                )
+                closed = slack <= 0.0
+                points = torch.where(closed.unsqueeze(-1), self.incumbent, points)
+                shift = shift.masked_fill(closed, 0.0)
+        return points, shift
 
     def feasible(self, points: Tensor) -> Tensor:
         """Move points into the domain; those that cannot be become the incumbent.
@@ -123,6 +179,7 @@ class _Functions:
         self.k_incumbent_data = _kernel(self.incumbent, self.Z, scale)
         self.X = problem.candidates / lengthscale[:, None]
         self.known, self.mean, self.k_incumbent, self.variance = self._explained(self.X)
+        self.mean = self.mean + problem.shift
         # Values revealed since the candidates were last thinned out.
         self.revealed: list[Tensor] = []
         # Probability that none of the revealed values exceeds delta.
@@ -145,6 +202,17 @@ class _Functions:
         prior = 2.0 * (self.scale.squeeze(-1) - k_incumbent)
         return known, mean, k_incumbent, prior - known.square().sum(-1)
 
+    def worse_incumbent(self) -> Tensor:
+        """Probability under each setting that the incumbent is below the threshold."""
+        if self.problem.threshold == -math.inf:
+            return torch.zeros_like(self.survival)
+        known = (self.k_incumbent_data + MEAN_VARIANCE) @ self.whitener
+        mean = (known @ self.weights).reshape(-1)
+        prior = self.scale.reshape(-1) + MEAN_VARIANCE
+        variance = prior - known.square().sum(-1).reshape(-1)
+        deviation = torch.maximum(variance, VARIANCE_FLOOR * prior).sqrt()
+        return torch.special.ndtr((self.problem.threshold - mean) / deviation)
+
     def add_candidates(self, num_points: int, generator: torch.Generator) -> None:
         """Add points around those likely to fail, before any value is revealed.
 
@@ -165,9 +233,12 @@ class _Functions:
         lengthscale = self.lengthscale.unsqueeze(1)
         points = centres * lengthscale
         points = points + distance * direction * lengthscale.clamp_max(1.0)
-        X = self.problem.feasible(points) / lengthscale
+        points, shift = self.problem.moved(points)
+        X = points / lengthscale
         self.X = torch.cat([self.X, X], 1)
         known, mean, k_incumbent, variance = self._explained(X)
+        if shift is not None:
+            mean = mean + shift
         self.known = torch.cat([self.known, known], 1)
         self.mean = torch.cat([self.mean, mean], 1)
         self.k_incumbent = torch.cat([self.k_incumbent, k_incumbent], 1)
@@ -254,11 +325,14 @@ class FunctionDraws(NamedTuple):
         active_set_size: Largest number of candidates that took part in a draw.
         pairwise: Each candidate's own probability of exceeding delta, averaged over
             the settings. Shape `N`.
+        worse_incumbent: The part of all failures, summed, for an incumbent below the
+            threshold.
     """
 
     failure: Tensor
     active_set_size: int
     pairwise: Tensor
+    worse_incumbent: float = 0.0
 
 
 def draw_failures(
@@ -298,6 +372,7 @@ def draw_failures(
     most = num_candidates + num_rounds * num_added
     chunk = max(1, _CHUNK_SIZE // (most * len(problem.Z)))
     failure, largest = torch.zeros(0, dtype=torch.float64), 0
+    worse_sum = 0.0
     pairwise = torch.zeros(num_candidates, dtype=torch.float64)
     enough = False
     for lengthscale, outputscale in zip(
@@ -308,16 +383,18 @@ def draw_failures(
         pairwise += torch.special.ndtr(scores).sum(0)
         if enough:
             continue
+        worse = functions.worse_incumbent()
+        worse_sum += float(worse.sum())
         size = functions.keep_candidates(scores, tolerance)
         for _ in range(num_rounds):
             functions.add_candidates(num_added, generator)
             size = functions.keep_candidates(functions.scores(), tolerance)
         largest = max(largest, size)
         drawn = _reveal_until_negligible(functions, tolerance, generator)
-        failure = torch.cat([failure, drawn])
+        failure = torch.cat([failure, (drawn + worse).clamp_max(1.0)])
         enough = is_enough is not None and is_enough(failure)
     pairwise /= len(sample.outputscale)
-    return FunctionDraws(failure, largest, pairwise)
+    return FunctionDraws(failure, largest, pairwise, worse_sum)
 
 
 def _reveal_until_negligible(

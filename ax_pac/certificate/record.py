@@ -26,15 +26,18 @@ HyperparameterStatus = Literal[
     "noise_alone",
     "chains_disagree",
     "too_few_draws",
+    "bound_violated",
     "other",
 ]
-"""Whether the data determine the hyperparameters well enough for a claim; `other` is a
-refusal that a version before 0.2 stored as a sentence."""
+"""Whether the data determine the hyperparameters well enough for a claim;
+`bound_violated`: they contradict the bound of the unknown part; `other` is a refusal
+that a version before 0.2 stored as a sentence."""
 
 # What else a stored record holds, see `certificate_records`.
 _RECORD_KEYS = (
     *("holds", "data", "num_trials", "settings", "incumbent_arm", "seconds"),
     *("incumbent_mean", "incumbent_sd", "before_trial", "unevaluated"),
+    "incumbent_known",
 )
 
 
@@ -62,7 +65,8 @@ class PACCertificate:
             units.
         incumbent: The visited point of highest posterior mean. `d` values.
         num_observations: Number of observations that it was computed on.
-        pairwise_probability: `Phi(score)`, at every level.
+        pairwise_probability: `Phi(score)`, at every level; of the points that can win,
+            plus `worse_incumbent_probability`.
         alpha: Probability that simulation error leads to a false certificate, over all
             checks of a search; part of epsilon. Zero where `pairwise` was reached.
         num_draws: Joint draws of the posterior.
@@ -78,6 +82,9 @@ class PACCertificate:
         reached: The level that was evaluated last. A weaker level comes first, and one
             that does not pass withholds the certificate on its own. `exhaustive` where
             every point of a finite search space was observed and no model was needed.
+        worse_incumbent_probability: The part of `failure_probability` for an incumbent
+            so much worse than thought that points count which the known part of the
+            objective rules out; 0 where none are.
     """
 
     delta: float
@@ -99,6 +106,7 @@ class PACCertificate:
     hyperparameter_status: HyperparameterStatus | None = None
     hyperparameter_text: str = ""
     reached: str = "pairwise"
+    worse_incumbent_probability: float = 0.0
 
     @property
     def holds(self) -> bool:

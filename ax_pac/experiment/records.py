@@ -41,7 +41,8 @@ def certificate_records(experiment: Experiment) -> list[dict[str, Any]]:
     Each record holds the fields of `PACCertificate`, and `data` (digest of the
     observations), `num_trials`, `settings`, `incumbent_arm`, `seconds` (`fit` and
     `propose`), `incumbent_mean` and `incumbent_sd` (posterior of the objective there,
-    in its units) and `before_trial` (index of the next trial),
+    in its units), `incumbent_known` (the part of the mean that is known before any
+    evaluation; None where nothing is) and `before_trial` (index of the next trial),
     `unevaluated` (names of arms that were tried and gave no observation).
 
     Args:
@@ -93,6 +94,7 @@ def keep_record(
     seconds: dict[str, float],
     incumbent_mean: float,
     incumbent_sd: float,
+    incumbent_known: float | None = None,
 ) -> dict[str, Any]:
     """Store a certificate for these data with its experiment; return the record."""
     record = {
@@ -104,6 +106,7 @@ def keep_record(
         "seconds": seconds,
         "incumbent_mean": incumbent_mean,
         "incumbent_sd": incumbent_sd,
+        "incumbent_known": incumbent_known,
         "before_trial": max(experiment.trials, default=-1) + 1,
         "unevaluated": [],
     }

@@ -12,6 +12,7 @@ import numpy as np
 
 from ax_pac.cells import FrozenEdges, frozen_edges
 from ax_pac.certificate.record import DEFAULT_LEVEL, check_settings, refuse_unknown
+from ax_pac.known import KnownPart
 from ax_pac.surrogate.noise import DEFAULT_NUM_SAMPLES
 
 SAMPLING = ("leader_challenger", "challenger", "expected_improvement")
@@ -58,6 +59,8 @@ class CertificateSettings:
             Proposals are then centres of cells, equal points are the same arm, and no
             challenger lies in the incumbent's cell. For float parameters on a linear
             scale; parameters without bins are left out.
+        known: What is known of the objective before any evaluation, a `KnownPart` or
+            the fields of one: the surrogate models the rest. None for nothing.
 
     Raises:
         ValueError: When a value is out of its range.
@@ -76,10 +79,14 @@ class CertificateSettings:
     noise: str = "smoothed"
     num_samples: int = DEFAULT_NUM_SAMPLES
     cells: FrozenEdges = ()
+    known: KnownPart | None = None
 
     def __post_init__(self) -> None:
         # A mapping, or what JSON makes of tuples; frozen, because settings are a key.
         object.__setattr__(self, "cells", frozen_edges(self.cells))
+        object.__setattr__(self, "known", KnownPart.of(self.known))
+        if self.known is not None:
+            self.known.on(self.cells)  # refuses tables that do not fit their cells
         if self.seed is None:
             seed = int(np.random.SeedSequence().generate_state(1)[0])
             object.__setattr__(self, "seed", seed)
@@ -113,17 +120,26 @@ class CertificateSettings:
         """Return the settings as plain JSON values."""
         # Not `dataclasses.asdict`, which copies thousands of edges one by one.
         values = {name: getattr(self, name) for name in self.__dataclass_fields__}
-        return {**values, "cells": {name: list(edges) for name, edges in self.cells}}
+        values["cells"] = {name: list(edges) for name, edges in self.cells}
+        if self.known is None:  # earlier versions know no such option
+            del values["known"]
+        else:
+            values["known"] = self.known.to_dict()
+        return values
 
     def to_record(self) -> dict[str, Any]:
-        """Return the settings as kept with each certificate: cells by their digest."""
-        return {**self.to_dict(), "cells": _digest(self.cells)}
+        """Return the settings as kept with each certificate: tables by their digest."""
+        record = {**self.to_dict(), "cells": _digest(self.cells)}
+        if self.known is not None:
+            record["known"] = self.known.digest
+        return record
 
     @property
     def question(self) -> dict[str, Any]:
         """The options that decide a certificate; seed and sampling do not."""
         settings = self.to_dict()
-        return {name: settings[name] for name in (*_QUESTION, "cells")}
+        tables = [name for name in ("cells", "known") if name in settings]
+        return {name: settings[name] for name in (*_QUESTION, *tables)}
 
     def asks_the_same_as(self, fields: dict[str, Any]) -> bool:
         """Whether stored settings ask for the same certificate.
@@ -132,11 +148,13 @@ class CertificateSettings:
             ValueError: When there is an option that this version does not know.
         """
         refuse_unknown(fields, self.__dataclass_fields__, "settings of a certificate")
-        # Records from before the options existed: raw noise, no cells.
-        old = {"noise": "raw", "num_samples": self.num_samples, "cells": ""}
+        # Records from before the options existed: raw noise, no cells, nothing known.
+        old = {"noise": "raw", "num_samples": self.num_samples}
+        old |= {"cells": "", "known": ""}
         stored = {**old, **fields}
         question = {name: getattr(self, name) for name in _QUESTION}
         question["cells"] = _digest(self.cells)
+        question["known"] = "" if self.known is None else self.known.digest
         return all(stored.get(name) == value for name, value in question.items())
 
 

@@ -25,6 +25,7 @@ from ax_pac.acquisition.expected_improvement import (
 from ax_pac.adapter.acquisition import CertifyingAcquisition
 from ax_pac.adapter.generator import BoundedMaternKernel
 from ax_pac.adapter.transforms import CanonicalPoints, SmoothedNoise, UnevaluatedPoints
+from ax_pac.adapter.unknown_part import UnknownPart
 from ax_pac.certificate.record import refuse_unknown
 from ax_pac.strategy.criteria import (
     CertificateHolds,
@@ -64,6 +65,7 @@ def register_with_ax() -> None:
     register_transform(SmoothedNoise)
     register_transform(CanonicalPoints)
     register_transform(UnevaluatedPoints)
+    register_transform(UnknownPart)
     CORE_ENCODER_REGISTRY[PACStoppingStrategy] = _stopping_strategy_to_dict
     name = _PREFIX + PACStoppingStrategy.__name__
     CORE_DECODER_REGISTRY[name] = _stopping_strategy_from_dict

@@ -16,6 +16,7 @@ from ax_pac.certificate.record import PACCertificate
 from ax_pac.experiment.observations import observed_data
 from ax_pac.experiment.records import certificate_records, find_record
 from ax_pac.experiment.settings import CertificateSettings
+from ax_pac.known import KnownPart
 from ax_pac.strategy.node_certificate import (
     certify_adapter,
     certify_at,
@@ -34,6 +35,7 @@ def certify_experiment(
     noise: str = CertificateSettings.noise,
     num_samples: int = CertificateSettings.num_samples,
     cells: Cells | CellEdges | None = None,
+    known: KnownPart | None = None,
 ) -> PACCertificate:
     """Certify an Ax experiment, whatever chose its points.
 
@@ -52,6 +54,7 @@ def certify_experiment(
         noise: `smoothed` or `raw` standard errors.
         num_samples: Number of samples behind each standard error.
         cells: Cells of rounded coordinates, or their edges by parameter.
+        known: What is known of the objective before any evaluation; None for nothing.
 
     Returns:
         The certificate, whether it holds or not.
@@ -69,6 +72,7 @@ def certify_experiment(
         noise=noise,
         num_samples=num_samples,
         cells=frozen_edges(cells),
+        known=known,
     )
     return certificate_of(experiment, settings)
 

@@ -15,6 +15,7 @@ from ax_pac.adapter.transforms import CanonicalPoints
 from ax_pac.cells import CellEdges, Cells, frozen_edges
 from ax_pac.experiment.settings import CertificateSettings
 from ax_pac.experiment.space import FEW_POINTS
+from ax_pac.known import KnownPart
 from ax_pac.strategy.criteria import PAC_NODE, CertificateHolds, InitialTrialsCompleted
 
 SOBOL_NODE = "Sobol"
@@ -45,6 +46,7 @@ def pac_generation_strategy(
     num_samples: int = CertificateSettings.num_samples,
     seed: int | None = CertificateSettings.seed,
     cells: Cells | CellEdges | None = None,
+    known: KnownPart | None = None,
 ) -> GenerationStrategy:
     """Build a strategy: Sobol points, then the PAC criterion until a certificate holds.
 
@@ -66,6 +68,7 @@ def pac_generation_strategy(
         num_samples: Number of samples behind each standard error.
         seed: Seed of the search; None draws one.
         cells: Cells of rounded coordinates, or their edges by parameter.
+        known: What is known of the objective before any evaluation; None for nothing.
 
     Returns:
         A strategy for `client.set_generation_strategy`. It can be saved and loaded with
@@ -94,6 +97,7 @@ def pac_generation_strategy(
         noise=noise,
         num_samples=num_samples,
         cells=frozen_edges(cells),
+        known=known,
     )
     if num_initial_trials is not None and num_initial_trials < 2:
         raise ValueError(

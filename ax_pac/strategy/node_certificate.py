@@ -14,6 +14,7 @@ from ax.core.experiment import Experiment
 from ax.core.observation import ObservationFeatures
 from ax.generation_strategy.generation_node import GenerationNode
 
+from ax_pac.adapter.fitted import state_of
 from ax_pac.adapter.transforms import CanonicalPoints
 from ax_pac.ax_internals import fit, is_of, last_acquisition
 from ax_pac.experiment.observations import Source
@@ -113,6 +114,8 @@ def certify_adapter(
     with torch.no_grad():
         incumbent = torch.tensor([certificate.incumbent], dtype=torch.float64)
         posterior = adapter.botorch_model.posterior(incumbent)
+        function = state_of(adapter.botorch_model).known
+        known = None if function is None else float(function(incumbent))
     return keep_record(
         experiment,
         certificate,
@@ -120,9 +123,10 @@ def certify_adapter(
         settings=settings,
         incumbent_arm=_arm_at(experiment, adapter, certificate.incumbent),
         seconds=seconds,
-        incumbent_mean=float(posterior.mean),
+        incumbent_mean=float(posterior.mean) + (known or 0.0),
         # Not `posterior.variance`, which GPyTorch raises to 1e-10 in the user's unit.
         incumbent_sd=float(posterior.distribution.covariance_matrix.sqrt()),
+        incumbent_known=known,
     )
 
 

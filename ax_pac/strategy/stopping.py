@@ -13,6 +13,7 @@ from ax.global_stopping.strategies.base import BaseGlobalStoppingStrategy
 from ax_pac.ax_internals import set_transition_criteria
 from ax_pac.cells import CellEdges, Cells, frozen_edges
 from ax_pac.experiment.settings import CertificateSettings
+from ax_pac.known import KnownPart
 from ax_pac.strategy.certification import certificate_of
 from ax_pac.strategy.criteria import ExperimentCertified, has_initial_trials
 from ax_pac.strategy.node_certificate import is_space_filling, searching_node
@@ -30,6 +31,7 @@ def certified_generation_strategy(
     noise: str = CertificateSettings.noise,
     num_samples: int = CertificateSettings.num_samples,
     cells: Cells | CellEdges | None = None,
+    known: KnownPart | None = None,
 ) -> GenerationStrategy:
     """Give a strategy a certificate as its stopping rule, its proposals unchanged.
 
@@ -52,6 +54,7 @@ def certified_generation_strategy(
         noise: `smoothed` or `raw` standard errors.
         num_samples: Number of samples behind each standard error.
         cells: Cells of rounded coordinates, or their edges by parameter.
+        known: What is known of the objective before any evaluation; None for nothing.
 
     Returns:
         A strategy for `client.set_generation_strategy`, `AxClient` or `Orchestrator`.
@@ -68,6 +71,7 @@ def certified_generation_strategy(
         noise=noise,
         num_samples=num_samples,
         cells=frozen_edges(cells),
+        known=known,
     )
     if strategy is None:
         strategy = choose_generation_strategy(
@@ -114,6 +118,7 @@ class PACStoppingStrategy(BaseGlobalStoppingStrategy):
         noise: `smoothed` or `raw` standard errors.
         num_samples: Number of samples behind each standard error.
         cells: Cells of rounded coordinates, or their edges by parameter.
+        known: What is known of the objective before any evaluation; None for nothing.
 
     Raises:
         ValueError: When an argument is out of its range.
@@ -131,6 +136,7 @@ class PACStoppingStrategy(BaseGlobalStoppingStrategy):
         noise: str = CertificateSettings.noise,
         num_samples: int = CertificateSettings.num_samples,
         cells: Cells | CellEdges | None = None,
+        known: KnownPart | None = None,
     ) -> None:
         # Ax counts completed trials; `has_initial_trials` counts observations as well.
         super().__init__(
@@ -147,6 +153,7 @@ class PACStoppingStrategy(BaseGlobalStoppingStrategy):
             noise=noise,
             num_samples=num_samples,
             cells=frozen_edges(cells),
+            known=known,
         )
 
     def _should_stop_optimization(

@@ -367,6 +367,16 @@ BINARY_LOSSES: Final[tuple[Loss, ...]] = (top1_error,)
 """Losses known to be 0 or 1, whose SEM gets the binomial floor."""
 
 
+def is_nonnegative(loss: Loss) -> bool:
+    """Return whether a loss is known to be at least zero, as those of this package.
+
+    Args:
+        loss: A loss; of a user's own it is not known.
+    """
+    own = (IntermediateSquaredL2, RelativeSquaredL2, _KLDivergence)
+    return isinstance(loss, own) or loss in LOSSES.values()
+
+
 def stored_loss_name(loss: Loss) -> str:
     """Return the name under which a search stores its loss.
 

@@ -132,16 +132,14 @@ def price_path(problem: CompressionProblem) -> PricePath:
     Returns:
         The path, with tied layers moving together.
     """
-    layers = {layer.name: layer for layer in problem.layers}
-    total = sum(layer.num_weights for layer in problem.layers)
     errors = {
-        name: relative_errors(layer, problem.factors[name])
-        for name, layer in layers.items()
+        layer.name: relative_errors(layer, problem.factors[layer.name])
+        for layer in problem.layers
     }
-    edges = bin_edges(problem.parameters)
+    edges, sizes = bin_edges(problem.parameters), problem.ratio_tables()
     hulls = [
-        _hull(_options(parameter, edges[parameter.name], layers, errors, total))
-        for parameter in problem.parameters
+        _hull(_options(p, edges[p.name], sizes[p.name], errors))
+        for p in problem.parameters
     ]
     ranks: dict[str, Rank] = {}
     for hull in hulls:
@@ -163,7 +161,7 @@ def price_path(problem: CompressionProblem) -> PricePath:
             ],
             "predicted_error": [
                 sum(_error(errors[name], rank) for name, rank in each.items())
-                / len(layers)
+                / len(errors)
                 for each in networks
             ],
         }
@@ -200,22 +198,14 @@ class _Option(NamedTuple):
 def _options(
     parameter: RankParameter,
     edges: Sequence[float],
-    layers: Mapping[str, LayerSpec],
+    sizes: Sequence[float],
     errors: Mapping[str, Sequence[float]],
-    total: int,
 ) -> list[_Option]:
     """List what the bins of a coordinate mean."""
-    options = []
-    for low, high in pairwise(edges):
-        ranks = {
-            name: scale.rank_from_unit((low + high) / 2)
-            for name, scale in zip(parameter.layers, parameter.scales, strict=True)
-        }
-        own = [layers[name] for name in parameter.layers]
-        size = compression_ratio(own, ranks) * sum(o.num_weights for o in own) / total
-        error = sum(_error(errors[name], rank) for name, rank in ranks.items())
-        options.append(_Option(size, error, ranks))
-    return options
+    return [
+        _Option(size, sum(_error(errors[n], rank) for n, rank in ranks.items()), ranks)
+        for size, ranks in zip(sizes, parameter.ranks_of_bins(edges), strict=True)
+    ]
 
 
 def _error(errors: Sequence[float], rank: Rank) -> float:

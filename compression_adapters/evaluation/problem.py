@@ -39,7 +39,7 @@ from compression_adapters.network.checks import (
     require_searchable,
     require_slices,
 )
-from compression_adapters.network.counts import compression_ratio
+from compression_adapters.network.counts import compression_ratio, num_weights
 from compression_adapters.network.macs import drop_ranks_without_gain
 from compression_adapters.network.modes import evaluation_mode
 from compression_adapters.network.parity import (
@@ -60,6 +60,7 @@ from compression_adapters.options import (
 )
 from compression_adapters.rank_space.parameters import (
     RankParameter,
+    bin_edges,
     layer_ranks,
     rank_parameters,
 )
@@ -135,6 +136,24 @@ class CompressionProblem:
             ValueError: see `layer_ranks`.
         """
         return layer_ranks(parameterization, self.parameters)
+
+    def ratio_tables(self) -> dict[str, list[float]]:
+        """Return what the bins of each coordinate add to the compression ratio.
+
+        Returns:
+            Parameter name to one share of all weights in play for each of its bins (see
+            `bin_edges`); a network's ratio is the sum over its coordinates.
+        """
+        layers = {layer.name: layer for layer in self.layers}
+        total = sum(layer.num_weights for layer in self.layers)
+        edges = bin_edges(self.parameters)
+        return {
+            parameter.name: [
+                num_weights([layers[name] for name in parameter.layers], ranks) / total
+                for ranks in parameter.ranks_of_bins(edges[parameter.name])
+            ]
+            for parameter in self.parameters
+        }
 
     def compress(self, parameterization: Mapping[str, float]) -> nn.Module:
         """Build an independent network at a point of the search space.
@@ -239,7 +258,22 @@ class CompressionProblem:
         Raises:
             ValueError: when the loss does not return one finite value per sample.
         """
-        return mean_and_sem(self._losses(network, self._batch(seed)))
+        return mean_and_sem(self.losses_of(network, seed=seed))
+
+    def losses_of(self, network: nn.Module, *, seed: int) -> Tensor:
+        """Return the loss of a final network on each of a trial's samples, checked.
+
+        Args:
+            network: A compressed network, on the reference network's device.
+            seed: Determines the samples.
+
+        Returns:
+            Shape `num_samples`. Unit: loss units.
+
+        Raises:
+            ValueError: when the loss does not return one finite value per sample.
+        """
+        return self._losses(network, self._batch(seed))
 
     def _losses(self, network: nn.Module, batch: Batch) -> Tensor:
         """Return the loss of each sample, checked."""

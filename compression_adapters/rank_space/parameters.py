@@ -40,6 +40,20 @@ class RankParameter:
     layers: tuple[str, ...]
     scales: tuple[RankScale, ...]
 
+    def ranks_of_bins(self, edges: Iterable[float]) -> list[dict[str, Rank]]:
+        """Return the ranks of the layers in each bin.
+
+        Args:
+            edges: Of this parameter, from `bin_edges`.
+        """
+        return [
+            {
+                layer: scale.rank_from_unit((low + high) / 2)
+                for layer, scale in zip(self.layers, self.scales, strict=True)
+            }
+            for low, high in pairwise(edges)
+        ]
+
 
 def rank_parameters(
     layers: Iterable[LayerSpec],

@@ -25,6 +25,7 @@ from compression_adapters.rank_space.parameters import bin_edges
 from compression_adapters.search.client import (
     _METRICS,
 )
+from compression_adapters.search.known_part import known_part_of
 from compression_adapters.search.trials import (
     trial_seed,
 )
@@ -115,6 +116,7 @@ class SearchLoop:
             seed=self.options.seed,
             num_samples=self.problem.num_samples,
             cells=bin_edges(self.problem.parameters),
+            known=known_part_of(self.client),
         )
 
     def timings(self) -> dict[str, float]:

@@ -91,7 +91,8 @@ def test_estimates_average_to_the_share_of_joint_draws_over_all_candidates_that_
     sample = HyperparameterSample(
         lengthscale.expand(num, 2), torch.full((num,), outputscale).double(), num, 1.0
     )
-    failure, active, _ = draw_failures(problem, sample, 1e-4, seeded(), num_rounds=0)
+    draws = draw_failures(problem, sample, 1e-4, seeded(), num_rounds=0)
+    failure, active = draws.failure, draws.active_set_size
     # Four standard errors of the difference; the omitted mass is 2e-4.
     variance = truth * (1.0 - truth)
     error = 4.0 * math.sqrt(float(failure.var()) / num + variance / 4000)

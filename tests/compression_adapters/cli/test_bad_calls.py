@@ -237,7 +237,7 @@ CASES = {
     "loss": (call(loss="l2"), "not one of 'squared_l2'"),
     "labels": (call(loss="cross_entropy"), "needs labels, and there are none"),
     "max_trials": (call(max_trials="1"), "not in the range x>=2"),
-    "start": (call(start="dense"), "not one of 'auto', 'line', 'space-filling'"),
+    "start": (call(start="dense"), "not one of 'auto', 'path', 'line'"),
     "encoding": (call(encoding="cubic"), "not one of 'log', 'energy', 'linear'"),
     "min_rank": (call(min_rank="0"), "not in the range x>=1"),
     "seed": (call(seed="-1"), "not in the range x>=0"),
@@ -249,7 +249,7 @@ CASES = {
     ),
     "device": (call(device="toaster"), "--device toaster cannot be used here"),
     # Options that exclude one another, and where things go.
-    "line, workers": (call(start="line", workers="2"), "'line' goes without workers"),
+    "line, workers": (call(start="line", workers="2"), "'path' and 'line' go without"),
     "db, workers": (call(db="x.db", workers="2"), "expected --workers or a database"),
     "db, resume": (call("compress", "--resume", db="x.db"), "one of --db and --resume"),
     "db, auto": (call(db="x.db", num_samples="auto"), "give a number with db"),

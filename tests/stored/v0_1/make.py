@@ -76,7 +76,9 @@ def search(db: Path, name: str, **changes: Any) -> Any:
     """One of `SEARCHES`, begun or continued."""
     from compression_adapters import compress
 
-    options = {"delta": 0.02, "epsilon": 0.05, "gamma": 1.0, **SEARCHES[name]}
+    # Version 0.1 had factors of the weights alone.
+    options = {"delta": 0.02, "epsilon": 0.05, "gamma": 1.0, "calibrate": 0}
+    options |= SEARCHES[name]
     return compress(network(), inputs(), db=db, name=name, **{**options, **changes})
 
 

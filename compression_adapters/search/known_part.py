@@ -1,0 +1,46 @@
+"""What a search knows of its objective before any evaluation: the size of networks."""
+
+from __future__ import annotations
+
+from ax.api.client import Client
+
+from ax_pac import KnownPart
+from ax_pac.ax_internals import maybe_strategy_of
+from ax_pac.strategy.criteria import PAC_NODE
+from ax_pac.strategy.node_certificate import node_settings
+from compression_adapters.evaluation.losses import is_nonnegative
+from compression_adapters.evaluation.problem import CompressionProblem
+
+
+def known_part(problem: CompressionProblem) -> KnownPart | None:
+    """Return the compression ratio as a table, beside which the loss is modelled.
+
+        gamma * loss + ratio,  ratio = sum over coordinates of a table of their bins
+
+    The losses of this package are not negative, which bounds the objective from below;
+    of a user's own loss that is not known.
+
+    Args:
+        problem: What is searched.
+
+    Returns:
+        The known part; None for the objective `"rate"`, in which the ratio is not a sum
+        over the coordinates.
+    """
+    if not problem.minimize:
+        return None
+    floor = 0.0 if is_nonnegative(problem.loss) else None
+    return KnownPart(problem.ratio_tables(), floor=floor)
+
+
+def known_part_of(client: Client) -> KnownPart | None:
+    """Return the known part of the strategy that a client searches with, None for none.
+
+    A search that was stored before there were known parts goes on without one.
+
+    Args:
+        client: With a strategy of `pac_generation_strategy`.
+    """
+    strategy = maybe_strategy_of(client)
+    node = None if strategy is None else strategy.nodes_by_name.get(PAC_NODE)
+    return None if node is None else node_settings(node).known
