@@ -16,6 +16,7 @@ from benchmarks.calibration import (
     check_share,
     fitted,
     inner_maximum,
+    known_part,
     noise_calibration,
     sem_coverage,
 )
@@ -47,6 +48,7 @@ BENCHMARKS = {
         fc3,
         calibration,
         fitted,
+        known_part,
         inner_maximum,
         check_cost,
         check_share,

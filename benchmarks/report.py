@@ -12,6 +12,7 @@ from benchmarks.calibration.fitted_page import (
     render_fitted,
     render_inner_maximum,
 )
+from benchmarks.calibration.known_part import render_known_part
 from benchmarks.calibration.noise_page import render_noise
 from benchmarks.comparison.fabolas_page import render_fabolas
 from benchmarks.comparison.page import comparison_pages
@@ -38,6 +39,7 @@ _PAGES: tuple[tuple[str, tuple[str, ...], Renderer], ...] = (
     ("fc3", ("fc3",), render_fc3),
     ("calibration", ("calibration",), render_calibration),
     ("fitted", ("fitted",), render_fitted),
+    ("known_part", ("known_part",), render_known_part),
     ("inner_maximum", ("inner_maximum",), render_inner_maximum),
     ("check_cost", ("check_cost",), render_check_cost),
     ("check_share", ("check_share",), render_check_share),

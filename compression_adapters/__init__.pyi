@@ -3,11 +3,23 @@
 from .api import (
     compress as compress,
 )
+from .calibration.profile import (
+    NetworkProfile as NetworkProfile,
+)
+from .calibration.profile import (
+    profile as profile,
+)
+from .calibration.refit import (
+    refit_in_sequence as refit_in_sequence,
+)
 from .decompositions import (
     DECOMPOSITIONS as DECOMPOSITIONS,
 )
 from .decompositions import (
     Decomposition as Decomposition,
+)
+from .decompositions import (
+    Moments as Moments,
 )
 from .evaluation.estimates import (
     MeanSEM as MeanSEM,
@@ -20,6 +32,15 @@ from .evaluation.estimates import (
 )
 from .evaluation.estimates import (
     pairwise_mean_and_sem as pairwise_mean_and_sem,
+)
+from .evaluation.finishing import (
+    FinishRecord as FinishRecord,
+)
+from .evaluation.finishing import (
+    FinishStep as FinishStep,
+)
+from .evaluation.finishing import (
+    finish_network as finish_network,
 )
 from .evaluation.losses import (
     LOSSES as LOSSES,
@@ -124,16 +145,13 @@ from .network.fine_tuning import (
     fine_tune as fine_tune,
 )
 from .network.fine_tuning import (
+    move_batch_norm as move_batch_norm,
+)
+from .network.fine_tuning import (
     reestimate_batch_norm as reestimate_batch_norm,
 )
 from .network.plain import (
     plain_layers as plain_layers,
-)
-from .network.profile import (
-    NetworkProfile as NetworkProfile,
-)
-from .network.profile import (
-    profile as profile,
 )
 from .network.recipe import (
     CompressionRecipe as CompressionRecipe,

@@ -69,6 +69,7 @@ def compress(
     search: bool = SearchOptions.search,
     max_trials: int = SearchOptions.max_trials,
     seed: int = SearchOptions.seed,
+    refit: bool = SearchOptions.refit,
     progress: bool | None = None,
     client: Client | None = None,
     db: str | Path | None = None,
@@ -134,6 +135,11 @@ def compress(
             loss after some twenty evaluations.
         max_trials: Evaluations after which to stop without a certificate.
         seed: Determines samples and proposals.
+        refit: Whether to refit the network that is kept, in sequence, and to move the
+            statistics of its batch norm, on the calibration inputs. Each step is kept
+            only if the loss is smaller on fresh samples, see `finish_network`. The
+            certificate is of the networks as the trials measured them. Without effect
+            if `calibrate` is 0.
         progress: Whether to show a progress bar; None: on a terminal only.
         client: The client of an earlier search on the same layers, to continue it,
             typically with a smaller delta. Not with a target.
@@ -198,6 +204,7 @@ def compress(
         search=search,
         max_trials=max_trials,
         seed=seed,
+        refit=refit,
         progress=progress,
         db=db,
         name=name,

@@ -343,6 +343,11 @@ class SearchOptions:
         200, "Evaluations after which to stop without a certificate.", at_least=2
     )
     seed: int = option(0, "Determines samples and proposals.", at_least=0)
+    refit: bool = option(
+        True,
+        "Refit the network that is kept on the calibration inputs, and move its batch "
+        "norm, each if it is better on fresh samples; not with --calibrate 0.",
+    )
     progress: bool | None = None
     db: str | Path | None = option(
         None,

@@ -97,7 +97,8 @@ def compress_in_stages(
         stage: `stage`, `certified`, `level`, `reason`, `trials`, `compression_ratio`
         over the layers of this stage, `whole_network_ratio`, the nonzero weights after
         the stage divided by the weights of the original network, `loss` and `loss_sem`
-        on fresh samples before `then`, `seconds`, `resumed`.
+        on fresh samples before `then`, `seconds`, `finish`, what was done before `then`
+        (see `finish_network`), in words, `resumed`.
 
     Raises:
         ValueError: when there is no stage, two have the same name, or the folder holds
@@ -162,7 +163,8 @@ def run_stages(
         place = None if folder is None else Path(folder) / f"{number}-{stage.name}"
         kept = _kept(wanted) | {f"then {k}": v for k, v in stage.training.items()}
         if place is not None and (place / STAGE_FILE).is_file():
-            rows.append(_read(place, stage.name, kept) | {"resumed": True})
+            row = {"finish": ""} | _read(place, stage.name, kept)  # absent in 0.1
+            rows.append(row | {"resumed": True})
             current = load_compressed(place, original).eval().to(device)
             if on_stage is not None:
                 on_stage(stage, current)
@@ -188,6 +190,7 @@ def run_stages(
             "loss": result.loss.mean,
             "loss_sem": result.loss.sem,
             "seconds": result.timings["total"],
+            "finish": "" if result.finish is None else result.finish.sentence(),
         }
         if place is not None:
             with carrying(result.client):

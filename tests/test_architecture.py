@@ -73,9 +73,9 @@ ROWS: dict[str, set[str]] = {
     "compression_adapters.network": {"torch", "numpy", "pandas", "safetensors"}
     | {"compression_adapters.decompositions", "compression_adapters.layers"}
     | {"compression_adapters.rank_space"},
-    "compression_adapters.calibration": {"torch", "tqdm"}
+    "compression_adapters.calibration": {"torch", "tqdm", "pandas"}
     | {"compression_adapters.decompositions", "compression_adapters.layers"}
-    | {"compression_adapters.network"},
+    | {"compression_adapters.rank_space", "compression_adapters.network"},
     "compression_adapters.evaluation": {
         "torch",
         "numpy",
@@ -104,6 +104,7 @@ ROWS: dict[str, set[str]] = {
     "compression_adapters.cli": {"torch", "pandas", "plotly", "click", "ax_pac"}
     | {"compression_adapters.options"}
     | {"compression_adapters.layers", "compression_adapters.network"}
+    | {"compression_adapters.calibration"}
     | {"compression_adapters.evaluation", "compression_adapters.presets"}
     | {"compression_adapters.report", "compression_adapters.search"}
     | {"compression_adapters.api", "compression_adapters.stages"},

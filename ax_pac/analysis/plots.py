@@ -31,7 +31,7 @@ def certificate_history(client: Any) -> pd.DataFrame:
     Returns:
         Columns `num_trials, num_observations, level, delta, epsilon, score,
         failure_probability, certifiable, holds, incumbent_arm, incumbent_mean,
-        incumbent_sd, seconds_fit, seconds_propose, reason`.
+        incumbent_sd, incumbent_known, seconds_fit, seconds_propose, reason`.
     """
     return history_table(certificate_records(experiment_of(client)))
 
@@ -45,7 +45,7 @@ def history_table(records: Sequence[dict[str, Any]]) -> pd.DataFrame:
     columns = [
         *("num_trials", "num_observations", "level", "delta", "epsilon", "score"),
         *("failure_probability", "certifiable", "holds", "incumbent_arm"),
-        *("incumbent_mean", "incumbent_sd"),
+        *("incumbent_mean", "incumbent_sd", "incumbent_known"),
         *("seconds_fit", "seconds_propose", "reason"),
     ]
     rows = [
@@ -177,6 +177,8 @@ def plot_challenger_gap(history: pd.DataFrame) -> go.Figure:
 def plot_incumbent_history(history: pd.DataFrame) -> go.Figure:
     """Draw the posterior mean of the incumbent, with a 95 % interval.
 
+    Where a part of the objective is known, with that part and the rest.
+
     Args:
         history: What `certificate_history` returned.
     """
@@ -201,6 +203,18 @@ def plot_incumbent_history(history: pd.DataFrame) -> go.Figure:
         customdata=history["incumbent_arm"].tolist(),
         hovertemplate="%{x} evaluations<br>arm %{customdata}, %{y:.4g}<extra></extra>",
     )
+    known = history["incumbent_known"].astype(float)
+    if known.notna().any():
+        parts = (("known part", known), ("unknown part", mean - known))
+        for (name, part), dash in zip(parts, ("dot", "dash"), strict=True):
+            figure.add_scatter(
+                x=x.tolist(),
+                y=part.tolist(),
+                mode="lines",
+                line={"color": _THRESHOLD, "dash": dash},
+                name=name,
+                hovertemplate=f"%{{x}} evaluations<br>{name} %{{y:.4g}}<extra></extra>",
+            )
     changed = history["incumbent_arm"] != history["incumbent_arm"].shift()
     figure.add_scatter(
         x=x[changed].tolist(),

@@ -26,6 +26,8 @@ DEFAULT_NUM_SAMPLES = 50
 # errors of a network have kurtoses of 5 to 10.
 _HEAVY_TAILS = 2.5
 
+# Share of the largest mean below which one is zero.
+_ROUNDING = 1e-9
 # How far a variance may be moved, in standard deviations of its own sampling error.
 _FARTHEST_MOVE = 2.0
 
@@ -133,11 +135,17 @@ def _check(X: Array, mean: Array, sem: Array) -> None:
 def _size(mean: Array, sem: Array) -> tuple[Array, float]:
     """Return the size of the mean, and the variance of its error.
 
-    log|mean|, or the mean if signs differ.
+    log|mean|, or the mean if signs differ. A mean of zero up to rounding, as of a loss
+    at the uncompressed network, has the size of its standard error.
     """
     if (mean > 0.0).all() or (mean < 0.0).all():
         return np.log(np.abs(mean)), float(((sem / mean) ** 2).mean())
-    scale = np.abs(mean).max(initial=np.finfo(np.float64).tiny)
+    largest = np.abs(mean).max(initial=np.finfo(np.float64).tiny)
+    for sign in (1.0, -1.0):
+        if (sign * mean > -_ROUNDING * largest).all():
+            known = np.maximum(sign * mean, sem)
+            return np.log(known), float(((sem / known) ** 2).mean())
+    scale = max(largest, sem.max())
     return mean / scale, float(((sem / scale) ** 2).mean())
 
 

@@ -8,7 +8,11 @@ from typing import Final
 from torch import Tensor, nn
 
 from compression_adapters.calibration.gather import gather_moments
-from compression_adapters.decompositions import Factors, MomentKind
+from compression_adapters.decompositions import (
+    Factors,
+    MomentKind,
+    is_transposed_linear,
+)
 from compression_adapters.layers.survey import LayerSpec
 from compression_adapters.network.truncation import factorize_network
 
@@ -66,7 +70,7 @@ def _groups(
         module = network.get_submodule(layer.name)
         kind_of = getattr(layer.decomposition, "moments_of", None)
         kind: MomentKind | None = None if kind_of is None else kind_of(module)
-        size = 0 if kind is None else _bytes(layer, kind)
+        size = 0 if kind is None else _bytes(layer, kind, is_transposed_linear(module))
         if size > 4 * MOST_BYTES:
             kind, size = None, 0
         if group and used + size > MOST_BYTES:
@@ -78,11 +82,13 @@ def _groups(
         yield group
 
 
-def _bytes(layer: LayerSpec, kind: MomentKind) -> int:
+def _bytes(layer: LayerSpec, kind: MomentKind, transposed: bool) -> int:
     """Return the memory of a layer's moments."""
     rows, columns = layer.weight_shape[0], 1
     for size in layer.weight_shape[1:]:
         columns *= size
+    if transposed:
+        rows, columns = columns, rows
     if kind == "inputs":
         return 8 * layer.groups * columns**2
     return 8 * rows**2 // layer.groups if kind == "outputs" else 8 * rows

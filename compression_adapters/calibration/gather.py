@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from compression_adapters.decompositions import MomentKind, Moments
+from compression_adapters.decompositions import MomentKind, Moments, parts_of
 from compression_adapters.network.modes import evaluation_mode
 
 BATCH: Final = 50
@@ -37,8 +37,9 @@ def gather_moments(
 ) -> dict[str, Moments]:
     """Run a network on calibration inputs, and gather moments of its layers.
 
-    Products are made in the layers' own precision, at least single, batch by batch, and
-    summed in double precision on the network's device. Of a layer with more than
+    Products are made in the layers' own precision, at least single, batch by batch,
+    about the mean of the first batch, which keeps what is left of a large mean exact,
+    and summed in double precision on the network's device. Of a layer with more than
     `ROWS_PER_COLUMN` patches (tokens) per entry of one, a random part is used.
 
     Args:
@@ -153,7 +154,8 @@ class _Sums:
         self.name, self.layer, self.kind = name, layer, kind
         self.total = total  # calibration inputs
         self.rng = torch.Generator().manual_seed(seed)
-        self.second: Tensor | None = None
+        self.origins: list[Tensor] = []  # of each part, groups x p
+        self.second: Tensor | None = None  # of the differences to the origins
         self.mean: Tensor | None = None
         self.count = 0
 
@@ -187,9 +189,18 @@ class _Sums:
                 "calibration inputs; look for an overflow in half precision, or leave "
                 "out the inputs that cause them."
             )
-        return Moments(
-            self.kind, self.second / self.count, self.mean / self.count, self.count
-        )
+        second, shift = self.second / self.count, self.mean / self.count
+        if not self.origins:
+            return Moments(self.kind, second, shift, self.count)
+        about = torch.cat([one.flatten() for one in self.origins]).double()
+        about = about.reshape(shift.shape)
+        # E[x x^T] from s = x - o: E[s s^T] + o E[s]^T + E[s] o^T + o o^T.
+        if second.ndim == 2:
+            second = second + about * (2 * shift + about)
+        else:
+            cross = about[:, :, None] * (shift + about / 2)[:, None, :]
+            second = second + cross + cross.mT
+        return Moments(self.kind, second, shift + about, self.count)
 
     def _add(self, inputs: Tensor, outputs: Tensor) -> None:
         layer = self.layer
@@ -200,16 +211,51 @@ class _Sums:
             ).double()[None]
             self._sum(counts, counts, len(rows))
             return
+        if self.kind == "squares":
+            self._add_squares(layer, inputs)
+            return
         found = self.kind == "outputs"
         rows = output_rows(layer, outputs) if found else rows_of(layer, inputs)
-        rows = self._some(rows, len(inputs))
-        rows = rows.float() if rows.itemsize < 4 else rows
-        squares = self.kind == "squares"
-        second = rows.square().sum(1).double() if squares else gram(rows)
-        self._sum(second, rows.sum(1).double(), rows.shape[1])
+        rows = self._about_origin(0, self._some(rows, len(inputs)))
+        if rows.shape[1]:
+            self._sum(gram(rows), rows.sum(1).double(), rows.shape[1])
+
+    def _add_squares(self, layer: nn.Module, inputs: Tensor) -> None:
+        """Add up the inputs of a layer, of a factored one those of all its parts."""
+        parts, batch = parts_of(layer), len(inputs)
+        second, first, count = [], [], 0
+        for i, part in enumerate(parts):
+            rows = self._about_origin(i, self._some(rows_of(part, inputs), batch))
+            if not rows.shape[1]:
+                return
+            count = count or rows.shape[1]
+            # Where a part has more rows than the first one, they count less.
+            share = count / rows.shape[1]
+            second.append(rows.square().sum(1).double() * share)
+            first.append(rows.sum(1).double() * share)
+            if i < len(parts) - 1:
+                inputs = part(inputs)
+        if len(parts) == 1:
+            self._sum(second[0], first[0], count)
+            return
+        flat = [torch.cat([one.flatten() for one in sums]) for sums in (second, first)]
+        self._sum(flat[0][None], flat[1][None], count)
+
+    def _about_origin(self, part: int, rows: Tensor) -> Tensor:
+        """Subtract the mean of the first rows, the same one from all."""
+        if not rows.shape[1]:
+            return rows
+        if part == len(self.origins):
+            mean = rows.sum(1, dtype=torch.float64) / rows.shape[1]
+            self.origins.append(mean.to(rows.dtype))
+        return rows - self.origins[part][:, None]
 
     def _some(self, rows: Tensor, batch: int) -> Tensor:
-        """Return as many rows as are of use, spread evenly over all batches."""
+        """Return as many rows as are of use, spread evenly over all batches.
+
+        In at least single precision.
+        """
+        rows = rows.float() if rows.itemsize < 4 else rows
         most = max(ROWS_PER_COLUMN * rows.shape[-1], _FEWEST_ROWS)
         enough = most * batch / self.total
         here = rows.shape[1]

@@ -11,6 +11,8 @@ import click
 
 from compression_adapters.cli.options import (
     Request,
+    SourceRequest,
+    network_options,
     search_options,
     source_options,
     take_source,
@@ -26,6 +28,7 @@ Start here:
   ax-pac report runs/fc3               write the report of a run again
   ax-pac compress torchvision:resnet18 --data IMAGES --gamma 0.001 --out runs/r18
   ax-pac compress my_module:my_network --data my_module:my_inputs ...
+  ax-pac profile fc3                   its layers, and what each rank would lose
   ax-pac stages vgg16 --data IMAGES --gamma 0.001 --epochs 3 --out runs/vgg16
 
 From Python: compression_adapters.compress(network, inputs, gamma=...).
@@ -93,6 +96,27 @@ def _with_default_gamma(request: Request) -> Request:
 main.add_command(stages)
 
 
+@main.command(short_help="Tabulate the layers of a network before a search.")
+@network_options
+@search_options(("calibrate", "calibration_seed", "encoding", "min_rank"))
+def profile(progress: bool | None, **values: Any) -> None:
+    """Tabulate layers, ranks, weights, multiply-adds and predicted errors.
+
+    NETWORK is as for `ax-pac compress`. Predicted errors are the shares of the layers'
+    squared outputs that the smallest, the middle and the largest rank leave out; with
+    --calibrate 0, of their squared weights.
+    """
+    names = ("calibrate", "calibration_seed", "encoding", "min_rank")
+    asked = {name: values.pop(name) for name in names}
+    from compression_adapters.cli.profile_run import profile_source
+
+    try:
+        source = take_source(SourceRequest(**values))
+        click.echo(str(profile_source(source, **asked)))
+    except (ValueError, RuntimeError, OSError, ImportError) as error:
+        raise click.ClickException(str(error)) from error
+
+
 @main.command(short_help="Write the report of a finished run again.")
 @click.argument("folder", type=click.Path(path_type=Path, file_okay=False))
 def report(folder: Path) -> None:
@@ -140,6 +164,8 @@ def _print_summary(summary: dict[str, Any], folder: Path) -> None:
     ended = f"{verdict} (level {certificate['level']})"
     if summary["stop_reason"] == "no_search":
         ended = "not searched"
+    finish = summary.get("finish")
+    finished = f"after     {finish['sentence']}\n" if finish else ""
     click.echo(
         f"{ended} after {_counted(summary['num_trials'], 'evaluation')}, "
         f"{seconds:.1f} s\n"
@@ -147,6 +173,7 @@ def _print_summary(summary: dict[str, Any], folder: Path) -> None:
         f"weights   {summary['compression_ratio']:.2%} of the layers in play, "
         f"{summary['whole_network_ratio']:.2%} of the whole network\n"
         f"ranks     {ranks}\n"
+        f"{finished}"
         f"accuracy  {accuracy}\n"
         f"{_costs(summary)}"
         f"saved     {folder}/network (reloaded, {reload})\n"

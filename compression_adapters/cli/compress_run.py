@@ -100,6 +100,7 @@ def _summary(
         for index, trial in experiment.trials.items()
         if trial.arm.parameters == result.parameterization
     )
+    gain = result.gain_over_path()
     return {
         "network": source.name,
         "note": source.note,
@@ -116,10 +117,9 @@ def _summary(
         "times": time_table(experiment).to_dict("records"),
         "layers": result.layers.to_dict("records"),
         "loss_fresh": {"mean": result.loss.mean, "sem": result.loss.sem},
-        "gain_over_path": None
-        if result.gain_over_path is None
-        else result.gain_over_path._asdict(),
+        "gain_over_path": None if gain is None else gain._asdict(),
         "calibration": _calibration(result),
+        "finish": _finish(result),
         "costs": _costs(result),
         "num_trials": len(result.trials),
         "gamma": problem.gamma,
@@ -145,6 +145,12 @@ def _sample_size(result: CompressionResult) -> dict[str, Any] | None:
     """Record how the number of samples was chosen, if it was."""
     chosen = result.sample_size
     return None if chosen is None else asdict(chosen) | {"reason": chosen.sentence()}
+
+
+def _finish(result: CompressionResult) -> dict[str, Any] | None:
+    """Record what was done to the network after the search, if anything was."""
+    done = result.finish
+    return None if done is None else done.to_dict() | {"sentence": done.sentence()}
 
 
 def _costs(result: CompressionResult) -> dict[str, Any]:

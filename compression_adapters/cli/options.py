@@ -32,7 +32,7 @@ TARGETS = tuple(f.name for f in fields(Target))
 
 IN_STAGES = (
     *(*TARGETS, "loss", "delta", "epsilon", "level", "max_trials", "start"),
-    *("sampling", "seed", "num_samples"),
+    *("sampling", "seed", "num_samples", "refit"),
 )
 """Options that `ax-pac stages` has for all its stages."""
 
@@ -175,6 +175,12 @@ def _ratio(
 _CALLBACKS: dict[str, Callable[..., Any]] = {"num_samples": _samples, "ratio": _ratio}
 
 
+def network_options(command: Any) -> Any:
+    """Add the options of network, weights and data."""
+    network = click.argument("network", metavar="NETWORK", callback=_known_network)
+    return network(_added(command, fields(SourceRequest)))
+
+
 def source_options(command: Any) -> Any:
     """Add the options of network, weights, data and output folder."""
     out = click.option(
@@ -183,8 +189,7 @@ def source_options(command: Any) -> Any:
         required=True,
         help="Folder for the summary, report.html and the network.",
     )
-    network = click.argument("network", metavar="NETWORK", callback=_known_network)
-    return network(_added(out(command), fields(SourceRequest)))
+    return network_options(out(command))
 
 
 def search_options(names: Iterable[str] | None = None) -> Callable[[Any], Any]:
@@ -220,8 +225,10 @@ def _click_option(declared: Field[Any]) -> Callable[[Any], Any]:
     known, default = declared.metadata, declared.default
     settings: dict[str, Any] = {"default": default, "help": known["help"]}
     if isinstance(default, bool):
-        both = f"{flag}/--no-{flag.removeprefix('--')}" if default else flag
-        return click.option(both, is_flag=True, show_default=default, **settings)
+        if default:
+            flag += f"/--no-{flag.removeprefix('--')}"
+            settings["show_default"] = True
+        return click.option(flag, is_flag=True, **settings)
     settings["show_default"] = default is not None
     settings["metavar"] = known["metavar"]
     settings["callback"] = _CALLBACKS.get(declared.name)

@@ -71,8 +71,11 @@ class HorizontalRefit:
     one triangular system is left for each rank, whose solution is kept.
 
     Args:
-        root: R. Shape `groups x max_rank width x max_rank width`.
-        projected: R^-1 E[z y^T]. Shape `groups x max_rank width x out / groups`.
+        root: R, in single precision, which is half the memory: the error is at its
+            minimum and does not notice. Shape `groups x max_rank width x max_rank
+            width`.
+        projected: R^-1 E[z y^T], likewise. Shape `groups x max_rank width x out /
+            groups`.
         inner_mean: E[z] of a layer with a bias, else zero. Shape `groups x max_rank
             width`.
         mean: E[y] of a layer with a bias, else zero. Shape `out_channels`.
@@ -96,7 +99,9 @@ class HorizontalRefit:
         if rank not in self._known:
             size = rank * self.width
             solved = torch.linalg.solve_triangular(
-                self.root[:, :size, :size].mT, self.projected[:, :size], upper=True
+                self.root[:, :size, :size].mT.double(),
+                self.projected[:, :size].double(),
+                upper=True,
             )
             kept = (self.inner_mean[:, None, :size] @ solved).flatten()
             # g (k x) n -> (g n) k 1 x
@@ -106,7 +111,7 @@ class HorizontalRefit:
 
     def kept(self) -> Tensor:
         """Return the expected squared norm that each rank keeps. Shape `max_rank`."""
-        rows = self.projected.square().sum((0, 2))
+        rows = self.projected.double().square().sum((0, 2))
         return rows.unflatten(0, (-1, self.width)).sum(1).cumsum(0)
 
 
@@ -279,11 +284,14 @@ def factorize_conv(
         values = s.square().sum(0).sqrt()
         refit = None
     else:
-        matrices = _matrices(weight.double(), groups)
-        vertical, horizontal = _project(matrices, moments, width, layer.bias)
-        rank = _max_rank(tuple(weight.shape), groups)
-        refit = _refit(weight.double(), vertical[..., :rank], moments, layer.bias)
-        values = _values(weight.double(), moments, vertical, horizontal, refit, layer)
+        second = moments.of_inputs(centred=layer.bias is not None)
+        pairs = _by_columns(second, width)
+        vertical, horizontal = _project(_matrices(weight.double(), groups), pairs)
+        used = vertical[..., : _max_rank(tuple(weight.shape), groups)]
+        refit = _refit(weight.double(), used, pairs, moments, layer.bias)
+        flat = weight.double().unflatten(0, (groups, -1)).flatten(2)
+        total = (flat @ second).mul_(flat).sum()
+        values = added_values(refit.kept(), total, vertical.shape[2])
     # g (c y) k -> g k c y 1;  g k (n x) -> (g n) k 1 x
     return LowRankConvFactors(
         vertical=vertical.transpose(1, 2)
@@ -362,34 +370,28 @@ def _matrices(weight: Tensor, groups: int) -> Tensor:
     )
 
 
-def _by_columns(moments: Moments, width: int, bias: Tensor | None) -> Tensor:
+def _by_columns(second: Tensor, width: int) -> Tensor:
     """Return the moments of patches between pairs of their columns.
 
     Returns:
         Shape `groups x width x width x in_channels height x in_channels height`.
     """
-    second = moments.of_inputs(centred=bias is not None)
     # g (r x) (s z) -> g x z r s
     pairs = second.unflatten(2, (-1, width)).unflatten(1, (-1, width))
-    return pairs.permute(0, 2, 4, 1, 3)
+    return pairs.permute(0, 2, 4, 1, 3).contiguous()
 
 
-def _project(
-    matrices: Tensor, moments: Moments, width: int, bias: Tensor | None
-) -> tuple[Tensor, Tensor]:
+def _project(matrices: Tensor, pairs: Tensor) -> tuple[Tensor, Tensor]:
     """Project a kernel's matrix on leading directions of its columns' outputs.
 
     Args:
         matrices: M. Shape `groups x in height x out width`.
-        moments: Of the patches.
-        width: Columns of the kernel.
-        bias: Of the layer, or None.
+        pairs: Moments of the patches, from `_by_columns`.
 
     Returns:
         Vertical and horizontal factors at the same scale, shapes `groups x in height x
         full_rank` and `groups x full_rank x out width`.
     """
-    pairs = _by_columns(moments, width, bias)
     columns = pairs.diagonal(dim1=1, dim2=2).mean(-1)
     second = matrices.mT @ columns @ matrices
     _, basis = leading_eigenvectors(second, min(matrices.shape[1:]))
@@ -400,18 +402,22 @@ def _project(
 
 
 def _refit(
-    weight: Tensor, vertical: Tensor, moments: Moments, bias: Tensor | None
+    weight: Tensor,
+    vertical: Tensor,
+    pairs: Tensor,
+    moments: Moments,
+    bias: Tensor | None,
 ) -> HorizontalRefit:
     """Fit horizontal kernels to the outputs, given the vertical ones.
 
     Args:
         weight: Shape `out_channels x in_channels / groups x height x width`.
         vertical: Shape `groups x in height x max_rank`.
-        moments: Of the patches.
+        pairs: Moments of the patches, from `_by_columns`.
+        moments: Of the patches, for the mean.
         bias: Of the layer, or None.
     """
     width, groups = weight.shape[3], len(vertical)
-    pairs = _by_columns(moments, width, bias)
     # g k s: the vertical kernels in one column, against the patch in another.
     by_patch = vertical.mT[:, None, None] @ pairs  # g x z k s
     inner = by_patch @ vertical[:, None, None]  # g x z k l
@@ -421,12 +427,12 @@ def _refit(
     # Rank-major: g (k x) (l z), g (k x) n.
     inner = inner.permute(0, 3, 1, 4, 2).flatten(3).flatten(1, 2)
     outer = outer.transpose(1, 2).flatten(1, 2)
-    root = _cholesky(inner)
+    root = cholesky(inner)
     projected = torch.linalg.solve_triangular(root, outer, upper=False)
     if bias is None:
         return HorizontalRefit(
-            root,
-            projected,
+            root.float(),
+            projected.float(),
             root.new_zeros(root.shape[:2]),
             root.new_zeros(len(weight)),
             width,
@@ -436,38 +442,48 @@ def _refit(
     inner_mean = (vertical.mT @ mean).flatten(1)
     flat = weight.unflatten(0, (groups, -1)).flatten(2)
     return HorizontalRefit(
-        root, projected, inner_mean, moments.output_mean(flat).flatten(), width
+        root.float(),
+        projected.float(),
+        inner_mean,
+        moments.output_mean(flat).flatten(),
+        width,
     )
 
 
-def _cholesky(second: Tensor) -> Tensor:
+def cholesky(second: Tensor) -> Tensor:
     """Return the Cholesky factor of what may be singular, as of a zero weight.
 
-    Directions without any energy get some; their kernels come out as zero.
+    Directions without any energy get some; their kernels come out as zero. The more of
+    it, the more rounding has made moments indefinite.
+
+    Args:
+        second: Symmetric. Shape `groups x p x p`.
     """
     energy = second.diagonal(dim1=1, dim2=2)
-    least = 1e-10 * energy.amax(1, keepdim=True).clamp_min(1e-30)
-    return torch.linalg.cholesky(second + torch.diag_embed(least.expand_as(energy)))
+    least = energy.amax(1, keepdim=True).clamp_min(1e-30).expand_as(energy)
+    for share in (1e-10, 1e-7, 1e-4):
+        root, failed = torch.linalg.cholesky_ex(
+            second + torch.diag_embed(share * least)
+        )
+        if not bool(failed.any()):
+            return root
+    return torch.linalg.cholesky(second + torch.diag_embed(1e-2 * least))
 
 
-def _values(
-    weight: Tensor,
-    moments: Moments,
-    vertical: Tensor,
-    horizontal: Tensor,
-    refit: HorizontalRefit,
-    layer: nn.Conv2d,
-) -> Tensor:
-    """Return the root of what each rank adds to the expected squared norm."""
-    flat = weight.unflatten(0, (layer.groups, -1)).flatten(2)
-    second = moments.of_outputs(flat, centred=layer.bias is not None)
-    total = second.diagonal(dim1=1, dim2=2).sum()
-    kept = refit.kept().clamp_max(total)
-    # Above the maximal rank, which no search uses, what is left is shared out.
-    above = vertical.shape[2] - refit.max_rank
-    rest = (total - kept[-1]).clamp_min(0.0)
+def added_values(kept: Tensor, total: Tensor, full_rank: int) -> Tensor:
+    """Return the root of what each rank adds to an expected squared norm.
+
+    Args:
+        kept: By each rank that has kernels of its own; the last one is the maximal
+            rank. Above it, which no search uses, what is left is shared out.
+        total: The whole of it.
+        full_rank: Length of the result.
+    """
+    kept = kept.clamp_max(total)
     added = kept.diff(prepend=kept.new_zeros(1)).clamp_min(0.0)
+    above = full_rank - len(kept)
     if above:
+        rest = (total - kept[-1]).clamp_min(0.0)
         added = torch.cat([added, (rest / above).expand(above)])
     return added.sqrt()
 

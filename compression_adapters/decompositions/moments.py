@@ -12,6 +12,8 @@ MomentKind = Literal["inputs", "outputs", "squares", "frequencies"]
 RIDGE: Final = 1e-3
 """Share of the moments' trace that is added as a multiple of the identity."""
 
+_ROUNDING: Final = 1e-12
+
 
 @dataclass(frozen=True, eq=False)
 class Moments:
@@ -24,6 +26,8 @@ class Moments:
             row of an embedding among those that were looked up.
         second: Shape `groups x p x p`; of squares and frequencies `groups x p`. Double
             precision. Unit: squares of inputs or outputs; frequencies: dimensionless.
+            Squares of a factored layer: those of all its parts, one after another, as
+            `1 x p`.
         mean: E[x] or E[y]. Shape `groups x p`.
         count: Number of patches, rows or tokens they are means of; at least 1.
     """
@@ -43,6 +47,20 @@ class Moments:
                 f"{self.count}."
             )
 
+    def of_entries(self, *, centred: bool) -> Tensor:
+        """Return the squares of each entry, without a ridge.
+
+        Args:
+            centred: As for `of_inputs`.
+
+        Returns:
+            Shape `groups x p`.
+        """
+        if not centred:
+            return self.second
+        about = self.second - self.mean.square()
+        return torch.where(about > _ROUNDING * self.second, about, 0.0)
+
     def of_inputs(self, *, centred: bool) -> Tensor:
         """Return the second moments of inputs, with the ridge.
 
@@ -60,10 +78,12 @@ class Moments:
             identity.
         """
         second = self._about(centred)
-        size = second.shape[-1]
-        level = _trace(second) * (RIDGE / size)
+        level = _trace(second) * (RIDGE / second.shape[-1])
         level = torch.where(level > 0, level, 1.0)
-        return second + level[:, None, None] * torch.eye(size).to(second)
+        # In place, because these are the largest matrices there are.
+        second = second.clone() if second is self.second else second
+        second.diagonal(dim1=1, dim2=2).add_(level[:, None])
+        return second
 
     def of_outputs(self, weight: Tensor, *, centred: bool) -> Tensor:
         """Return the second moments of the outputs W x, with the ridge of the inputs.
@@ -95,7 +115,12 @@ class Moments:
     def _about(self, centred: bool) -> Tensor:
         if not centred:
             return self.second
-        return self.second - self.mean[:, :, None] * self.mean[:, None, :]
+        about = self.second - self.mean[:, :, None] * self.mean[:, None, :]
+        # Of inputs that are all alike, rounding is left.
+        alike = _trace(about) <= _ROUNDING * _trace(self.second)
+        if bool(alike.any()):
+            about[alike] = 0.0
+        return about
 
 
 def _trace(matrices: Tensor) -> Tensor:

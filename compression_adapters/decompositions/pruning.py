@@ -2,16 +2,23 @@
 
 import copy
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
 
 import torch
 from torch import Tensor, nn
 
-from compression_adapters.decompositions.base import has_plain_weight, require_rank
+from compression_adapters.decompositions.base import (
+    has_plain_weight,
+    in_single_precision,
+    require_rank,
+)
+from compression_adapters.decompositions.channel_conv import ChannelConv2d
 from compression_adapters.decompositions.cp import CPConv2d
+from compression_adapters.decompositions.embedding import LowRankEmbedding
 from compression_adapters.decompositions.low_rank_conv import LowRankConv2d
-from compression_adapters.decompositions.moments import MomentKind, Moments
+from compression_adapters.decompositions.moments import RIDGE, MomentKind, Moments
 from compression_adapters.decompositions.svd import LowRankLinear
 from compression_adapters.decompositions.tucker import TuckerConv2d
 
@@ -21,7 +28,8 @@ LEVELS: Final = 1000
 Stored with saved networks in the sense that their ranks mean this; never changed."""
 
 _DENSE = (nn.Linear, nn.Conv2d)
-FACTORED_LAYERS: Final = (LowRankLinear, LowRankConv2d, TuckerConv2d, CPConv2d)
+_FACTORED = (LowRankLinear, LowRankConv2d, ChannelConv2d, TuckerConv2d, CPConv2d)
+FACTORED_LAYERS: Final = (*_FACTORED, LowRankEmbedding)
 """The modules that the low-rank decompositions make."""
 
 
@@ -34,11 +42,14 @@ class PruningFactors:
         first_rank: For the entries of the weight tensors, in the order of `_weights`:
             the smallest rank that keeps an entry.
         singular_values: Norm of the weights that each rank adds. Shape `full_rank`.
+        means: With moments, of a layer with a bias: E[x] of the inputs of each part.
+            Shapes `groups x p`.
     """
 
     layer: nn.Module
     first_rank: tuple[Tensor, ...]
     singular_values: Tensor
+    means: tuple[Tensor, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -55,8 +66,22 @@ class MagnitudePruning:
     factored before is pruned with all its factors together, so that pruning can follow
     a low-rank stage. Biases are kept.
 
+    With moments of the inputs x, weights are sorted by what they contribute to the
+    output instead,
+
+        |w_ij| sqrt(Var[x_j]),  b_i' = b_i + sum of the w_ij E[x_j] that are cut
+
+    and, in a layer without a bias, |w_ij| sqrt(E[x_j^2]). The sum of the squares of
+    what is cut is the expected squared error of the output where inputs are
+    uncorrelated. In a factored layer each factor has inputs of its own, and a weight is
+    multiplied by the norm of the response of the layer's output to the channel that it
+    adds to, so that all factors are comparable.
+
     Source: Han et al. 2015, through Ma et al. 2019, section 4.3. Deviation: a share per
-        layer instead of a threshold in units of the weights' standard deviation.
+        layer instead of a threshold in units of the weights' standard deviation. With
+        moments: Sun et al. 2024, "A simple and effective pruning approach for large
+        language models". Deviations: variances, and the bias; weights are compared in
+        the layer and not in each output.
 
     Example:
         >>> pruning, layer = MagnitudePruning(), nn.Linear(30, 20)
@@ -74,7 +99,7 @@ class MagnitudePruning:
         """Accept plain linear layers and 2d convolutions, and their factored forms."""
         if type(layer) in _DENSE:
             return has_plain_weight(layer)
-        return type(layer) in FACTORED_LAYERS and not any(
+        return type(layer) in _FACTORED and not any(
             "forward" in vars(part) for part in layer.modules()
         )
 
@@ -82,17 +107,30 @@ class MagnitudePruning:
         """Return the rank that keeps every weight: 1000, or their number if less."""
         return _levels(_size(_supported(layer)))
 
-    def moments_of(self, layer: nn.Module) -> MomentKind | None:
-        """Return None: the weights alone are decomposed."""
-        return None
+    def moments_of(self, layer: nn.Module) -> MomentKind:
+        """Return `"squares"` of the inputs, of all factors of a factored layer."""
+        return "squares"
 
     def factorize(
         self, layer: nn.Module, moments: Moments | None = None
     ) -> PruningFactors:
-        """Sort the weights by magnitude, once."""
+        """Sort the weights by magnitude or by what they contribute, once."""
         own = _bare(_supported(layer))
         weights = _weights(own)
-        flat = torch.cat([weight.detach().flatten() for weight in weights]).abs()
+        means = None
+        if moments is None:
+            scores = [weight.detach().abs() for weight in weights]
+        else:
+            parts, centred = parts_of(own), own.bias is not None
+            found = _contributions(parts, moments, centred)
+            scores = [found[id(weight)] for weight in weights]
+            if centred:
+                flat_means = moments.mean.flatten().split([_inputs(p) for p in parts])
+                means = tuple(
+                    mean.unflatten(0, (_groups(part), -1))
+                    for part, mean in zip(parts, flat_means, strict=True)
+                )
+        flat = torch.cat([score.flatten() for score in scores])
         order = flat.argsort(descending=True, stable=True)
         size = len(flat)
         levels = _levels(size)
@@ -111,6 +149,7 @@ class MagnitudePruning:
                 for part, weight in zip(first_rank.split(sizes), weights, strict=True)
             ),
             added.sqrt(),
+            means,
         )
 
     def truncate(self, factors: PruningFactors, rank: int) -> nn.Module:
@@ -121,6 +160,10 @@ class MagnitudePruning:
         for weight, first_rank in zip(weights, factors.first_rank, strict=True):
             kept = weight.detach().where(first_rank <= rank, 0)
             memo[id(weight)] = nn.Parameter(kept, requires_grad=False)
+        bias = factors.layer.bias
+        if factors.means is not None and isinstance(bias, nn.Parameter):
+            shift = _mean_lost(parts_of(factors.layer), factors.means, memo)
+            memo[id(bias)] = nn.Parameter(bias.detach() + shift.to(bias), False)
         # The memo makes deepcopy use the new tensors in place of the old ones.
         return copy.deepcopy(factors.layer, memo)
 
@@ -129,7 +172,10 @@ class MagnitudePruning:
         return self.truncate(factors, rank)
 
     def singular_values(self, factors: PruningFactors) -> Tensor:
-        """Return the norm of the weights that each rank adds. Shape `max_rank`."""
+        """Return the norm of the weights that each rank adds. Shape `max_rank`.
+
+        With moments, of what they contribute to the output.
+        """
         return factors.singular_values
 
     def num_weights(
@@ -166,6 +212,103 @@ def sparse_bytes(size: int, kept: int, bytes_per_weight: int) -> int:
         (4200, 640)
     """
     return kept * bytes_per_weight + min(-(-size // 8), 4 * kept)
+
+
+def parts_of(layer: nn.Module) -> list[nn.Linear | nn.Conv2d]:
+    """Return the linear layers or convolutions that a layer runs, one after another.
+
+    Args:
+        layer: A dense layer, or one that this package factored (no embedding).
+
+    Returns:
+        Modules that hold the very weights of the layer.
+
+    Example:
+        >>> ones = torch.ones
+        >>> parts_of(LowRankLinear(ones(3, 1), ones(1, 2), ones(3)))
+        [Linear(in_features=2, out_features=1, bias=False), \
+Linear(in_features=1, out_features=3, bias=True)]
+    """
+    if isinstance(layer, nn.Linear | nn.Conv2d):
+        return [layer]
+    if isinstance(layer, LowRankLinear):
+        first = nn.Linear(layer.in_features, layer.rank, bias=False, device="meta")
+        second = nn.Linear(layer.rank, layer.out_features, device="meta")
+        first.weight, second.weight = layer.right, layer.left
+        second.register_parameter("bias", layer.bias)
+        return [first, second]
+    return [part for part in layer.children() if isinstance(part, nn.Conv2d)]
+
+
+def _groups(part: nn.Linear | nn.Conv2d) -> int:
+    return part.groups if isinstance(part, nn.Conv2d) else 1
+
+
+def _inputs(part: nn.Linear | nn.Conv2d) -> int:
+    """Return the number of entries of an input or patch, over all groups."""
+    return _groups(part) * part.weight[0].numel()
+
+
+def _contributions(
+    parts: list[nn.Linear | nn.Conv2d], moments: Moments, centred: bool
+) -> dict[int, Tensor]:
+    """Return what each weight contributes to the layer's output, root mean square.
+
+    Args:
+        parts: Of the layer.
+        moments: Squares of the inputs of all parts, one after another.
+        centred: About the mean, which a bias makes up for.
+
+    Returns:
+        Identity of a weight to a tensor of its shape.
+    """
+    second = moments.of_entries(centred=centred).flatten()
+    found: dict[int, Tensor] = {}
+    # The squared norm of the output's response to each channel of a part's output.
+    gain = second.new_ones(len(parts[-1].weight))
+    sizes = [_inputs(part) for part in parts]
+    for part, squares in reversed(list(zip(parts, second.split(sizes), strict=True))):
+        groups, weight = _groups(part), part.weight.detach()
+        inputs = squares.unflatten(0, (groups, 1, -1))
+        level = RIDGE * inputs.mean(2, keepdim=True)
+        inputs = inputs + torch.where(level > 0, level, 1.0)
+        # (g n) ... -> g n p
+        matrices = weight.double().flatten(1).unflatten(0, (groups, -1))
+        energy = matrices.square() * gain.unflatten(0, (groups, -1, 1))
+        own = (energy * inputs).sqrt().reshape(weight.shape)
+        found[id(part.weight)] = own.to(in_single_precision(weight).dtype)
+        # g n (c p) -> g c
+        gain = energy.sum(1).flatten().unflatten(0, (-1, weight[0, 0].numel())).sum(1)
+    return found
+
+
+def _mean_lost(
+    parts: list[nn.Linear | nn.Conv2d],
+    means: tuple[Tensor, ...],
+    pruned: Mapping[int, Tensor],
+) -> Tensor:
+    """Return what the mean output loses, as it is away from borders.
+
+    Args:
+        parts: Of the layer.
+        means: Of the inputs of each. Shapes `groups x p`.
+        pruned: Identity of a weight to what is left of it.
+
+    Returns:
+        Shape `out_channels`.
+    """
+    lost = means[0].new_zeros(())
+    for i, (part, mean) in enumerate(zip(parts, means, strict=True)):
+        if i:  # of a channel, in all entries of a patch
+            area = part.weight[0, 0].numel()
+            lost = lost.repeat_interleave(area).unflatten(0, (_groups(part), -1))
+        before, after = (
+            weight.detach().double().flatten(1).unflatten(0, (_groups(part), -1))
+            for weight in (part.weight, pruned[id(part.weight)])
+        )
+        change = before @ mean[:, :, None] - after @ (mean - lost)[:, :, None]
+        lost = change.flatten()
+    return lost
 
 
 def _bare(layer: nn.Module) -> nn.Module:

@@ -1,6 +1,7 @@
 """Truncated singular value decomposition of linear layers and 1 x 1 convolutions."""
 
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -24,11 +25,8 @@ from compression_adapters.decompositions.low_rank_conv import (
     factorize_conv,
     truncate_conv,
 )
-from compression_adapters.decompositions.moments import (
-    MomentKind,
-    Moments,
-    leading_eigenvectors,
-)
+from compression_adapters.decompositions.moments import MomentKind, Moments
+from compression_adapters.decompositions.output_projection import project_outputs
 
 _TAI = LowRankConv()
 
@@ -44,6 +42,7 @@ class SVDFactors:
         bias: The layer's bias or None. Shape `out_features`.
         mean: With moments, of a layer with a bias: E[W x]. Shape `out_features`.
         inner_mean: With `mean`: E[right @ x]. Shape `full_rank`.
+        transposed: Whether the layer's own weight is the transpose.
     """
 
     left: Tensor
@@ -52,6 +51,7 @@ class SVDFactors:
     bias: Tensor | None
     mean: Tensor | None = None
     inner_mean: Tensor | None = None
+    transposed: bool = False
 
     def bias_at(self, rank: int) -> Tensor | None:
         """Return the bias that makes up for the mean of what a rank leaves out."""
@@ -84,11 +84,18 @@ class LowRankLinear(nn.Module):
         [[2.0, 2.0, 2.0]]
     """
 
-    def __init__(self, left: Tensor, right: Tensor, bias: Tensor | None) -> None:
+    def __init__(
+        self,
+        left: Tensor,
+        right: Tensor,
+        bias: Tensor | None,
+        transposed: bool = False,
+    ) -> None:
         super().__init__()
         self.left = nn.Parameter(left, requires_grad=False)
         self.right = nn.Parameter(right, requires_grad=False)
         self.bias = None if bias is None else nn.Parameter(bias, requires_grad=False)
+        self.transposed = transposed
 
     @property
     def rank(self) -> int:
@@ -107,8 +114,9 @@ class LowRankLinear(nn.Module):
 
     @property
     def weight(self) -> Tensor:
-        """The dense weight of this layer, `out_features x in_features`."""
-        return self.left @ self.right
+        """The dense weight, `out_features x in_features`, or its transpose."""
+        weight = self.left @ self.right
+        return weight.T if self.transposed else weight
 
     def forward(self, input: Tensor) -> Tensor:
         """Apply the layer. Shape `... x in_features` to `... x out_features`."""
@@ -134,7 +142,8 @@ class TruncatedSVD:
 
     A 1 x 1 convolution is a linear layer of its channels and becomes two 1 x 1
     convolutions, in groups if it had groups; `LowRankConv` gives the same for these.
-    Only exactly `nn.Linear` and `nn.Conv2d`: a subclass may compute something else.
+    Only exactly `nn.Linear` and `nn.Conv2d`: a subclass may compute something else. And
+    Hugging Face's `Conv1D`, a linear layer whose weight is `in x out`.
 
     With moments of the inputs x, the factors minimise the expected squared error of the
     output, E |W x - W_K x|^2, at every rank: with U the leading eigenvectors of
@@ -172,17 +181,16 @@ class TruncatedSVD:
         if conv is not None:
             return conv.kernel_size == (1, 1) and _TAI.supports(conv)
         return (
-            type(layer) is nn.Linear
-            and has_plain_weight(layer)
-            and min(layer.weight.shape) >= 2
-        )
+            (type(layer) is nn.Linear and has_plain_weight(layer))
+            or is_transposed_linear(layer)
+        ) and min(layer.get_parameter("weight").shape) >= 2
 
     def max_rank(self, layer: nn.Module) -> int:
         """Return floor(HW / (H + W)), at least 1."""
         layer = _layer(layer)
         if isinstance(layer, nn.Conv2d):
             return _TAI.max_rank(layer)
-        height, width = layer.weight.shape
+        height, width = _matrix(layer).shape
         return max(1, height * width // (height + width))
 
     def moments_of(self, layer: nn.Module) -> MomentKind:
@@ -190,7 +198,7 @@ class TruncatedSVD:
         layer = _layer(layer)
         if isinstance(layer, nn.Conv2d):
             return _TAI.moments_of(layer)
-        height, width = layer.weight.shape
+        height, width = _matrix(layer).shape
         return "inputs" if width <= height else "outputs"
 
     def factorize(
@@ -200,11 +208,9 @@ class TruncatedSVD:
         layer = _layer(layer)
         if isinstance(layer, nn.Conv2d):
             return factorize_conv(layer, moments)
-        weight = layer.weight.detach()
+        weight, transposed = _matrix(layer), type(layer) is not nn.Linear
         if moments is not None:
-            return _factorize_outputs(
-                weight.double(), bias_of(layer), moments, weight.dtype
-            )
+            return _factorize_outputs(weight, bias_of(layer), moments, transposed)
         u, s, vh = torch.linalg.svd(in_single_precision(weight), full_matrices=False)
         root = s.sqrt()
         return SVDFactors(
@@ -212,6 +218,7 @@ class TruncatedSVD:
             right=(root[:, None] * vh).to(weight.dtype),
             singular_values=s,
             bias=bias_of(layer),
+            transposed=transposed,
         )
 
     def truncate(
@@ -222,7 +229,10 @@ class TruncatedSVD:
             return truncate_conv(factors, rank)
         _check_rank(rank, (factors.left.shape[0], factors.right.shape[1]))
         return LowRankLinear(
-            factors.left[:, :rank], factors.right[:rank], factors.bias_at(rank)
+            factors.left[:, :rank],
+            factors.right[:rank],
+            factors.bias_at(rank),
+            factors.transposed,
         )
 
     def finalize(
@@ -250,55 +260,67 @@ class TruncatedSVD:
         layer = _layer(layer)
         if isinstance(layer, nn.Conv2d):
             return empty_conv(layer, rank)
-        height, width = layer.weight.shape
+        like = _matrix(layer)
+        height, width = like.shape
         _check_rank(rank, (height, width))
-        like = layer.weight.detach()
         return LowRankLinear(
-            like.new_empty(height, rank), like.new_empty(rank, width), empty_bias(layer)
+            like.new_empty(height, rank),
+            like.new_empty(rank, width),
+            empty_bias(layer),
+            type(layer) is not nn.Linear,
         )
 
 
-def _factorize_outputs(
-    weight: Tensor, bias: Tensor | None, moments: Moments, dtype: torch.dtype
-) -> SVDFactors:
-    """Project the outputs on the leading eigenvectors of their second moments.
+def is_transposed_linear(layer: nn.Module) -> bool:
+    """Return whether a layer is Hugging Face's `Conv1D`, `x @ weight + bias`.
 
-    Args:
-        weight: In double precision. Shape `out_features x in_features`.
-        bias: Shape `out_features`, or None.
-        moments: Of inputs or outputs.
-        dtype: Of the factors.
+    By its name and what it holds: `transformers` is not imported.
+
+    Example:
+        >>> is_transposed_linear(nn.Linear(3, 2))
+        False
     """
-    centred = bias is not None
-    if moments.kind == "inputs":
-        # As an SVD of W L, L L^T = C: its matrix is smaller than that of the outputs.
-        root = torch.linalg.cholesky(moments.of_inputs(centred=centred)[0])
-        basis, values, _ = torch.linalg.svd(weight @ root, full_matrices=False)
-    else:
-        second = moments.of_outputs(weight[None], centred=centred)[0]
-        squares, basis = leading_eigenvectors(second, min(weight.shape))
-        values = squares.clamp_min(0.0).sqrt()
-    right = basis.T @ weight
-    # Both factors at the same scale, for half precision.
-    root = right.norm(dim=1).sqrt()
-    root = torch.where(root > 0, root, 1.0)
-    left, right = basis * root, right / root[:, None]
-    if not centred:
-        return SVDFactors(left.to(dtype), right.to(dtype), values, None)
-    mean = moments.output_mean(weight[None])[0]
-    inner = basis.T @ mean / root
-    return SVDFactors(left.to(dtype), right.to(dtype), values, bias, mean, inner)
+    if type(layer).__name__ != "Conv1D" or not has_plain_weight(layer):
+        return False
+    weight, bias = layer.get_parameter("weight"), layer._parameters.get("bias")
+    fits = weight.ndim == 2 and weight.shape[1] == getattr(layer, "nf", None)
+    return fits and bias is not None and bias.shape == weight.shape[1:]
+
+
+def _factorize_outputs(
+    weight: Tensor, bias: Tensor | None, moments: Moments, transposed: bool
+) -> SVDFactors:
+    """Project the outputs on the leading eigenvectors of their second moments."""
+    found = project_outputs(weight.double()[None], moments, centred=bias is not None)
+    return SVDFactors(
+        left=found.left[0].to(weight.dtype),
+        right=found.right[0].to(weight.dtype),
+        singular_values=found.values[0],
+        bias=bias,
+        mean=None if found.mean is None else found.mean[0],
+        inner_mean=None if found.inner_mean is None else found.inner_mean[0],
+        transposed=transposed,
+    )
 
 
 def _layer(layer: nn.Module) -> nn.Linear | nn.Conv2d:
-    """Narrow to a supported layer, refusing every other type by name."""
-    if TruncatedSVD().supports(layer) and isinstance(layer, nn.Linear | nn.Conv2d):
-        return layer
+    """Narrow to a supported layer, refusing every other type by name.
+
+    A transposed linear layer passes as one: it has a weight, see `_matrix`, and a bias.
+    """
+    if TruncatedSVD().supports(layer):
+        return cast("nn.Linear | nn.Conv2d", layer)
     raise ValueError(
-        "TruncatedSVD supports exactly nn.Linear and 1 x 1 nn.Conv2d with a plain "
-        f"weight and both sides at least 2; got {layer!r}. Choose another "
-        "decomposition or leave this layer out."
+        "TruncatedSVD supports exactly nn.Linear, 1 x 1 nn.Conv2d and Hugging Face's "
+        f"Conv1D, with a plain weight and both sides at least 2; got {layer!r}. Choose "
+        "another decomposition or leave this layer out."
     )
+
+
+def _matrix(layer: nn.Linear) -> Tensor:
+    """Return the weight as `out_features x in_features`."""
+    weight = layer.weight.detach()
+    return weight if type(layer) is nn.Linear else weight.T
 
 
 def _check_rank(rank: int, weight_shape: tuple[int, int]) -> None:

@@ -14,7 +14,16 @@ from compression_adapters.decompositions.convolutions import (
     shape_in_words,
     spatial_conv2d,
 )
+from compression_adapters.decompositions.low_rank_conv import (
+    HorizontalRefit,
+    added_values,
+    cholesky,
+)
 from compression_adapters.decompositions.moments import MomentKind, Moments
+from compression_adapters.decompositions.output_projection import (
+    output_directions,
+    square_root,
+)
 from compression_adapters.decompositions.tensor_algebra import partial_tucker
 
 
@@ -29,6 +38,7 @@ class TuckerFactors:
         bias: The layer's bias or None. Shape `out_channels`.
         geometry: Stride, padding and so on of the layer.
         dtype: Dtype of the layer; the factors are in double precision.
+        fit: With moments: the best kernels in these bases. None: the weight's.
     """
 
     core: Tensor
@@ -37,6 +47,24 @@ class TuckerFactors:
     bias: Tensor | None
     geometry: Geometry
     dtype: torch.dtype
+    fit: "CoreFit | None" = None
+
+
+@dataclass(frozen=True, eq=False)
+class CoreFit:
+    """The best kernels between the bases for the data, for every pair of ranks.
+
+    Args:
+        refit: The least squares solution of A^T y from the input channels' directions
+            in a patch, with A the basis of the outputs: that of `HorizontalRefit`, of
+            a kernel with all its entries in one row.
+        mean: E[W x] of a layer with a bias, else None. Shape `out_channels`.
+        singular_values: Roots of what each rank adds to the expected squared norm.
+    """
+
+    refit: HorizontalRefit
+    mean: Tensor | None
+    singular_values: Tensor
 
 
 class TuckerConv2d(nn.Module):
@@ -101,6 +129,14 @@ class Tucker:
     Every stride, padding, padding mode and dilation; no groups, no 1 x 1 kernels. Only
     exactly `nn.Conv2d`.
 
+    With moments S of the patches, the outputs are projected on the leading eigenvectors
+    of their covariance, A. For the inputs, let V = L L^T be the moments of the channels
+    in a patch, averaged over its entries: their directions are the rows of U_K^T L^-1,
+    with U the left singular vectors of L^T W as a matrix of C rows. This is the
+    higher-order SVD in the norm of the data, and nested, but not the minimum of the
+    expected error. The kernel in between is then the best one for the data, given both
+    sides (`CoreFit`), at every rank up to the maximal one. `finalize` is the slice.
+
     Source: Kim et al. 2016; De Lathauwer et al. 2000. Deviation: one coordinate instead
         of two ranks.
 
@@ -125,9 +161,9 @@ class Tucker:
         """Return the largest rank that adds no weights."""
         return _max_rank(_convolution(layer))
 
-    def moments_of(self, layer: nn.Module) -> MomentKind | None:
-        """Return None: the weights alone are decomposed."""
-        return None
+    def moments_of(self, layer: nn.Module) -> MomentKind:
+        """Return `"inputs"`: moments of patches."""
+        return "inputs"
 
     def factorize(
         self, layer: nn.Module, moments: Moments | None = None
@@ -139,29 +175,49 @@ class Tucker:
         # matrices.
         weight = conv.weight.detach().double()
         full_out, full_in = _full_ranks(tuple(weight.shape))
-        out_basis = _basis(weight.flatten(1), full_out)
-        in_basis = _basis(weight.transpose(0, 1).flatten(1), full_in)
+        fit = None
+        if moments is None:
+            out_basis = _basis(weight.flatten(1), full_out)
+            in_basis = _basis(weight.transpose(0, 1).flatten(1), full_in)
+            core = torch.einsum("nchw,no,ci->oihw", weight, out_basis, in_basis)
+        else:
+            centred = conv.bias is not None
+            _, directions = output_directions(
+                weight.flatten(1)[None], moments, centred=centred
+            )
+            out_basis = directions[0]
+            in_basis, core = _input_directions(weight, moments, full_in, centred)
+            core = torch.einsum("nihw,no->oihw", core, out_basis)
+            fit = _fit(weight, moments, out_basis, in_basis, _max_rank(conv), centred)
         return TuckerFactors(
-            core=torch.einsum("nchw,no,ci->oihw", weight, out_basis, in_basis),
+            core=core,
             out_basis=out_basis,
             in_basis=in_basis,
             bias=bias_of(conv),
             geometry=Geometry.of(conv),
             dtype=conv.weight.dtype,
+            fit=fit,
         )
 
     def truncate(self, factors: TuckerFactors, rank: int) -> TuckerConv2d:
         """Keep the leading directions of both sides."""
         rank_out, rank_in = _ranks_of(factors, rank)
+        core, bias = _core_at(factors, rank_out, rank_in)
         return _module(
             factors,
-            factors.core[:rank_out, :rank_in],
+            core,
             factors.out_basis[:, :rank_out],
             factors.in_basis[:, :rank_in],
+            bias,
         )
 
     def finalize(self, factors: TuckerFactors, rank: int) -> TuckerConv2d:
-        """Improve the slice by higher-order orthogonal iteration; slow."""
+        """Improve the slice by higher-order orthogonal iteration; slow.
+
+        With moments, the slice itself, which the iteration would make worse.
+        """
+        if factors.fit is not None:
+            return self.truncate(factors, rank)
         ranks = _ranks_of(factors, rank)
         # In the bases of the factors, the slice is the start of the iteration.
         array = factors.core.cpu().numpy()
@@ -172,10 +228,16 @@ class Tucker:
             torch.from_numpy(core.copy()).to(like),
             factors.out_basis @ torch.from_numpy(out_basis.copy()).to(like),
             factors.in_basis @ torch.from_numpy(in_basis.copy()).to(like),
+            factors.bias,
         )
 
     def singular_values(self, factors: TuckerFactors) -> Tensor:
-        """Return the root of each rank's share of the squared norm of the slice."""
+        """Return the root of each rank's share of the squared norm of the slice.
+
+        With moments, the root of what each rank adds to the expected squared norm.
+        """
+        if factors.fit is not None:
+            return factors.fit.singular_values
         energy = factors.core.square().sum((2, 3)).cumsum(0).cumsum(1)
         full = _full_ranks(_weight_shape(factors))
         pairs = [_split(rank, full) for rank in range(1, max(full) + 1)]
@@ -212,6 +274,95 @@ def _basis(matrix: Tensor, rank: int) -> Tensor:
     """Return the leading left singular vectors of a matrix, by its Gram matrix."""
     _, vectors = torch.linalg.eigh(matrix @ matrix.T)
     return vectors.flip(1)[:, :rank]
+
+
+def _input_directions(
+    weight: Tensor, moments: Moments, full_in: int, centred: bool
+) -> tuple[Tensor, Tensor]:
+    """Return directions of the input channels, and the kernel between them.
+
+    Args:
+        weight: Shape `out_channels x in_channels x height x width`.
+        moments: Of the patches.
+        full_in: How many directions.
+        centred: About the mean.
+
+    Returns:
+        Columns with E[(T^T x)^2] = 1, averaged over the kernel's entries, shape
+        `in_channels x full_in`, and the kernel, `out_channels x full_in x height x
+        width`, so that both together are the weight.
+    """
+    area = weight[0, 0].numel()
+    # (c p) (d q) -> c d, the mean over p = q
+    pairs = moments.of_inputs(centred=centred)[0].unflatten(1, (-1, area))
+    channels = pairs.unflatten(0, (-1, area)).diagonal(dim1=1, dim2=3).mean(-1)
+    root = square_root(channels[None])[0]
+    weighted = torch.einsum("dc,ndhw->cnhw", root, weight)
+    basis = _basis(weighted.flatten(1), full_in)
+    directions = torch.linalg.lstsq(root.T, basis).solution
+    return directions, torch.einsum("cnhw,ci->nihw", weighted, basis)
+
+
+def _fit(
+    weight: Tensor,
+    moments: Moments,
+    out_basis: Tensor,
+    in_basis: Tensor,
+    max_rank: int,
+    centred: bool,
+) -> CoreFit:
+    """Fit kernels between the bases to the data, for every rank.
+
+    Args:
+        weight: Shape `out_channels x in_channels x height x width`.
+        moments: Of the patches.
+        out_basis: Shape `out_channels x full_out`.
+        in_basis: Shape `in_channels x full_in`.
+        max_rank: Largest rank of a search.
+        centred: About the mean.
+    """
+    full, area = (out_basis.shape[1], in_basis.shape[1]), weight[0, 0].numel()
+    used = in_basis[:, : _split(max_rank, full)[1]]
+    second = moments.of_inputs(centred=centred)[0]
+    # (c p) (d q) -> (c p) (k q), in the order (direction, entry)
+    by_patch = torch.einsum("rdq,dk->rkq", second.unflatten(1, (-1, area)), used)
+    inner = torch.einsum(
+        "cps,ck->kps", by_patch.flatten(1).unflatten(0, (-1, area)), used
+    )
+    projected = out_basis.T @ weight.flatten(1)
+    outer = (projected @ by_patch.flatten(1)).T
+    root = cholesky(inner.flatten(0, 1)[None])
+    rows = torch.linalg.solve_triangular(root, outer[None], upper=False)
+    mean = None
+    inner_mean, outer_mean = root.new_zeros(1, len(outer)), root.new_zeros(full[0])
+    if centred:
+        mean = moments.output_mean(weight.flatten(1)[None])[0]
+        inner_mean = (used.T @ moments.mean[0].unflatten(0, (-1, area))).flatten()[None]
+        outer_mean = out_basis.T @ mean
+    refit = HorizontalRefit(root.float(), rows.float(), inner_mean, outer_mean, area)
+    # The squared norm kept by the first outputs and the first inputs.
+    energy = rows[0].square().unflatten(0, (-1, area)).sum(1).cumsum(0).cumsum(1)
+    pairs = [_split(rank, full) for rank in range(1, max_rank + 1)]
+    kept = torch.stack([energy[into - 1, out - 1] for out, into in pairs])
+    total = (weight.flatten(1) @ second).mul(weight.flatten(1)).sum()
+    values = added_values(kept, total, max(full))
+    return CoreFit(refit, mean, values)
+
+
+def _core_at(
+    factors: TuckerFactors, rank_out: int, rank_in: int
+) -> tuple[Tensor, Tensor | None]:
+    """Return the kernel between the bases at two ranks, and the bias."""
+    fit, bias = factors.fit, factors.bias
+    if fit is None or rank_in > fit.refit.max_rank:
+        return factors.core[:rank_out, :rank_in], bias
+    kernels, shift = fit.refit.at(rank_in)
+    core = kernels[:rank_out].unflatten(3, factors.core.shape[2:]).squeeze(2)
+    if bias is not None and fit.mean is not None:
+        basis = factors.out_basis
+        kept = basis[:, :rank_out] @ (basis.T @ fit.mean - shift)[:rank_out]
+        bias = bias + (fit.mean - kept).to(bias)
+    return core.to(factors.core), bias
 
 
 def _full_ranks(weight_shape: tuple[int, ...]) -> tuple[int, int]:
@@ -264,14 +415,18 @@ def _ranks_of(factors: TuckerFactors, rank: int) -> tuple[int, int]:
 
 
 def _module(
-    factors: TuckerFactors, core: Tensor, out_basis: Tensor, in_basis: Tensor
+    factors: TuckerFactors,
+    core: Tensor,
+    out_basis: Tensor,
+    in_basis: Tensor,
+    bias: Tensor | None,
 ) -> TuckerConv2d:
     """Build the three convolutions in the layer's own precision."""
     dtype = factors.dtype
     return TuckerConv2d(
         conv2d(in_basis.T[:, :, None, None].to(dtype)),
         conv2d(core.to(dtype), None, factors.geometry),
-        conv2d(out_basis[:, :, None, None].to(dtype), factors.bias),
+        conv2d(out_basis[:, :, None, None].to(dtype), bias),
     )
 
 

@@ -258,7 +258,22 @@ class CompressionProblem:
         Raises:
             ValueError: when the loss does not return one finite value per sample.
         """
-        return mean_and_sem(self._losses(network, self._batch(seed)))
+        return mean_and_sem(self.losses_of(network, seed=seed))
+
+    def losses_of(self, network: nn.Module, *, seed: int) -> Tensor:
+        """Return the loss of a final network on each of a trial's samples, checked.
+
+        Args:
+            network: A compressed network, on the reference network's device.
+            seed: Determines the samples.
+
+        Returns:
+            Shape `num_samples`. Unit: loss units.
+
+        Raises:
+            ValueError: when the loss does not return one finite value per sample.
+        """
+        return self._losses(network, self._batch(seed))
 
     def _losses(self, network: nn.Module, batch: Batch) -> Tensor:
         """Return the loss of each sample, checked."""

@@ -5,7 +5,11 @@ from fnmatch import fnmatchcase
 
 from torch import nn
 
-from compression_adapters.decompositions import DECOMPOSITIONS, Decomposition
+from compression_adapters.decompositions import (
+    DECOMPOSITIONS,
+    Decomposition,
+    is_transposed_linear,
+)
 
 Choose = Callable[[str, nn.Module], Decomposition | None]
 """Maps a layer name and its module to a decomposition, or None to leave it alone."""
@@ -22,8 +26,9 @@ Selectors = Selector | Iterable[Selector]
 def choose_linear(name: str, module: nn.Module) -> Decomposition | None:
     """Choose a truncated SVD for every plain linear layer that can be made smaller.
 
-    Exactly `nn.Linear`: subclasses are left alone, among them the output projection of
-    `nn.MultiheadAttention`, whose weight is read without calling the layer.
+    Exactly `nn.Linear`, and Hugging Face's `Conv1D`: subclasses are left alone, among
+    them the output projection of `nn.MultiheadAttention`, whose weight is read without
+    calling the layer.
 
     Args:
         name: Layer name; not used.
@@ -39,14 +44,15 @@ def choose_linear(name: str, module: nn.Module) -> Decomposition | None:
         True
     """
     svd = DECOMPOSITIONS["svd"]
-    return svd if type(module) is nn.Linear and svd.supports(module) else None
+    is_linear = type(module) is nn.Linear or is_transposed_linear(module)
+    return svd if is_linear and svd.supports(module) else None
 
 
 def choose_low_rank(name: str, module: nn.Module) -> Decomposition | None:
-    """Choose a low-rank form for every linear layer and 2d convolution; the default.
+    """Choose a low-rank form for linear layers, 2d convolutions, embeddings; default.
 
     A truncated SVD for linear layers and 1 x 1 convolutions, `low_rank_conv` for other
-    convolutions. Exact types only, see `choose_linear`.
+    convolutions, `embedding` for embeddings. Exact types only, see `choose_linear`.
 
     Args:
         name: Layer name; not used.
@@ -57,10 +63,11 @@ def choose_low_rank(name: str, module: nn.Module) -> Decomposition | None:
 
     Example:
         >>> [choose_low_rank("", layer).name for layer in
-        ...  (nn.Linear(8, 4), nn.Conv2d(8, 8, 1), nn.Conv2d(8, 8, 3))]
-        ['svd', 'svd', 'low_rank_conv']
+        ...  (nn.Linear(8, 4), nn.Conv2d(8, 8, 3), nn.Embedding(8, 4))]
+        ['svd', 'low_rank_conv', 'embedding']
     """
-    for decomposition in (DECOMPOSITIONS["svd"], DECOMPOSITIONS["low_rank_conv"]):
+    for kind in ("svd", "low_rank_conv", "embedding"):
+        decomposition = DECOMPOSITIONS[kind]
         if decomposition.supports(module):
             return decomposition
     return None

@@ -10,6 +10,8 @@ from torch import nn
 from compression_adapters.decompositions import (
     FACTORED_LAYERS,
     Decomposition,
+    LowRankEmbedding,
+    is_transposed_linear,
 )
 from compression_adapters.layers.selection import (
     Choose,
@@ -272,10 +274,14 @@ def _why_left(module: nn.Module) -> str | None:
             "torch.nn.utils.prune.remove(layer, 'weight')"
         )
     if hasattr(module, "weight") and "weight" not in module._parameters:
+        if isinstance(module, LowRankEmbedding):
+            return "factored already"
         if isinstance(module, FACTORED_LAYERS):
             return "factored already; only magnitude pruning can follow"
         return "its weight is computed and not a parameter of the layer itself"
-    for plain in (nn.Linear, nn.Conv2d):
+    if is_transposed_linear(module):
+        return None if choose_low_rank("", module) else "no rank makes it smaller"
+    for plain in (nn.Linear, nn.Conv2d, nn.Embedding):
         if type(module) is plain:
             extra = [
                 *(module._parameters.keys() - {"weight", "bias"}),
@@ -283,16 +289,18 @@ def _why_left(module: nn.Module) -> str | None:
             ]
             if extra:
                 return f"holds more than a weight and a bias: {', '.join(extra)}"
+            special = [
+                option
+                for option in ("max_norm", "sparse", "scale_grad_by_freq")
+                if getattr(module, option, None)
+            ]
+            if special:
+                return f"an embedding with {', '.join(special)}"
             if choose_low_rank("", module) is None:
                 return "no rank makes it smaller"
             return None
         if isinstance(module, plain):
             return f"a subclass of nn.{plain.__name__}, which may do something else"
-    if type(module).__name__ == "Conv1D":
-        return (
-            "a linear layer with a transposed weight (Hugging Face Conv1D), which no "
-            "decomposition supports; replace it by nn.Linear with weight.T"
-        )
     return f"no decomposition supports {type(module).__name__}"
 
 
@@ -306,10 +314,18 @@ def _tied(
     for weight in layer_weights(module):
         for owner, holder in owners[id(weight)]:
             if holder not in parts:
+                shared = f"shares its weight with {owner or 'the network'!r}"
+                if isinstance(module, nn.Embedding) != isinstance(holder, nn.Embedding):
+                    return (
+                        f"{shared} and is left alone: one table is both the embedding "
+                        "of tokens and the weight of an output layer, which want other "
+                        "factors. Give one of them a weight of its own (layer.weight = "
+                        "nn.Parameter(layer.weight.detach().clone())) to compress both."
+                    )
                 return (
-                    f"shares its weight with {owner or 'the network'!r} and is left "
-                    "alone: compressing one of two tied weights would untie them. Give "
-                    "each layer a weight of its own to compress it."
+                    f"{shared} and is left alone: compressing one of two tied weights "
+                    "would untie them. Give each layer a weight of its own to compress "
+                    "it."
                 )
     return None
 

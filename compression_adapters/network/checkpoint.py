@@ -26,7 +26,9 @@ from compression_adapters.network.recipe import (
     CompressionRecipe,
     LayerRecipe,
     entries_for,
+    finishes_of,
     recipe_of,
+    record_finishes,
     record_recipe,
 )
 from compression_adapters.network.replacement import copy_network, replace_in_place
@@ -86,7 +88,9 @@ def save_compressed(
     entries = entries_for(layers, ranks)
     for layer in layers:
         _require_weights(compressed, layer, ranks[layer.name])
-    recipe = CompressionRecipe(_whole_recipe(compressed, entries))
+    recipe = CompressionRecipe(
+        _whole_recipe(compressed, entries), finishes=finishes_of(compressed)
+    )
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     # Each file appears whole or not at all.
@@ -142,6 +146,7 @@ def load_compressed(
     if loaded is None:  # cannot happen: a recipe has a layer
         raise ValueError(f"{folder}: the recipe is empty.")
     record_recipe(loaded, recipe.layers)
+    record_finishes(loaded, recipe.finishes)
     weights = _file(folder, WEIGHTS_FILE)
     loaded.load_state_dict(_tensors(loaded, weights))
     return loaded

@@ -14,6 +14,7 @@ from compression_adapters.decompositions import Factors, sparse_bytes
 from compression_adapters.layers.survey import LayerSpec, layer_weights
 from compression_adapters.network.macs import count_macs
 from compression_adapters.network.modes import evaluation_mode
+from compression_adapters.network.output_error import output_errors
 from compression_adapters.rank_space.scales import DENSE, Rank
 
 
@@ -156,8 +157,9 @@ def layer_losses(
     layers: Sequence[LayerSpec],
     factors: Mapping[str, Factors],
     ranks: Mapping[str, Rank],
+    inputs: Tensor | None = None,
 ) -> pd.DataFrame:
-    """Tabulate the error of each layer's weight.
+    """Tabulate the errors of each layer: of its weight and of its output.
 
     Args:
         reference_network: With the dense layers.
@@ -165,27 +167,49 @@ def layer_losses(
         layers: The layers in play.
         factors: From `factorize_network`.
         ranks: Layer name to rank or `"dense"`.
+        inputs: Fresh inputs to measure outputs on, or None. Shape `n x ...`.
 
     Returns:
-        One row per layer: `layer`, `energy_kept`, the share of the squared norm of the
-        weight that its rank keeps, and `local_error`, the norm of the difference of the
-        weights divided by that of the dense one; both dimensionless. NaN if the
-        decomposition does not define it.
+        One row per layer: `layer`; `energy_kept`, the share of the squared norm of the
+        weight that its rank keeps, of factors that were fitted to inputs of the
+        expected one of the output; `predicted_error`, the rest of it; `local_error`,
+        the norm of the difference of the weights divided by that of the dense one; with
+        inputs `output_error`, see `output_errors`, which of factors that were fitted is
+        close to `predicted_error`. All dimensionless; NaN if the decomposition does not
+        define it.
     """
+    measured: dict[str, float] = {}
+    if inputs is not None:
+        cut = [layer.name for layer in layers if ranks[layer.name] != DENSE]
+        measured = output_errors(reference_network, compressed, cut, inputs)
     rows = []
     for layer in layers:
         rank = ranks[layer.name]
         energy, error = 1.0, 0.0
         if rank != DENSE:
-            energy = _energy_kept(layer, factors[layer.name], rank)
+            energy = energy_kept(layer, factors[layer.name], rank)
             dense = reference_network.get_submodule(layer.name)
             error = _relative_error(dense, compressed.get_submodule(layer.name))
-        rows.append((layer.name, energy, error))
-    return pd.DataFrame(rows, columns=["layer", "energy_kept", "local_error"])
+        rows.append((layer.name, energy, 1.0 - energy, error))
+    columns = ["layer", "energy_kept", "predicted_error", "local_error"]
+    table = pd.DataFrame(rows, columns=columns)
+    if inputs is not None:
+        table["output_error"] = [measured.get(name, 0.0) for name in table["layer"]]
+    return table
 
 
-def _energy_kept(layer: LayerSpec, factors: Factors, rank: int) -> float:
-    """Return the share of the squared singular values up to a rank."""
+def energy_kept(layer: LayerSpec, factors: Factors, rank: int) -> float:
+    """Return the share of the squared norm that a rank keeps.
+
+    Args:
+        layer: The layer.
+        factors: Of its decomposition.
+        rank: From 1 to full rank.
+
+    Returns:
+        The squares of the singular values up to the rank, divided by all; NaN if the
+        decomposition has none.
+    """
     if not layer.decomposition.searchable:
         return float("nan")
     squares = layer.decomposition.singular_values(factors).double().square()

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from compression_adapters.decompositions import LowRankEmbedding
 from compression_adapters.layers.survey import (
     LayerSpec,
     layer_weights,
@@ -26,7 +27,8 @@ def drop_ranks_without_gain(
 
     A rank can save weights and still cost time: of two convolutions that replace one
     with a stride, the first runs at more positions. Layers that keep their structure,
-    such as pruned ones, are unchanged.
+    such as pruned ones, are unchanged. An embedding is left out: to look up a row takes
+    no multiply-adds.
 
     Args:
         network: The reference network.
@@ -195,6 +197,8 @@ def _counted() -> Iterator[FlopCounterMode]:
 def _meta_macs(module: nn.Module, shapes: list[torch.Size]) -> int:
     """Count the multiply-adds of a module on the meta device, for all its calls."""
     dtype = layer_weights(module)[0].dtype
+    if isinstance(module, nn.Embedding | LowRankEmbedding):
+        dtype = torch.long
     return sum(
         count_macs(module, torch.empty(shape, dtype=dtype, device="meta"))
         for shape in shapes

@@ -10,11 +10,15 @@ from torch import nn
 from compression_adapters.layers.survey import LayerSpec
 from compression_adapters.rank_space.scales import DENSE, Rank
 
-FORMAT_VERSION: Final = 1
+FORMAT_VERSION: Final = 2
+"""Version 1 has no `finishes`; it is still written of a network without any."""
 
 
 _ATTRIBUTE: Final = "compression_recipe"
 """Attribute with the recipe of a compressed network; a later search adds to it."""
+
+_FINISHES: Final = "compression_finishes"
+"""Attribute with what was done to a network after its searches."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +46,10 @@ class CompressionRecipe:
         layers: One entry per layer in play, including dense ones, in the order in which
             they were compressed: a layer that a later search compressed again appears
             again.
-        format_version: Version of the format; a newer one is refused.
+        format_version: Version of the format; a newer one is refused. With `finishes`
+            at least 2.
+        finishes: What was done to the network after the searches, and kept, as plain
+            JSON values, see `FinishRecord`. Loading needs none of it.
 
     Example:
         >>> recipe = CompressionRecipe((LayerRecipe("fc", "svd", (20, 30), 3),))
@@ -51,11 +58,19 @@ class CompressionRecipe:
     """
 
     layers: tuple[LayerRecipe, ...]
-    format_version: int = FORMAT_VERSION
+    format_version: int = 1
+    finishes: tuple[Mapping[str, Any], ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.finishes:
+            object.__setattr__(self, "format_version", FORMAT_VERSION)
 
     def to_json(self) -> str:
         """Write the recipe as JSON."""
-        return json.dumps(asdict(self), indent=2) + "\n"
+        data = asdict(self)
+        if self.format_version == 1:
+            del data["finishes"]
+        return json.dumps(data, indent=2) + "\n"
 
     @classmethod
     def from_json(cls, text: str) -> "CompressionRecipe":
@@ -76,13 +91,16 @@ class CompressionRecipe:
                 f"The recipe has format_version {version}; this version of ax-pac reads"
                 f" up to {FORMAT_VERSION}. Update ax-pac."
             )
-        _require_keys(data, {"format_version", "layers"}, "the recipe")
+        keys = {"format_version", "layers"} | ({"finishes"} if version == 2 else set())
+        _require_keys(data, keys, "the recipe")
         if type(version) is not int or version < 1:
-            raise ValueError(f"format_version must be {FORMAT_VERSION}; got {version}.")
+            raise ValueError(
+                f"format_version must be 1 to {FORMAT_VERSION}; got {version}."
+            )
         if not isinstance(data["layers"], list) or not data["layers"]:
             raise ValueError("The recipe's 'layers' must be a non-empty list.")
         layers = tuple(_layer_recipe(entry) for entry in data["layers"])
-        return cls(layers, version)
+        return cls(layers, version, _finishes(data.get("finishes", [])))
 
 
 def recipe_of(network: nn.Module) -> tuple[LayerRecipe, ...]:
@@ -107,6 +125,30 @@ def record_recipe(network: nn.Module, entries: Iterable[LayerRecipe]) -> None:
         entries: All entries; they replace earlier ones.
     """
     setattr(network, _ATTRIBUTE, tuple(entries))
+
+
+def finishes_of(network: nn.Module) -> tuple[Mapping[str, Any], ...]:
+    """Return what was done to a network after its searches.
+
+    Args:
+        network: Any network.
+
+    Returns:
+        Plain JSON values, see `FinishRecord`; empty if nothing was kept.
+    """
+    finishes: tuple[Mapping[str, Any], ...] = vars(network).get(_FINISHES, ())
+    return finishes
+
+
+def record_finishes(network: nn.Module, finishes: Iterable[Mapping[str, Any]]) -> None:
+    """Store what was done to a network after its searches with it.
+
+    Args:
+        network: The compressed network.
+        finishes: One entry per search after which something was kept; they replace
+            earlier ones.
+    """
+    setattr(network, _FINISHES, tuple(finishes))
 
 
 def entries_for(
@@ -139,6 +181,20 @@ def _require_keys(data: Any, keys: set[str], what: str) -> None:
     if not isinstance(data, dict) or set(data) != keys:
         came = sorted(data) if isinstance(data, dict) else type(data).__name__
         raise ValueError(f"{what} must have the keys {sorted(keys)}; got {came}.")
+
+
+def _finishes(entries: Any) -> tuple[Mapping[str, Any], ...]:
+    """Check what was done after the searches."""
+    if not isinstance(entries, list):
+        raise ValueError("The recipe's 'finishes' must be a list.")
+    for entry in entries:
+        _require_keys(entry, {"num_samples", "before", "steps"}, "a finish")
+        if not isinstance(entry["steps"], list):
+            raise ValueError("The 'steps' of a finish must be a list.")
+        for step in entry["steps"]:
+            keys = {"name", "loss", "change", "accepted"}
+            _require_keys(step, keys, "a step of a finish")
+    return tuple(entries)
 
 
 def _layer_recipe(entry: Any) -> LayerRecipe:

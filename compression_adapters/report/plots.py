@@ -76,6 +76,25 @@ def plot_ranks(layers: pd.DataFrame) -> go.Figure:
     return figure
 
 
+def plot_layer_errors(layers: pd.DataFrame) -> go.Figure:
+    """Plot each layer's predicted error against that of its output on fresh inputs.
+
+    Args:
+        layers: A search's table of layers: `layer, predicted_error, output_error`.
+    """
+    figure = go.Figure()
+    for column, name, colour in (
+        ("predicted_error", "predicted by the factors", _MUTED),
+        ("output_error", "measured on fresh inputs", _ACCENT),
+    ):
+        figure.add_bar(
+            x=layers["layer"], y=layers[column], name=name, marker_color=colour
+        )
+    figure.update_layout(title="Error of each layer's output", barmode="group")
+    figure.update_yaxes(title="share of the squared output", tickformat=".1%")
+    return figure
+
+
 def plot_ratio_against_loss(
     trials: pd.DataFrame, incumbent: int | None = None
 ) -> go.Figure:

@@ -11,6 +11,7 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from compression_adapters.report.plots import (
+    plot_layer_errors,
     plot_objective,
     plot_ranks,
     plot_ratio_against_accuracy,
@@ -114,6 +115,16 @@ def write_report(
             plot_ratio_against_loss(trials, incumbent),
         ),
     ]
+    if "output_error" in layers:
+        figures.insert(
+            -1,
+            (
+                "What each layer's rank leaves out of its output, before any refit: as "
+                "its factors predict it, and on fresh inputs, with all other layers "
+                "left as they were.",
+                plot_layer_errors(layers),
+            ),
+        )
     if "accuracy_compressed" in summary:
         points = _accuracy_points(summary, trials)
         figures.append(
@@ -138,10 +149,16 @@ def _accuracy_points(summary: dict[str, Any], trials: pd.DataFrame) -> pd.DataFr
     ]
     if "accuracy" in trials:
         evaluated = trials.dropna(subset=["accuracy"])
-        evaluated = evaluated[evaluated["trial_index"] != summary["incumbent_trial"]]
-        evaluated = evaluated.assign(name=evaluated["trial_index"].astype(str))
+        found = evaluated["trial_index"] == summary["incumbent_trial"]
+        names = evaluated["trial_index"].astype(str)
+        names = names.mask(found, "before the refit")
+        evaluated = evaluated.assign(name=names)
+        finish = summary.get("finish") or {"steps": []}
+        if not any(step["accepted"] for step in finish["steps"]):
+            evaluated = evaluated[~found]
         columns = ["name", "compression_ratio", "accuracy"]
-        points += evaluated[columns].to_dict("records")
+        rows = evaluated[columns].to_dict("records")
+        points += [{str(key): value for key, value in row.items()} for row in rows]
     points.append(
         {
             "name": "compressed",
@@ -301,10 +318,42 @@ def _results_table(summary: dict[str, Any]) -> str:
             f"{gain['mean']:.4g} in the objective, standard error {gain['sem']:.2g}."
         )
     remarks += _choices(summary)
+    if summary.get("finish"):
+        remarks.append(
+            f"{summary['finish']['sentence']} The certificate is of the networks as "
+            "the trials measured them, before."
+        )
     notes = "".join(f"<p>{html.escape(remark)}</p>" for remark in remarks)
     head = "<tr><th></th><th>original</th><th>compressed</th></tr>"
     table = wide(f"<table>{head}{cells}</table>")
-    return f"{table}{notes}<p>Time: {seconds}.</p>"
+    return f"{table}{_finish_table(summary)}{notes}<p>Time: {seconds}.</p>"
+
+
+def _finish_table(summary: dict[str, Any]) -> str:
+    """Tabulate the loss before and after each step that followed the search."""
+    finish = summary.get("finish")
+    if not finish:
+        return ""
+    before = finish["before"]
+    rows = [("as the search measured it", before, None, "")]
+    for step in finish["steps"]:
+        name = "refit in sequence" if step["name"] == "refit" else "batch norm moved"
+        kept = "kept" if step["accepted"] else "not kept"
+        rows.append((name, step["loss"], step["change"], kept))
+    cells = "".join(
+        f"<tr><td>{name}</td><td>{_estimate(loss)}</td><td>{_estimate(change)}</td>"
+        f"<td>{kept}</td></tr>"
+        for name, loss, change, kept in rows
+    )
+    head = "<tr><th>after the search</th><th>loss</th><th>change</th><th></th></tr>"
+    return wide(f"<table>{head}{cells}</table>")
+
+
+def _estimate(estimate: dict[str, float] | None) -> str:
+    """Write a mean with its standard error."""
+    if estimate is None:
+        return ""
+    return f"{estimate['mean']:.4g} &plusmn; {estimate['sem']:.2g}"
 
 
 def _choices(summary: dict[str, Any]) -> list[str]:

@@ -143,6 +143,8 @@ def write_stage_report(out: Path) -> Path:
             f"error {stage['loss_sem']:.2g}. {100 * stage['compression_ratio']:.2f} % "
             f"of the weights of these layers. Search: {stage['seconds']:.1f} s.</p>"
         )
+        if stage.get("finish"):
+            parts.append(f"<p>{html.escape(stage['finish'])}</p>")
         layers = pd.read_csv(out / STAGES_FOLDER / folder / "layers.csv")
         parts.append(wide(layers.to_html(**plain)))
     parts.append(f"<p>Seed {summary['seed']}.</p>")

@@ -12,7 +12,7 @@ from compression_adapters.evaluation.problem import CompressionProblem
 from compression_adapters.options import SearchOptions
 from compression_adapters.search.client import new_client
 from compression_adapters.search.result import CompressionResult, summed
-from compression_adapters.search.run import search_problem
+from compression_adapters.search.run import finished, search_problem
 from compression_adapters.search.sample_size import (
     SampleSize,
     balanced_sample_size,
@@ -65,16 +65,17 @@ def search_auto(
     dim = len(problem.parameters)
     initial = options.num_initial_trials or default_initial_trials(dim)
     first_trials = min(initial + _MODEL_TRIALS, options.max_trials)
-    first = search_problem(problem, replace(options, max_trials=first_trials))
+    begin = replace(options, max_trials=first_trials, refit=False)
+    first = search_problem(problem, begin)
     proposed = int((first.trials["node"] == PAC_NODE).sum())
     if first.stop_reason != "max_trials" or proposed == 0:
-        return first
+        return finished(first, options)
     chosen = _choose(first, proposed, most)
     same = chosen.num_samples == problem.num_samples
     left = options.max_trials - len(first.trials)
     if same and left < 2:
         record_sample_size(first.client, chosen)
-        return replace(first, sample_size=chosen)
+        return finished(replace(first, sample_size=chosen), options)
     client = first.client if same else new_client(problem)
     record_sample_size(client, chosen)
     result = search_problem(

@@ -161,6 +161,9 @@ def quiet_ax() -> Iterator[None]:
             # GPyTorch raises noise below 1e-6 of the data's variance to that value at
             # every fit. More noise makes a certificate harder to obtain.
             warnings.filterwarnings("ignore", message="Very small noise values")
+            # And it raises variances that are negative by rounding error to 1e-10 of
+            # the data's variance, at points of which the model is certain.
+            warnings.filterwarnings("ignore", message="Negative variance values")
             yield
     finally:
         logger.setLevel(level)

@@ -82,7 +82,7 @@ def dry_run(problem: CompressionProblem) -> None:
                             "outputs depend on has to be in its state_dict"
                         )
     with _attempt("measured"):
-        layer_losses(reference, small, layers, problem.factors, ranks)
+        layer_losses(reference, small, layers, problem.factors, ranks, few)
         for network in (reference, small):
             measure_cost(network, few, batch_sizes=())
 

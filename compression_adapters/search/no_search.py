@@ -17,7 +17,7 @@ from compression_adapters.options import SearchOptions, Target, read_ratio
 from compression_adapters.search.client import new_client, quiet_ax
 from compression_adapters.search.loop import SearchLoop
 from compression_adapters.search.result import CompressionResult
-from compression_adapters.search.run import make_result, search_strategy
+from compression_adapters.search.run import finished, make_result, search_strategy
 
 _SPREAD = 8
 """Networks that are evaluated for a gamma before those between the best ones."""
@@ -67,6 +67,7 @@ def take_from_path(
             "no_search",
             path.point(best),
         )
+        result = finished(result, options)
     timings = {"factorize": 0.0, **taken.loop.timings()}
     timings["total"] = time.perf_counter() - began
     return replace(result, timings=timings)

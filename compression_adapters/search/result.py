@@ -15,6 +15,7 @@ from torch import nn
 
 from ax_pac import PACCertificate
 from compression_adapters.evaluation.estimates import MeanSEM, apply_sem_floor
+from compression_adapters.evaluation.finishing import FinishRecord
 from compression_adapters.evaluation.problem import CompressionProblem
 from compression_adapters.network.checkpoint import save_compressed
 from compression_adapters.network.costs import NetworkCost, compare_costs, measure_cost
@@ -22,6 +23,7 @@ from compression_adapters.network.counts import compression_ratio
 from compression_adapters.network.truncation import copy_of_trial
 from compression_adapters.rank_space.scales import DENSE, Rank
 from compression_adapters.search.loop import StopReason
+from compression_adapters.search.path_gain import gain_over_path
 from compression_adapters.search.sample_size import SampleSize
 from compression_adapters.search.trials import fresh_seed
 
@@ -39,9 +41,11 @@ class CompressionResult:
             coordinate.
         ranks: Layer name to rank or `"dense"`.
         certificate: The certificate on the last data. `certificate.holds` states
-            whether the search is certified, at `certificate.level`.
-        layers: One row per layer: rank, weights, ratio (see `layer_table`), energy kept
-            and local error (see `layer_losses`).
+            whether the search is certified, at `certificate.level`. It is of the
+            networks as the trials measured them; what was done to `network` after that
+            made it better by what `finish` says.
+        layers: One row per layer: rank, weights, ratio (see `layer_table`), and errors
+            as the trials measured it (see `layer_losses`).
         loss: Loss of `network` itself, on fresh samples that no trial has used.
         trials: One row per trial: objective, loss and ratio with their SEMs, score of
             the proposal, unit coordinates and ranks.
@@ -50,13 +54,12 @@ class CompressionResult:
         timings: Wall seconds: `factorize`, `fit`, `propose`, `evaluate`, `total`.
         stop_reason: `certified`, `max_trials`, `interrupted`, or `no_search`.
         seed: The seed of the search.
-        gain_over_path: By how much the network is better than the best one of the price
-            path that was evaluated, on the same fresh samples, in objective units;
-            None if none was. What a search adds to a rule without one.
         sample_size: With `num_samples="auto"`, what was chosen and why.
         gammas: With a target in place of gamma, one row per gamma that was tried:
             `gamma`, `compression_ratio`, `loss` and `loss_sem` on fresh samples,
             `meets_target`, `certified`, and `evaluations`, those that were made for it.
+        finish: What was done to the network after the search, see `finish_network`;
+            None: nothing was tried.
     """
 
     network: nn.Module = field(repr=False)
@@ -71,9 +74,21 @@ class CompressionResult:
     timings: dict[str, float]
     stop_reason: StopReason
     seed: int
-    gain_over_path: MeanSEM | None = None
     sample_size: SampleSize | None = None
     gammas: pd.DataFrame | None = field(default=None, repr=False)
+    finish: FinishRecord | None = None
+
+    def gain_over_path(self) -> MeanSEM | None:
+        """Measure what the search added to the best network of the price path.
+
+        Both are evaluated on the same 200 fresh samples, as trials are.
+
+        Returns:
+            By how much the objective is better than that of the best network of the
+            path that was evaluated; exactly zero if it is the same. Unit: objective
+            units. None if none was evaluated.
+        """
+        return gain_over_path(self.problem, self.trials, self.ranks, self.seed)
 
     def measure(
         self, batch_sizes: Sequence[int] = (1, 32), repeats: int = 9

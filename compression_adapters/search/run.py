@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import replace
+from typing import Final
 
 import torch
 from ax.api.client import Client
@@ -11,6 +12,7 @@ from ax.generation_strategy.generation_strategy import GenerationStrategy
 
 from ax_pac import PACCertificate, incumbent_arm, pac_generation_strategy
 from ax_pac.ax_internals import experiment_of
+from compression_adapters.evaluation.finishing import finish_network
 from compression_adapters.evaluation.problem import CompressionProblem
 from compression_adapters.network.costs import layer_losses
 from compression_adapters.network.counts import layer_table
@@ -21,7 +23,6 @@ from compression_adapters.search.dry_run import carrying
 from compression_adapters.search.initial_design import attach_first_points
 from compression_adapters.search.known_part import known_part
 from compression_adapters.search.loop import StopReason
-from compression_adapters.search.path_gain import gain_over_path
 from compression_adapters.search.ray_loop import check_workers, search_loop
 from compression_adapters.search.result import (
     CompressionResult,
@@ -31,6 +32,9 @@ from compression_adapters.search.result import (
 from compression_adapters.search.sample_size import recorded_sample_size
 from compression_adapters.search.stored import open_search
 from compression_adapters.search.trials import fresh_seed, trial_table
+
+_ERROR_SAMPLES: Final = 200
+"""Fresh inputs that the errors of layers' outputs are measured on."""
 
 
 def search_problem(
@@ -86,12 +90,38 @@ def search_problem(
             stop_reason = "certified"
         result = make_result(problem, client, options, certificate, stop_reason)
         require_measured(result)
-    gain = gain_over_path(result)
+        result = finished(result, options)
     timings = {"factorize": 0.0, **search.timings()}
     timings["total"] = time.perf_counter() - began
-    result = replace(result, timings=timings, gain_over_path=gain)
+    result = replace(result, timings=timings)
     warn_if_worse_than_dense(result)
     return result
+
+
+def finished(result: CompressionResult, options: SearchOptions) -> CompressionResult:
+    """Refit the network that is kept, once it is known to be the one that was measured.
+
+    Args:
+        result: Before.
+        options: `refit` says whether.
+    """
+    if not options.refit:
+        return result
+    problem = result.problem
+    try:
+        network, record = finish_network(
+            problem,
+            result.network,
+            result.ranks,
+            seed=options.seed,
+            progress=options.progress,
+        )
+    except KeyboardInterrupt:
+        return result  # as the search measured it
+    if network is result.network:
+        return replace(result, finish=record)
+    loss = problem.network_loss(network, seed=fresh_seed(options.seed))
+    return replace(result, network=network, loss=loss, finish=record)
 
 
 def search_strategy(
@@ -146,8 +176,10 @@ def make_result(
     if chosen is not None and chosen.num_samples != problem.num_samples:
         chosen = None  # continued with another number from the caller
     compressed = problem.compress(parameterization).eval()
+    rng = torch.Generator().manual_seed(fresh_seed(options.seed))
     lost = layer_losses(
-        problem.network, compressed, problem.layers, problem.factors, ranks
+        *(problem.network, compressed, problem.layers, problem.factors, ranks),
+        inputs=problem.sampler(_ERROR_SAMPLES, rng).inputs,
     )
     return CompressionResult(
         network=compressed,

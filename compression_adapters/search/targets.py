@@ -19,7 +19,7 @@ from compression_adapters.search.auto import search_auto
 from compression_adapters.search.client import new_client, reweighted_client
 from compression_adapters.search.dry_run import carrying, checked_problem
 from compression_adapters.search.result import CompressionResult, summed
-from compression_adapters.search.run import search_problem
+from compression_adapters.search.run import finished, search_problem
 from compression_adapters.search.sample_size import most_samples
 from compression_adapters.search.trials import trial_seed
 
@@ -118,7 +118,9 @@ def search_target(
     began = time.perf_counter()
     wanted = options.target
     target = None if wanted.ratio is None else read_ratio(wanted.ratio)
-    search, auto = options.search, options.problem.num_samples == AUTO
+    auto = options.problem.num_samples == AUTO
+    # Only the network that is kept in the end is worth refitting.
+    search = replace(options.search, refit=False)
     problem = checked_problem(network, inputs, 1.0, options.problem)
     factorize_seconds = time.perf_counter() - began
     if target is not None:
@@ -184,7 +186,8 @@ def search_target(
         "factorize": factorize_seconds,
         "total": time.perf_counter() - began,
     }
-    return replace(best[1], timings=spent, gammas=pd.DataFrame(rows))
+    kept = finished(best[1], options.search)
+    return replace(kept, timings=spent, gammas=pd.DataFrame(rows))
 
 
 def compress_at(

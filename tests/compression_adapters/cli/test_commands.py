@@ -42,7 +42,7 @@ def invoke(*arguments: str):
 @pytest.mark.usefixtures("small_preset")
 def test_compress_writes_everything_and_report_writes_it_again(tmp_path):
     out = tmp_path / "run"
-    result = invoke("compress", "fc3", "--out", str(out), *ARGUMENTS)
+    result = invoke("compress", "fc3", "--out", str(out), *ARGUMENTS, "--no-refit")
     assert result.exit_code == 0, result.output
     assert "certified (level marginal)" in result.output
 
@@ -77,6 +77,36 @@ def test_compress_writes_everything_and_report_writes_it_again(tmp_path):
     again = invoke("report", str(out))
     assert again.exit_code == 0, again.output
     assert (out / "report.html").read_text().count("<figure>") == page.count("<figure>")
+
+
+@pytest.mark.usefixtures("small_preset")
+def test_what_followed_the_search_is_printed_and_kept(tmp_path):
+    result = invoke("compress", "fc3", "--out", str(tmp_path), *SHORT)
+    assert result.exit_code == 0, result.output
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert f"after     {summary['finish']['sentence']}" in result.output
+    assert summary["settings"]["refit"] is True
+    again = invoke("report", str(tmp_path))
+    assert summary["finish"]["sentence"] in again.output
+    page = (tmp_path / "report.html").read_text()
+    assert "as the search measured it" in page
+    recipe = json.loads((tmp_path / "network" / "recipe.json").read_text())
+    kept = any(step["accepted"] for step in summary["finish"]["steps"])
+    assert ("finishes" in recipe) == kept
+
+
+@pytest.mark.usefixtures("small_preset")
+def test_profile_prints_layers_with_predicted_errors():
+    fitted = invoke("profile", "fc3")
+    alone = invoke("profile", "fc3", "--calibrate", "0", "--encoding", "energy")
+    for result in (fitted, alone):
+        assert result.exit_code == 0, result.output
+        assert "predicted_error_centre" in result.output
+        assert "2 layers in play" in result.output
+    assert fitted.output != alone.output
+    refused = invoke("profile", "fc3", "--layers", "unknown")
+    assert refused.exit_code == 1
+    assert "Traceback" not in refused.output
 
 
 @pytest.mark.usefixtures("small_preset")

@@ -5,10 +5,15 @@ import torch
 from torch import nn
 
 from compression_adapters import factorize_network, find_layers, truncate_network
+from compression_adapters.calibration.gather import gather_moments, rows_of
 from compression_adapters.decompositions import (
+    CP,
+    ChannelConv,
     LowRankConv,
     MagnitudePruning,
     TruncatedSVD,
+    Tucker,
+    parts_of,
     sparse_bytes,
 )
 
@@ -82,6 +87,116 @@ def test_pruning_follows_a_low_rank_stage():
     kept = [int(p.count_nonzero()) for p in small.parameters() if p.ndim >= 2]
     assert sum(kept[:2]) == 100  # rank r of a layer with 300 weights keeps r
     assert kept[2] == 100
+
+
+def squares_of(layer, inputs):
+    return gather_moments(nn.Sequential(layer), {"0": "squares"}, inputs)["0"]
+
+
+FACTORED = [
+    (lambda: nn.Linear(20, 12), TruncatedSVD(), (50, 20)),
+    (lambda: nn.Conv2d(6, 8, 1), TruncatedSVD(), (8, 6, 5, 5)),
+    (lambda: nn.Conv2d(6, 8, 3, padding=1), LowRankConv(), (8, 6, 7, 7)),
+    (lambda: nn.Conv2d(6, 8, 3, groups=2, stride=2), LowRankConv(), (8, 6, 9, 9)),
+    (lambda: nn.Conv2d(6, 8, 3), ChannelConv(), (8, 6, 7, 7)),
+    (lambda: nn.Conv2d(6, 8, 3, groups=2), ChannelConv(), (8, 6, 7, 7)),
+    (lambda: nn.Conv2d(6, 8, 3), Tucker(), (8, 6, 7, 7)),
+    (lambda: nn.Conv2d(6, 8, 3), CP(), (8, 6, 7, 7)),
+]
+
+
+@pytest.fixture
+def factored(make, decomposition):
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        layer = make()
+        yield decomposition.truncate(decomposition.factorize(layer), 3)
+
+
+@pytest.mark.parametrize(("make", "decomposition", "shape"), FACTORED)
+def test_squares_of_a_factored_layer_are_those_of_all_its_parts(factored, shape):
+    inputs = torch.randn(shape) + 0.3
+    moments = squares_of(factored, inputs)
+    seen, means, x = [], [], inputs
+    with torch.no_grad():
+        for part in parts_of(factored):
+            rows = rows_of(part, x).double()
+            seen.append(rows.square().mean(1).flatten())
+            means.append(rows.mean(1).flatten())
+            x = part(x)
+        torch.testing.assert_close(x, factored(inputs))
+    torch.testing.assert_close(
+        moments.second.flatten(), torch.cat(seen), rtol=1e-4, atol=1e-5
+    )
+    torch.testing.assert_close(
+        moments.mean.flatten(), torch.cat(means), rtol=1e-4, atol=1e-5
+    )
+
+
+@pytest.mark.parametrize(("make", "decomposition", "shape"), FACTORED)
+def test_a_weight_contributes_the_norm_of_what_the_output_loses_without_it(
+    factored, shape
+):
+    factored = factored.double()
+    first, *_ = parts_of(factored)
+    inputs = torch.randn(shape, dtype=torch.float64)
+    moments = squares_of(factored, inputs)
+    factors = pruning.factorize(factored, moments)
+    last = parts_of(factored)[-1]
+    with torch.no_grad():
+        x = inputs
+        for part in parts_of(factored)[:-1]:
+            x = part(x)
+        spread = rows_of(last, x).var(1, correction=0)
+        groups = len(spread)
+        own = last.weight.flatten(1).unflatten(0, (groups, -1)).square()
+        ridge = 1e-3 * spread.mean(1, keepdim=True)
+        by_hand = (own * (spread + ridge)[:, None]).sum()
+    values = pruning.singular_values(factors)
+    parts = len(parts_of(factored))
+    total = float(values.square().sum())
+    assert total >= float(by_hand)
+    if parts == 2:  # the first part's, whose gain is the norm of the second's columns
+        spread = rows_of(first, inputs).var(1, correction=0)
+        ridge = 1e-3 * spread.mean(1, keepdim=True)
+        weights = first.weight.detach().flatten(1).unflatten(0, (groups, -1))
+        gain = last.weight.detach().unflatten(0, (groups, -1)).square()
+        gain = gain.sum(1).flatten(2).sum(2) if gain.ndim > 3 else gain.sum(1)
+        others = weights.square() * gain[:, :, None] * (spread + ridge)[:, None]
+        assert total == pytest.approx(float(by_hand + others.sum()), rel=1e-6)
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_with_moments_it_loses_less_where_inputs_differ_in_size(bias):
+    layer = linear(bias=bias)
+    inputs = torch.randn(500, 50).abs() * torch.linspace(0.1, 3, 50)
+    moments = squares_of(layer, inputs)
+    errors = [
+        (pruning.truncate(factors, 200)(inputs) - layer(inputs)).norm().item()
+        for factors in (pruning.factorize(layer, moments), pruning.factorize(layer))
+    ]
+    assert errors[0] < 0.85 * errors[1]
+
+
+@pytest.mark.parametrize(("make", "decomposition", "shape"), FACTORED)
+def test_a_factored_layer_keeps_its_mean_output_and_loses_less(factored, shape):
+    inputs = torch.randn(shape).abs() + 0.5
+    plain, fitted = (
+        pruning.truncate(factors, pruning.max_rank(factored) // 3)
+        for factors in (
+            pruning.factorize(factored),
+            pruning.factorize(factored, squares_of(factored, inputs)),
+        )
+    )
+    with torch.no_grad():
+        errors = [cut(inputs) - factored(inputs) for cut in (fitted, plain)]
+    assert float(errors[0].norm()) < float(errors[1].norm())
+    if getattr(factored, "padding", (0, 0)) == (0, 0):
+        channels = -3 if hasattr(factored, "padding") else -1
+        mean = errors[0].movedim(channels, -1).flatten(0, -2).mean(0)
+        # Not exact of k x k: the second part sees some of the first one's outputs more
+        # often than others.
+        assert float(mean.abs().max()) < 0.05 * float(factored(inputs).std())
 
 
 def test_bytes_of_a_sparse_format_are_those_of_the_smaller_one():

@@ -6,7 +6,11 @@ from torch import nn
 from torch.nn.utils import parametrizations, prune
 
 from compression_adapters.decompositions import TruncatedSVD
-from compression_adapters.layers.selection import choose_low_rank, choose_pruning
+from compression_adapters.layers.selection import (
+    choose_linear,
+    choose_low_rank,
+    choose_pruning,
+)
 from compression_adapters.layers.survey import find_layers, survey_layers, unwrap
 from compression_adapters.network.truncation import factorize_network, truncate_network
 
@@ -217,7 +221,56 @@ def test_weights_tied_to_an_embedding_are_left_alone():
     network = nn.ModuleDict({"tokens": nn.Embedding(9, 4), "head": nn.Linear(4, 9)})
     network["head"].weight = network["tokens"].weight
     with (
-        pytest.warns(UserWarning, match="'head' shares its weight with 'tokens'"),
+        pytest.warns(UserWarning, match="shares its weight") as warnings,
         pytest.raises(ValueError, match=r"(?s)No layer.*head \(Linear\): shares its"),
     ):
         find_layers(network)
+    tokens, head = (str(warning.message) for warning in warnings)
+    assert tokens.startswith("Layer 'tokens' shares its weight with 'head'")
+    assert head.startswith("Layer 'head' shares its weight with 'tokens'")
+    assert "both the embedding of tokens and the weight of an output layer" in tokens
+    network["head"].weight = nn.Parameter(network["head"].weight.detach().clone())
+    assert [layer.name for layer in find_layers(network)] == ["tokens", "head"]
+
+
+def test_embeddings_that_do_more_than_look_up_are_left_alone_with_the_reason():
+    network = nn.ModuleDict(
+        {
+            "plain": nn.Embedding(9, 4, padding_idx=0),
+            "one column": nn.Embedding(9, 1),
+            "renormalised": nn.Embedding(9, 4, max_norm=1.0),
+            "sparse": nn.Embedding(9, 4, sparse=True, scale_grad_by_freq=True),
+            "bag": nn.EmbeddingBag(9, 4),
+        }
+    )
+    layers, _ = survey_layers(network)
+    assert [layer.name for layer in layers] == ["plain"]
+    assert reasons(network) == {
+        "one column": "no rank makes it smaller",
+        "renormalised": "an embedding with max_norm",
+        "sparse": "an embedding with sparse, scale_grad_by_freq",
+        "bag": "no decomposition supports EmbeddingBag",
+    }
+    small = truncate_network(
+        network, factorize_network(network, layers), layers, {"plain": 2}
+    )
+    assert reasons(small, choose_pruning)["plain"] == "factored already"
+
+
+class Conv1D(nn.Module):
+    def __init__(self, nf, nx):
+        super().__init__()
+        self.nf = nf
+        self.weight = nn.Parameter(torch.randn(nx, nf))
+        self.bias = nn.Parameter(torch.randn(nf))
+
+
+def test_transposed_linear_layers_take_part():
+    network = nn.Sequential(Conv1D(6, 4), Conv1D(1, 6))
+    (layer,) = find_layers(network)
+    assert (layer.name, layer.weight_shape, layer.max_rank) == ("0", (4, 6), 2)
+    assert [layer.name for layer in find_layers(network, choose_linear)] == ["0"]
+    assert reasons(network) == {"1": "no rank makes it smaller"}
+    other = nn.Sequential(Conv1D(6, 4))
+    other[0].nf = 4  # not what Hugging Face's is
+    assert reasons(other) == {"0": "no decomposition supports Conv1D"}

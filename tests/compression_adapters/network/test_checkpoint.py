@@ -185,10 +185,13 @@ def test_a_decomposition_of_ones_own_is_found_where_it_is_passed(network, tmp_pa
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda r: r.update(format_version=2), "format_version 2.*Update ax-pac"),
-        (lambda r: r.update(format_version=2, new=1), "format_version 2.*Update"),
-        (lambda r: r.update(format_version="1"), "format_version must be 1; got 1"),
-        (lambda r: r.update(format_version=0), "format_version must be 1; got 0"),
+        (lambda r: r.update(format_version=3), "format_version 3.*Update ax-pac"),
+        (lambda r: r.update(format_version=3, new=1), "format_version 3.*Update"),
+        (
+            lambda r: r.update(format_version="1"),
+            "format_version must be 1 to 2; got 1",
+        ),
+        (lambda r: r.update(format_version=0), "format_version must be 1 to 2; got 0"),
         (lambda r: r.update(extra=1), r"the recipe must have the keys.*'extra'"),
         (lambda r: r.pop("layers"), r"the recipe must have the keys"),
         (lambda r: r.update(layers=[]), "non-empty list"),
@@ -400,7 +403,9 @@ def test_a_pruned_layer_is_checked_by_its_nonzero_weights(tmp_path):
         save_compressed(small, layers, ranks, tmp_path)
 
 
-@pytest.mark.parametrize("kind", ["tucker", "cp", "low_rank_conv", "svd", "pruning"])
+@pytest.mark.parametrize(
+    "kind", ["tucker", "cp", "low_rank_conv", "channel_conv", "svd", "pruning"]
+)
 def test_every_decomposition_comes_back(kind, tmp_path, images):
     decomposition = DECOMPOSITIONS[kind]
     small, layers, ranks = stage(
@@ -412,6 +417,34 @@ def test_every_decomposition_comes_back(kind, tmp_path, images):
     loaded = load_compressed(tmp_path, Convolutional(seed=1))
     assert torch.equal(loaded(images), small(images))
     assert layers[0].decomposition.name == kind
+
+
+class Conv1D(nn.Module):
+    def __init__(self, nf, nx):
+        super().__init__()
+        self.nf = nf
+        self.weight = nn.Parameter(torch.randn(nx, nf))
+        self.bias = nn.Parameter(torch.randn(nf))
+
+    def forward(self, x):
+        return x @ self.weight + self.bias
+
+
+def test_embeddings_and_transposed_linear_layers_come_back(tmp_path):
+    def make():
+        return nn.Sequential(
+            nn.Embedding(20, 8, padding_idx=0), Conv1D(12, 8), nn.Linear(12, 4)
+        )
+
+    tokens = torch.arange(20).reshape(4, 5)
+    small, layers, ranks = stage(make(), choose_low_rank, 2)
+    assert [layer.decomposition.name for layer in layers] == ["embedding", "svd", "svd"]
+    save_compressed(small, layers, ranks, tmp_path)
+    loaded = load_compressed(tmp_path, make())
+    assert torch.equal(loaded(tokens), small(tokens))
+    assert repr(loaded) == repr(small)
+    assert (loaded[0].padding_idx, loaded[1].nf) == (0, 12)
+    assert loaded[1].weight.shape == (8, 12)
 
 
 def test_copies_and_moves_of_a_compressed_network_keep_working(tmp_path, images):

@@ -111,9 +111,10 @@ def test_energy_and_error_of_a_matrix_add_up_to_one():
     ranks = {"0": 3, "2": 4, "3": "dense"}
     small = truncate_network(network, factors, layers, ranks)
     table = layer_losses(network, small, layers, factors, ranks).set_index("layer")
-    assert table.loc["3"].tolist() == [1.0, 0.0]
+    assert table.loc["3"].tolist() == [1.0, 0.0, 0.0]
     for name in ("0", "2"):
-        energy, error = table.loc[name]
+        energy, predicted, error = table.loc[name]
+        assert energy + predicted == pytest.approx(1.0)
         assert 0 < energy < 1
         assert energy + error**2 == pytest.approx(1.0)
     values = torch.linalg.svdvals(network[2].weight.detach())
@@ -153,7 +154,8 @@ def test_a_result_reports_what_was_kept_and_what_it_costs():
     )
     ranks = [rank for rank in result.ranks.values() if rank != "dense"]
     assert all(rank % 2 == 0 for rank in ranks)
-    assert {"energy_kept", "local_error"} <= set(result.layers)
+    columns = {"energy_kept", "predicted_error", "local_error", "output_error"}
+    assert columns <= set(result.layers)
     table = result.measure(batch_sizes=(2,), repeats=1)
     assert table["quantity"].tolist()[-1] == "milliseconds, batch 2"
     assert table["after"][0] <= table["before"][0]

@@ -4,6 +4,7 @@ import pandas as pd
 import pytest
 
 from compression_adapters.report.plots import (
+    plot_layer_errors,
     plot_objective,
     plot_ranks,
     plot_ratio_against_accuracy,
@@ -32,6 +33,15 @@ def test_a_dense_layer_is_drawn_at_its_maximal_rank():
     figure = plot_ranks(layers)
     assert list(figure.data[1].y) == [3, 5]
     assert figure.data[1].text[1].startswith("dense")
+
+
+def test_predicted_and_measured_errors_stand_side_by_side():
+    layers = pd.DataFrame(
+        {"layer": ["a", "b"], "predicted_error": [0.1, 0.0], "output_error": [0.2, 0.0]}
+    )
+    figure = plot_layer_errors(layers)
+    assert [list(trace.y) for trace in figure.data] == [[0.1, 0.0], [0.2, 0.0]]
+    assert list(figure.data[0].x) == ["a", "b"]
 
 
 def test_loss_and_accuracy_are_drawn_against_the_ratio():

@@ -55,6 +55,36 @@ def test_a_report_without_accuracies_leaves_that_picture_out(tmp_path):
     assert "<toy>" not in page
 
 
+def test_a_report_shows_what_followed_the_search_and_errors_of_layers(tmp_path):
+    finish = {
+        "num_samples": 300,
+        "before": {"mean": 4.7, "sem": 0.4},
+        "steps": [
+            {
+                "name": "refit",
+                "loss": {"mean": 3.9, "sem": 0.3},
+                "change": {"mean": -0.8, "sem": 0.1},
+                "accepted": True,
+            },
+            {"name": "batch_norm", "loss": None, "change": None, "accepted": False},
+        ],
+        "sentence": "Loss was <4.7>.",
+    }
+    layers = [{**SUMMARY["layers"][0], "predicted_error": 0.1, "output_error": 0.2}]
+    accuracies = {"accuracy_original": 0.9, "accuracy_compressed": 0.8}
+    top5 = {"top5_original": 1.0, "top5_compressed": 0.9}
+    summary = {**SUMMARY, **accuracies, **top5, "finish": finish, "layers": layers}
+    write_run(tmp_path, summary, TRIALS.assign(accuracy=[0.5, 0.7, math.nan]))
+    page = write_report(tmp_path).read_text()
+    assert page.count("<figure>") == 5
+    for text in ("Loss was &lt;4.7&gt;.", "-0.8 &plusmn; 0.1", "not kept"):
+        assert text in page
+    assert "before the refit" in page
+    finish["steps"][0]["accepted"] = False
+    write_run(tmp_path, summary, TRIALS.assign(accuracy=[0.5, 0.7, math.nan]))
+    assert "before the refit" not in write_report(tmp_path).read_text()
+
+
 def test_a_folder_without_a_run_is_refused(tmp_path):
     with pytest.raises(ValueError, match="holds no finished run"):
         read_run(tmp_path)

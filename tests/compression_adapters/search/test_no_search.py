@@ -104,9 +104,9 @@ def test_a_search_says_what_it_adds_to_the_path():
     options = {"gamma": 1.0, "delta": 0.2, "level": "pairwise", "max_trials": 12}
     result = compress(network(), pool(), **options)
     path = price_path(result.problem)
-    gain = result.gain_over_path
+    gain = result.gain_over_path()
     if result.ranks in path.networks:
         assert gain == (0.0, 0.0)
     assert gain.mean >= -3 * gain.sem - 0.05
     beside = compress(network(), pool(), start="space-filling", **options)
-    assert beside.gain_over_path is None or beside.ranks in path.networks
+    assert beside.gain_over_path() is None or beside.ranks in path.networks

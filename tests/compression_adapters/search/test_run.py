@@ -401,9 +401,7 @@ def test_a_search_that_is_continued_has_begun():
 
 
 def test_a_start_that_does_not_exist_is_refused():
-    with pytest.raises(
-        ValueError, match="start must be one of auto, path"
-    ):
+    with pytest.raises(ValueError, match="start must be one of auto, path"):
         compress(small_network(), pool(), **SETTINGS, start="dense")
     pytest.importorskip("ray")
     with pytest.raises(ValueError, match="got 'line' and workers=2"):

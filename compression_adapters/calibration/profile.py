@@ -1,4 +1,4 @@
-"""A table of a network's layers and possible ranks, before any decomposition."""
+"""A table of a network's layers and possible ranks, before any search."""
 
 from dataclasses import dataclass, field
 
@@ -6,6 +6,8 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
+from compression_adapters.calibration.factors import calibrated_factors
+from compression_adapters.decompositions import Factors
 from compression_adapters.layers.selection import Choose, Selectors, choose_low_rank
 from compression_adapters.layers.survey import (
     LayerSpec,
@@ -13,6 +15,7 @@ from compression_adapters.layers.survey import (
     survey_layers,
     unwrap,
 )
+from compression_adapters.network.costs import energy_kept
 from compression_adapters.network.macs import (
     _meta_macs,
     run_counted,
@@ -34,7 +37,9 @@ class NetworkProfile:
             `weight_shape`, `max_rank`, `weights`, and `rank_*` and `weights_*` at the
             smallest rank (`min`), at the coordinate 0.5 (`centre`) and at the maximal
             rank (`max`). With an example input also `macs` and `macs_*`, the
-            multiply-adds per sample; NaN for a layer that is not called.
+            multiply-adds per sample; NaN for a layer that is not called. With errors
+            also `predicted_error_*`, the share of the layer's squared output that the
+            rank leaves out, or of its squared weights.
         skipped: One row per layer with weights that is left out: `layer`, `kind`,
             `reason`.
         num_weights: Weights of the whole network, without biases and normalisation.
@@ -76,12 +81,16 @@ def profile(
     exclude: Selectors = (),
     encoding: str = "log",
     min_rank: int = 1,
+    errors: bool = False,
+    calibrate: Tensor | None = None,
+    seed: int = 0,
 ) -> NetworkProfile:
     """Tabulate the layers of a network before any search.
 
-    Nothing is decomposed: weights and multiply-adds are computed from the structure of
-    each rank. torch counts the multiply-adds while the network runs once on the
-    example, and those of the factored layers on inputs of the same shapes.
+    Unless errors are asked for, nothing is decomposed: weights and multiply-adds are
+    computed from the structure of each rank. torch counts the multiply-adds while the
+    network runs once on the example, and those of the factored layers on inputs of the
+    same shapes.
 
     Args:
         network: Any network, in any mode; not modified.
@@ -91,8 +100,12 @@ def profile(
         include: See `find_layers`.
         exclude: See `find_layers`.
         encoding: `"log"` or `"linear"`: the meaning of the coordinate 0.5. `"energy"`
-            would need a decomposition.
+            needs errors.
         min_rank: Smallest rank.
+        errors: Whether to decompose each layer, for its errors at three ranks.
+        calibrate: Inputs that the factors are fitted to, as in a search; with them
+            there are errors too, those of the output. None: of the weights alone.
+        seed: Of the choice of patches, see `gather_moments`.
 
     Returns:
         The profile; print it. Pruned layers have the multiply-adds of dense ones,
@@ -112,6 +125,9 @@ def profile(
     """
     network = unwrap(network)
     layers, skipped = survey_layers(network, choose, include=include, exclude=exclude)
+    factors: dict[str, Factors] = {}
+    if errors or calibrate is not None:
+        factors = calibrated_factors(network, layers, calibrate, seed=seed)
     inputs: dict[str, list[torch.Size]] = {}
     num_macs = None
     if example is not None:
@@ -121,9 +137,16 @@ def profile(
     for layer in layers:
         module = network.get_submodule(layer.name)
         shapes = inputs.get(layer.name, [])
-        row = _weights_row(layer, module, encoding, min_rank)
+        found = factors.get(layer.name)
+        row = _weights_row(layer, module, encoding, min_rank, found)
         if example is not None:
             row |= _macs_row(layer, module, row, shapes, len(example))
+        if found is not None:
+            row |= {
+                f"predicted_error_{point}": 1.0
+                - energy_kept(layer, found, int(str(row[f"rank_{point}"])))
+                for point in _POINTS
+            }
         rows.append(row)
     return NetworkProfile(
         layers=pd.DataFrame(rows),
@@ -137,10 +160,23 @@ def profile(
 
 
 def _weights_row(
-    layer: LayerSpec, module: nn.Module, encoding: str, min_rank: int
+    layer: LayerSpec,
+    module: nn.Module,
+    encoding: str,
+    min_rank: int,
+    factors: Factors | None,
 ) -> dict[str, object]:
     """Describe a layer, with its weights at three ranks."""
-    scale = rank_scale(layer, encoding=encoding, at_max="factor", min_rank=min_rank)
+    values = None
+    if factors is not None and layer.decomposition.searchable:
+        values = layer.decomposition.singular_values(factors)
+    scale = rank_scale(
+        layer,
+        encoding=encoding,
+        at_max="factor",
+        min_rank=min_rank,
+        singular_values=values,
+    )
     ranks = [int(scale.rank_from_unit(u)) for u in (0.0, 0.5, 1.0)]
     return {
         "layer": layer.name,
@@ -197,4 +233,6 @@ def _as_text(table: pd.DataFrame) -> str:
         table["weight_shape"] = shapes
     number = "{:,.0f}".format
     formatters = {c: number for c in table.columns if c.startswith(("macs", "weights"))}
+    errors = [c for c in table.columns if c.startswith("predicted_error")]
+    formatters |= dict.fromkeys(errors, "{:.2%}".format)
     return table.to_string(index=False, formatters=formatters, na_rep="not called")

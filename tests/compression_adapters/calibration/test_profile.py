@@ -7,6 +7,7 @@ from torch import nn
 from compression_adapters import (
     DECOMPOSITIONS,
     choose_pruning,
+    compression_problem,
     factorize_network,
     find_layers,
     profile,
@@ -111,7 +112,10 @@ def test_half_precision_and_integer_inputs_are_counted():
     network = nn.Sequential(nn.Embedding(9, 8), nn.Linear(8, 8)).to(torch.bfloat16)
     found = profile(network, torch.zeros(2, 5, dtype=torch.int64))
     assert row(found.layers, "1")["macs"] == 5 * 64
-    assert found.skipped["layer"].tolist() == ["0"]
+    # A lookup multiplies nothing; its factors do, by the second one.
+    tokens = row(found.layers, "0")
+    assert tokens["decomposition"] == "embedding"
+    assert (tokens["macs"], tokens["macs_min"]) == (0, 5 * 8 * tokens["rank_min"])
 
 
 def test_nothing_to_compress_is_said_and_not_an_error():
@@ -130,3 +134,30 @@ def test_pruned_layers_multiply_their_zeros():
 def test_a_network_that_is_not_batch_first_is_refused():
     with pytest.raises(ValueError, match="one output per sample"):
         profile(nn.Sequential(nn.Linear(8, 8), nn.Flatten(0)), torch.zeros(3, 8))
+
+
+def test_errors_are_the_tails_of_the_factors_that_a_search_would_have():
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Linear(30, 20), nn.Tanh(), nn.Linear(20, 10)).eval()
+    inputs = torch.randn(400, 30) * 0.8 ** torch.arange(30.0)
+    problem = compression_problem(network, inputs, gamma=1.0, calibrate=80)
+    known = problem.calibration
+    found = profile(network, calibrate=known.inputs, seed=known.seed).layers
+    alone = profile(network, errors=True).layers
+    for layer in problem.layers:
+        values = layer.decomposition.singular_values(problem.factors[layer.name])
+        squares = values.double().square()
+        for point in ("min", "centre", "max"):
+            rank = row(found, layer.name)[f"rank_{point}"]
+            error = row(found, layer.name)[f"predicted_error_{point}"]
+            assert error == pytest.approx(float(squares[rank:].sum() / squares.sum()))
+            values = torch.linalg.svdvals(
+                network.get_submodule(layer.name).weight.detach().double()
+            )
+            error = row(alone, layer.name)[f"predicted_error_{point}"]
+            expected = float(values[rank:].square().sum() / values.square().sum())
+            assert error == pytest.approx(expected, rel=1e-4, abs=1e-6)
+    text = str(profile(network, errors=True, encoding="energy"))
+    assert "predicted_error_centre" in text
+    assert "%" in text
+    assert not [c for c in profile(network).layers if c.startswith("predicted")]

@@ -1,0 +1,46 @@
+"""The steps of `ax-pac profile`."""
+
+from __future__ import annotations
+
+import torch
+
+from compression_adapters.calibration.profile import NetworkProfile, profile
+from compression_adapters.cli.sources import Source
+from compression_adapters.evaluation.calibration_split import split_inputs
+
+
+def profile_source(
+    source: Source,
+    *,
+    calibrate: int,
+    calibration_seed: int,
+    encoding: str,
+    min_rank: int,
+) -> NetworkProfile:
+    """Profile a network with the factors that a search would have.
+
+    Args:
+        source: Network and data.
+        calibrate: Inputs that factors are fitted to, of its pool; 0: none.
+        calibration_seed: Determines which.
+        encoding: The meaning of the coordinate 0.5.
+        min_rank: Smallest rank.
+
+    Returns:
+        The profile, with predicted errors.
+    """
+    sampler, known = split_inputs(
+        source.inputs, None, num_samples=2, calibrate=calibrate, seed=calibration_seed
+    )
+    device = next(source.network.parameters()).device
+    few = sampler(2, torch.Generator().manual_seed(0)).inputs.to(device)
+    return profile(
+        source.network,
+        few,
+        choose=source.choose,
+        encoding=encoding,
+        min_rank=min_rank,
+        errors=True,
+        calibrate=None if known is None else known.inputs,
+        seed=calibration_seed,
+    )
