@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -156,7 +157,7 @@ def _result(
     # Measured on all images only where it is another network.
     same = _same_outputs(found, subject(name).test)
     returned = slices if same else measured_network(name, found.network, number)
-    columns = ("objective_mean", "objective_sem", "loss_mean", "compression_ratio")
+    columns = ("objective", "objective_sem", "loss", "compression_ratio")
     return {
         "stop_reason": found.stop_reason,
         "holds": found.certificate.holds,
@@ -169,11 +170,17 @@ def _result(
         "estimated_loss": found.loss.mean,
         **slices,
         "returned": {"loss": returned["loss"], "top1": returned["top1"]},
+        "finish": None if found.finish is None else found.finish.to_dict(),
         "trials": [
-            [float(row[column]) for column in columns if column in row]
+            [_plain(row[column]) for column in columns]
             for row in found.trials.to_dict("records")
         ],
     }
+
+
+def _plain(value: float) -> float | None:
+    """As JSON: what was not measured is null."""
+    return float(value) if math.isfinite(value) else None
 
 
 def _same_outputs(found: CompressionResult, images: Images) -> bool:
