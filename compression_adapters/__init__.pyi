@@ -145,6 +145,9 @@ from .network.fine_tuning import (
     fine_tune as fine_tune,
 )
 from .network.fine_tuning import (
+    move_batch_norm as move_batch_norm,
+)
+from .network.fine_tuning import (
     reestimate_batch_norm as reestimate_batch_norm,
 )
 from .network.plain import (

@@ -135,8 +135,8 @@ def compress(
             loss after some twenty evaluations.
         max_trials: Evaluations after which to stop without a certificate.
         seed: Determines samples and proposals.
-        refit: Whether to refit the network that is kept, in sequence, and to
-            re-estimate its batch norm, on the calibration inputs. Each step is kept
+        refit: Whether to refit the network that is kept, in sequence, and to move the
+            statistics of its batch norm, on the calibration inputs. Each step is kept
             only if the loss is smaller on fresh samples, see `finish_network`. The
             certificate is of the networks as the trials measured them. Without effect
             if `calibrate` is 0.

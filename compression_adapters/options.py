@@ -345,8 +345,8 @@ class SearchOptions:
     seed: int = option(0, "Determines samples and proposals.", at_least=0)
     refit: bool = option(
         True,
-        "Refit the network that is kept on the calibration inputs, and re-estimate its "
-        "batch norm, each if it is better on fresh samples; not with --calibrate 0.",
+        "Refit the network that is kept on the calibration inputs, and move its batch "
+        "norm, each if it is better on fresh samples; not with --calibrate 0.",
     )
     progress: bool | None = None
     db: str | Path | None = option(

@@ -16,7 +16,7 @@ from compression_adapters.calibration.gather import BATCH
 from compression_adapters.calibration.refit import refit_in_sequence
 from compression_adapters.evaluation.estimates import MeanSEM, mean_and_sem
 from compression_adapters.evaluation.problem import CompressionProblem
-from compression_adapters.network.fine_tuning import reestimate_batch_norm
+from compression_adapters.network.fine_tuning import move_batch_norm
 from compression_adapters.network.recipe import finishes_of, record_finishes
 from compression_adapters.rank_space.scales import DENSE, Rank
 
@@ -27,7 +27,7 @@ SAMPLES: Final = 300
 
 _IN_WORDS: Final[Mapping[StepName, str]] = {
     "refit": "refit in sequence",
-    "batch_norm": "batch norm re-estimated",
+    "batch_norm": "batch norm moved",
 }
 
 
@@ -114,10 +114,10 @@ def finish_network(
     seed: int,
     progress: bool | None = None,
 ) -> tuple[nn.Module, FinishRecord | None]:
-    """Refit a network in sequence and re-estimate its batch norm, if that is better.
+    """Refit a network in sequence and move its batch norm, each if that is better.
 
     Both use the calibration inputs, without labels: `refit_in_sequence`, then
-    `reestimate_batch_norm`. Both can harm: a fit to few inputs, or statistics that the
+    `move_batch_norm`. Both can harm: a fit to few inputs, or statistics that the
     refit had already made up for. So a step is kept only if the loss of the problem is
     smaller after it on fresh inputs, by more than the standard error of the difference:
 
@@ -186,7 +186,7 @@ def finish_network(
     ):
         # Of nearly the same size: the statistics are means over batches.
         parts = known.inputs.tensor_split(max(1, known.count // BATCH))
-        attempt("batch_norm", lambda: reestimate_batch_norm(kept, parts))
+        attempt("batch_norm", lambda: move_batch_norm(kept, problem.network, parts))
     record = FinishRecord(len(before), mean_and_sem(before), tuple(steps))
     if any(step.accepted for step in steps):
         record_finishes(kept, (*finishes_of(compressed), record.to_dict()))

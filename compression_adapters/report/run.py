@@ -337,7 +337,7 @@ def _finish_table(summary: dict[str, Any]) -> str:
     before = finish["before"]
     rows = [("as the search measured it", before, None, "")]
     for step in finish["steps"]:
-        name = "refit in sequence" if step["name"] == "refit" else "batch norm"
+        name = "refit in sequence" if step["name"] == "refit" else "batch norm moved"
         kept = "kept" if step["accepted"] else "not kept"
         rows.append((name, step["loss"], step["change"], kept))
     cells = "".join(

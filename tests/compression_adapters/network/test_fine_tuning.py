@@ -19,6 +19,7 @@ from compression_adapters.evaluation.sampling import Batch
 from compression_adapters.network.fine_tuning import (
     _factor,
     fine_tune,
+    move_batch_norm,
     reestimate_batch_norm,
 )
 from tests.helpers.networks import labels, pool, small_network
@@ -146,6 +147,29 @@ def test_batch_norm_gets_the_statistics_of_what_it_now_sees():
     assert not torch.allclose(small[1].running_mean, seen.mean(0))
     assert renewed[1].momentum == 0.1
     assert not any(module.training for module in renewed.modules())
+
+
+def test_batch_norm_moves_by_what_compression_changed_on_the_same_inputs():
+    network = normed().eval()
+    with torch.no_grad():  # stale statistics, as of other inputs
+        network[1].running_mean.add_(0.3)
+        network[1].running_var.mul_(2.0)
+    small, _, _ = compressed(network)
+    few = pool()[:20]
+    moved = move_batch_norm(small, network, [few])
+    with torch.no_grad():
+        dense, cut = network[0](few), small[0](few)
+    own = network[1]
+    change = cut.mean(0) - dense.mean(0)
+    torch.testing.assert_close(moved[1].running_mean, own.running_mean + change)
+    ratio = cut.var(0) / dense.var(0)
+    torch.testing.assert_close(moved[1].running_var, own.running_var * ratio)
+    assert not any(module.training for module in moved.modules())
+    # A network that was not cut keeps them, however few the inputs are.
+    same = move_batch_norm(network, network, iter([few[:5]]))
+    torch.testing.assert_close(same[1].running_mean, own.running_mean)
+    torch.testing.assert_close(same[1].running_var, own.running_var)
+    assert torch.equal(same[1].num_batches_tracked, own.num_batches_tracked)
 
 
 def test_only_as_many_batches_are_used_as_asked_for():
