@@ -72,7 +72,7 @@ class StageRequest:
 KINDS: Final[Mapping[str, str]] = {
     "convolutions": "low-rank forms of the convolutions",
     "linear": "truncated SVD of the linear layers",
-    "low-rank": "both",
+    "low-rank": "both, and embeddings",
     "pruning": "magnitude pruning, one threshold for all layers",
     "layer-pruning": "magnitude pruning, one share per layer",
 }

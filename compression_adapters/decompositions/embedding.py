@@ -105,19 +105,19 @@ class LowRankEmbeddings:
     of E^T E, by falling eigenvalue: the truncated SVD. With the frequencies p of the
     rows among those that calibration inputs look up, B are the eigenvectors of
 
-        E^T diag(p + rho) E,  rho = max(RIDGE, p_1) / V
+        E^T diag(p + rho) E,  rho = RIDGE / V
 
     and the expected squared error, sum_t p_t |E_t - E_t,K|^2, is the least possible at
-    every rank. p_1 is the share of rows that were looked up once, which estimates how
-    often the next one is a row that was not seen: rows that calibration inputs do not
-    have get that weight together, and with none at all this is the plain SVD.
+    every rank. Rows that were not looked up have the weight rho: where calibration
+    inputs say nothing this is the plain SVD. A larger weight for them (the Good-Turing
+    estimate of how often a new row appears) makes the error on other inputs larger,
+    because those that were seen once stand for them already.
 
     A row of zeros, as of padding, stays one. Exactly `nn.Embedding`, without `max_norm`
     (which changes its weight when it is called), `sparse` or `scale_grad_by_freq`. A
     lookup has no multiply-adds, this one K D for each token.
 
-    Source: Good 1953, "The population frequencies of species and the estimation of
-        population parameters", for p_1.
+    Source: Acharya et al. 2019 for the plain SVD.
 
     Example:
         >>> decomposition, layer = LowRankEmbeddings(), nn.Embedding(100, 20)
@@ -158,7 +158,9 @@ class LowRankEmbeddings:
         # As in Tucker, double precision makes up for the Gram matrix, which is much
         # smaller than the table.
         table = layer.weight.detach().double()
-        weighted = table if moments is None else table * _row_weights(moments)[:, None]
+        weighted = table
+        if moments is not None:
+            weighted = table * (moments.second[0] + RIDGE / len(table))[:, None]
         squares, basis = leading_eigenvectors(weighted.mT @ table, min(table.shape))
         left = table @ basis
         # Both factors at the same scale, for half precision.
@@ -206,14 +208,6 @@ class LowRankEmbeddings:
         return LowRankEmbedding(
             like.new_empty(rows, rank), like.new_empty(rank, columns), layer.padding_idx
         )
-
-
-def _row_weights(moments: Moments) -> Tensor:
-    """Return the frequency of each row, with the ridge. Shape `num_embeddings`."""
-    found = moments.second[0]
-    once = (found * moments.count).round() == 1
-    unseen = float(once.sum()) / moments.count
-    return found + max(RIDGE, unseen) / len(found)
 
 
 def _embedding(layer: nn.Module) -> nn.Embedding:

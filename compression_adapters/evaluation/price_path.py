@@ -108,6 +108,28 @@ class PricePath:
         found = {self.at_ratio(low * step**i) for i in range(number)}
         return sorted(found - {len(self) - 1})
 
+    def beside_best(self, values: Mapping[int, float]) -> list[int]:
+        """Return positions that narrow down where the path is best.
+
+        Args:
+            values: Position to objective, of networks that were evaluated; the smaller
+                the better.
+
+        Returns:
+            The middles, in size, between the best one and its two neighbours, without
+            those that were evaluated; none when the path has no more between them.
+        """
+        known = sorted(values)
+        best = min(known, key=lambda position: values[position])
+        place = known.index(best)
+        sizes = self.table["compression_ratio"]
+        middles = {
+            self.at_ratio(math.sqrt(sizes.iloc[one] * sizes.iloc[best]))
+            for one in known[max(0, place - 1) : place + 2]
+            if one != best
+        }
+        return sorted(middles - values.keys())
+
     def point(self, position: int) -> dict[str, float]:
         """Return a network's point in the search space, for an Ax trial."""
         return parameterization_from_ranks(

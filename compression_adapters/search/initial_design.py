@@ -6,6 +6,7 @@ from typing import Literal
 
 from ax.api.client import Client
 
+from ax_pac.ax_internals import experiment_of, node_of
 from compression_adapters.evaluation.price_path import price_path
 from compression_adapters.evaluation.problem import CompressionProblem
 from compression_adapters.options import SearchOptions
@@ -21,6 +22,8 @@ _MANY_COORDINATES = 4
 # Networks of the price path, beside the dense one, and the size of the smallest.
 _ON_PATH = 4
 _SMALLEST_ON_PATH = 0.04
+# With those between the best one and its neighbours.
+_MOST_ON_PATH = 9
 
 
 def beginning(options: SearchOptions, problem: CompressionProblem) -> Beginning:
@@ -70,9 +73,6 @@ def attach_first_points(
 def path_points(problem: CompressionProblem) -> list[dict[str, float]]:
     """Return networks on the price path, with sizes that grow geometrically, and dense.
 
-    Measured on ResNet18 and ResNet50 (docs/benchmarks/data_aware.md): the best of them
-    is within a tenth of the objective that the whole search finds.
-
     Args:
         problem: The problem.
 
@@ -84,6 +84,45 @@ def path_points(problem: CompressionProblem) -> list[dict[str, float]]:
     path = price_path(problem)
     positions = path.spread(_ON_PATH, smallest=_SMALLEST_ON_PATH)
     return [path.point(position) for position in (*positions, len(path) - 1)]
+
+
+def attach_beside_best(
+    client: Client, problem: CompressionProblem, options: SearchOptions
+) -> bool:
+    """Narrow down where the price path is best, before the model proposes.
+
+    Whether it goes on depends on the client's trials alone, so that a search that was
+    interrupted goes on in the same way.
+
+    Args:
+        client: All its trials are evaluated.
+        problem: The problem.
+        options: As for `attach_first_points`.
+
+    Returns:
+        Whether there are new trials, which are running afterwards.
+    """
+    if beginning(options, problem) != "path":
+        return False
+    trials = experiment_of(client).trials.values()
+    if len(trials) >= min(_MOST_ON_PATH, options.max_trials) or any(
+        node_of(trial.generator_runs[0]) is not None for trial in trials
+    ):
+        return False
+    path = price_path(problem)
+    sign = 1.0 if problem.minimize else -1.0
+    data = experiment_of(client).lookup_data().df
+    objectives = data[data["metric_name"] == "objective"].set_index("trial_index")
+    values = {}
+    for trial in trials:
+        ranks = problem.ranks(trial.arm.parameters)
+        if trial.index in objectives.index and ranks in path.networks:
+            position = path.networks.index(ranks)
+            values[position] = sign * float(objectives["mean"][trial.index])
+    new = path.beside_best(values) if values else []
+    for position in new[: options.max_trials - len(trials)]:
+        client.attach_trial(path.point(position))
+    return bool(new)
 
 
 def diagonal_points(problem: CompressionProblem) -> list[dict[str, float]]:

@@ -25,6 +25,7 @@ from compression_adapters.rank_space.parameters import bin_edges
 from compression_adapters.search.client import (
     _METRICS,
 )
+from compression_adapters.search.initial_design import attach_beside_best
 from compression_adapters.search.known_part import known_part_of
 from compression_adapters.search.trials import (
     trial_seed,
@@ -91,6 +92,8 @@ class SearchLoop:
         try:
             # Trials that were running when their process ended.
             self.evaluate_all(self._running())
+            while attach_beside_best(self.client, self.problem, self.options):
+                self.evaluate_all(self._running())
             while len(self.experiment.trials) - self.known < max_trials:
                 try:
                     trials = self._ask()

@@ -110,20 +110,10 @@ def _best(taken: _Evaluations) -> int:
     last = len(taken.path) - 1
     taken.evaluate([*taken.path.spread(_SPREAD), last])
     while True:
-        known = sorted(taken.losses)
-        best = min(known, key=taken.objective)
-        place = known.index(best)
-        near = known[max(0, place - 1) : place + 2]
-        # Between the best one and its neighbours, in size rather than in position.
-        sizes = taken.path.table["compression_ratio"]
-        between = [
-            taken.path.at_ratio(math.sqrt(sizes.iloc[one] * sizes.iloc[best]))
-            for one in near
-            if one != best
-        ]
-        new = [position for position in between if position not in taken.losses]
-        if not new or len(known) >= 2 * _SPREAD:
-            return best
+        values = {position: taken.objective(position) for position in taken.losses}
+        new = taken.path.beside_best(values)
+        if not new or len(values) >= 2 * _SPREAD:
+            return min(values, key=lambda position: values[position])
         taken.evaluate(new)
 
 

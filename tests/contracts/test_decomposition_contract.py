@@ -377,9 +377,7 @@ def ridge(decomposition, layer, inputs, lost):
     centred = getattr(layer, "bias", None) is not None
     moments = moments_of(decomposition, layer, inputs)
     if moments.kind == "frequencies":
-        counts = inputs.flatten().bincount(minlength=len(lost[0]))
-        unseen = float((counts == 1).sum() / counts.sum())
-        return max(RIDGE, unseen) / len(counts) * float(lost.square().sum())
+        return RIDGE / len(layer.weight) * float(lost.square().sum())
     second = moments.second
     if centred:
         second = second - moments.mean[:, :, None] * moments.mean[:, None, :]
