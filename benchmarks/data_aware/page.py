@@ -61,6 +61,7 @@ def render_data_aware(
         f"inputs, the samples and the proposals. {revisions(traces)}",
         data_aware.NAME,
     )
+    lines += _summary(runs)
     for name in SUBJECTS:
         lines += _network_section(name, runs, files)
     lines += _taken_section(runs)
@@ -136,6 +137,45 @@ class Runs:
                 and trace.settings["gamma"] == gamma
             ]
         return found
+
+
+def _summary(runs: Runs) -> list[str]:
+    """J of a search on the weights alone, of the path, and of a search."""
+    rows = []
+    for name in SUBJECTS:
+        for gamma in data_aware.GAMMAS.get(name, ()):
+            settings = {"network": name, "factors": "data", "gamma": gamma}
+            choices = (
+                runs.searches(name, "weights", gamma),
+                runs.results("path", **settings),
+                runs.searches(name, "data", gamma),
+            )
+            if not any(choices):
+                continue
+            cells: list[object] = [name, gamma]
+            for results in choices:
+                if not results:
+                    cells += ["-", "-", "-"]
+                    continue
+                cells.append(spread([objective(gamma, r) for r in results], 3))
+                cells.append(f"{100 * np.median([r['ratio'] for r in results]):.1f}")
+                cells.append(f"{100 * np.median([r['top1'] for r in results]):.2f}")
+            rows.append(cells)
+    if not rows:
+        return []
+    each = "J | ratio % | top-1 %"
+    return [
+        "## In short",
+        "",
+        "A search on factors of the weights alone; then, on data-aware factors, the "
+        "price path with its price chosen by some seventeen evaluations, and a search.",
+        "",
+        *table(
+            f"network | gamma | search, weights alone: {each} | path: {each} "
+            f"| search: {each}",
+            rows,
+        ),
+    ]
 
 
 def _network_section(name: str, runs: Runs, files: dict[str, str]) -> list[str]:
