@@ -56,11 +56,11 @@ def same(one, two):
 
 
 def test_a_finished_search_is_only_read(tmp_path):
-    first = compress(small_network(), pool(), db=tmp_path / "a.db", **SHORT)
+    options = {**SHORT, "refit": False}
+    first = compress(small_network(), pool(), db=tmp_path / "a.db", **options)
     once = Interrupting(2)  # for the loss of the network that was found
-    again = compress(
-        small_network(), pool(), db=tmp_path / "a.db", **{**SHORT, "loss": once}
-    )
+    options = {**SHORT, "loss": once, "refit": False}
+    again = compress(small_network(), pool(), db=tmp_path / "a.db", **options)
     assert again.stop_reason == "certified"
     assert once.count == 1
     assert len(again.trials) == len(first.trials)
