@@ -22,6 +22,7 @@ from benchmarks.calibration import (
 )
 from benchmarks.comparison import plan as comparison
 from benchmarks.cost import kill, many_workers, overhead, storage_cost, trial_speed
+from benchmarks.data_aware import plan as data_aware
 from benchmarks.harness.traces import Trace, append_trace, missing
 from benchmarks.harness.workers import completed_runs
 from benchmarks.methods.fabolas import profile as fabolas_profile
@@ -57,6 +58,7 @@ BENCHMARKS = {
         kill,
         storage_cost,
         networks,
+        data_aware,
         vgg16_stages,
         any_network,
         trial_speed,

@@ -20,6 +20,7 @@ from benchmarks.cost.many_workers_page import render_ray
 from benchmarks.cost.overhead_page import render_overhead
 from benchmarks.cost.storage_page import render_kill, render_storage_cost
 from benchmarks.cost.trial_speed import render_trial_speed
+from benchmarks.data_aware.page import render_data_aware
 from benchmarks.harness.traces import PAGES, TRACES, read_traces
 from benchmarks.networks.any_network import render_any_network
 from benchmarks.networks.fc3 import render_fc3
@@ -49,6 +50,7 @@ _PAGES: tuple[tuple[str, tuple[str, ...], Renderer], ...] = (
     ("ray", ("ray",), render_ray),
     ("trial_speed", ("trial_speed",), render_trial_speed),
     ("networks", ("networks",), render_networks),
+    ("data_aware", ("data_aware", "networks"), render_data_aware),
     ("vgg16_stages", ("vgg16_stages",), render_vgg16_stages),
     ("any_network", ("any_network",), render_any_network),
     ("gammas", ("gammas",), render_gammas),

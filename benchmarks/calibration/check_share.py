@@ -16,6 +16,7 @@ from ax.api.client import Client
 from ax.generation_strategy.generation_strategy import GenerationStrategy
 
 from ax_pac import pac_generation_strategy
+from benchmarks.harness.factors import WEIGHTS_ALONE
 from benchmarks.harness.plans import minutes_of, planned
 from benchmarks.harness.tables import opening, table
 from benchmarks.harness.traces import Trace, by_settings, recorded
@@ -50,6 +51,7 @@ def run(seed: int, settings: dict[str, Any]) -> Trace:
         images,
         gamma=settings["gamma"],
         choose=PRESETS[settings["network"]].choose,
+        **WEIGHTS_ALONE,
     )
     searches = {kind: _client(problem, kind, seed) for kind in ("asks", "never_asks")}
     trials: list[dict[str, Any]] = []

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.quasirandom import SobolEngine
 
 from ax_pac.surrogate.noise import smoothed_sems
+from benchmarks.harness.factors import WEIGHTS_ALONE
 from benchmarks.harness.plans import minutes_of, planned
 from benchmarks.harness.traces import Trace, recorded
 from benchmarks.networks.cifar import cifar10, outputs_of, resnet
@@ -182,7 +183,7 @@ def _fc3_networks() -> _Built:
     network = preset.trained()
     images, labels = preset.train_data()
     problem = compression_problem(
-        network, images, gamma=preset.gamma, choose=preset.choose
+        network, images, gamma=preset.gamma, choose=preset.choose, **WEIGHTS_ALONE
     )
     names = [parameter.name for parameter in problem.parameters]
 

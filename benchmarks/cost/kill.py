@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from ax_pac import open_client
+from benchmarks.harness.factors import WEIGHTS_ALONE
 from benchmarks.harness.plans import minutes_of, planned
 from benchmarks.harness.traces import Trace, recorded
 from compression_adapters import SearchOptions, compression_problem
@@ -273,7 +274,7 @@ def logged_problem(seed: int, log: Path) -> CompressionProblem:
                 file.write(f"{indices[seed]}\n")
             return super().evaluate(parameterization, seed=seed, earlier=earlier)
 
-    problem = compression_problem(_network(), _inputs(), gamma=0.5)
+    problem = compression_problem(_network(), _inputs(), gamma=0.5, **WEIGHTS_ALONE)
     fields = dataclasses.fields(problem)
     return Logged(**{field.name: getattr(problem, field.name) for field in fields})
 

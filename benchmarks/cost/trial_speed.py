@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from benchmarks.harness.factors import WEIGHTS_ALONE
 from benchmarks.harness.plans import minutes_of, planned
 from benchmarks.harness.tables import opening, table
 from benchmarks.harness.traces import Trace, recorded
@@ -58,6 +59,7 @@ def run(seed: int, settings: dict[str, Any]) -> Trace:
         choose=PRESETS[name].choose,
         exclude=nn.Linear if name == "vgg16" else (),
         num_samples=_NUM_SAMPLES,
+        **WEIGHTS_ALONE,
     )
     point = {parameter.name: 0.6 for parameter in problem.parameters}
     ranks = problem.ranks(point)

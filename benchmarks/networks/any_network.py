@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.models import mobilenet_v3_small
 
+from benchmarks.harness.factors import WEIGHTS_ALONE
 from benchmarks.harness.plans import minutes_of, planned
 from benchmarks.harness.tables import opening, table
 from benchmarks.harness.traces import Trace, recorded
@@ -72,12 +73,9 @@ NETWORKS: dict[str, tuple[Callable[[], nn.Module], Callable[..., Any], Any]] = {
 def run(seed: int, settings: dict[str, Any]) -> Trace:
     """Train, compress without labels, save, load, export; compare the outputs."""
     build, data, tie = NETWORKS[settings["network"]]
-    images, labels = (part[:_TRAIN] for part in data(train=True))
+    images, _ = training_data(settings["network"])
     test = [part[:_TEST] for part in data(train=False)]
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        network = build()
-        _train(network, images, labels, _EPOCHS[settings["network"]])
+    network = trained(settings["network"], seed)
     start = time.perf_counter()
     found = compress(
         network,
@@ -86,6 +84,7 @@ def run(seed: int, settings: dict[str, Any]) -> Trace:
         tie=tie,
         seed=seed,
         progress=False,
+        **WEIGHTS_ALONE,
         **SEARCH,
     )
     seconds = time.perf_counter() - start
@@ -109,6 +108,23 @@ def run(seed: int, settings: dict[str, Any]) -> Trace:
             **differences(found.network, found.save, build, test[0][:8]),
         },
     )
+
+
+def training_data(name: str) -> tuple[Tensor, Tensor]:
+    """Images and labels that a network is trained on, and searched on."""
+    _, data, _ = NETWORKS[name]
+    images, labels = data(train=True)
+    return images[:_TRAIN], labels[:_TRAIN]
+
+
+def trained(name: str, seed: int) -> nn.Module:
+    """Train a network for a minute, in eval mode afterwards."""
+    build, _, _ = NETWORKS[name]
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        network = build()
+        _train(network, *training_data(name), _EPOCHS[name])
+    return network
 
 
 def differences(

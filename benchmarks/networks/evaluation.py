@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from benchmarks.harness.factors import WEIGHTS_ALONE
 from benchmarks.harness.optimiser import Point
 from benchmarks.networks.cifar import cifar10, outputs_of, resnet, shared_file
 from benchmarks.networks.imagenet import Images, imagenet_network
@@ -92,6 +93,7 @@ class NetworkEvaluation:
             gamma=gamma,
             loss=loss,
             choose=self.data.choose,
+            **WEIGHTS_ALONE,
             **_possible(ENCODINGS[encoding], self.data),
         )
         self.name = name
@@ -184,7 +186,9 @@ def _possible(encoding: Mapping[str, Any], data: NetworkData) -> dict[str, Any]:
     settings = dict(encoding)
     if "min_rank" in settings:
         few = data.pool[torch.arange(_FEW)]
-        problem = compression_problem(data.network, few, gamma=1.0, choose=data.choose)
+        problem = compression_problem(
+            data.network, few, gamma=1.0, choose=data.choose, **WEIGHTS_ALONE
+        )
         smallest = min(layer.max_rank for layer in problem.layers)
         settings["min_rank"] = min(settings["min_rank"], smallest)
     return settings

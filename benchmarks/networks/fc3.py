@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from benchmarks.harness.factors import WEIGHTS_ALONE
 from benchmarks.harness.intervals import clopper_pearson
 from benchmarks.harness.tables import described, folded, opening, table
 from benchmarks.harness.traces import TRACES, Trace, by_settings, recorded
@@ -85,6 +86,7 @@ def run(seed: int, settings: dict[str, Any]) -> Trace:
         seed=seed,
         max_trials=100,
         progress=False,
+        **WEIGHTS_ALONE,
         **settings,
     )
     seconds = time.perf_counter() - start
@@ -243,7 +245,7 @@ def _losses(
                     if r2 == "dense":
                         h2 = layers.fc2(h1)
                     else:
-                        h2 = projected[:, :r2] @ f2.left[:, :r2].T + layers.fc2.bias
+                        h2 = projected[:, :r2] @ f2.left[:, :r2].T + f2.bias_at(r2)
                     h2 = h2.relu()
                     for r3 in ranks3:
                         gap = _linear(layers.fc3, f3, r3, h2) - reference
@@ -259,7 +261,7 @@ def _linear(layer: Any, factors: Any, rank: Rank, x: Tensor) -> Tensor:
     """A linear layer at a rank, from its factors."""
     if rank == "dense":
         return layer(x)
-    return x @ factors.right[:rank].T @ factors.left[:, :rank].T + layer.bias
+    return x @ factors.right[:rank].T @ factors.left[:, :rank].T + factors.bias_at(rank)
 
 
 def render_fc3(traces: Sequence[Trace]) -> str:

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.harness.factors import WEIGHTS_ALONE
 from benchmarks.harness.plans import minutes_of, planned
 from benchmarks.harness.tables import opening, revisions, table
 from benchmarks.harness.traces import Trace, by_settings, recorded
@@ -26,7 +27,7 @@ MINUTES_ONCE = 1.0
 # The bar: five gammas from one run cost at most so many times one of them.
 MOST = 1.5
 GAMMAS = (0.001, 0.0015, 0.002, 0.003, 0.005)
-SEARCH = {"delta": 0.05, "max_trials": 100, "progress": False}
+SEARCH = {"delta": 0.05, "max_trials": 100, "progress": False, **WEIGHTS_ALONE}
 # Each with its number of runs and the core-minutes of one.
 _PLAN: tuple[tuple[dict[str, Any], int, float], ...] = (
     ({"level": "marginal", "epsilon": 0.05}, 10, 3.0),

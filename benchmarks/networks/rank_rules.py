@@ -13,6 +13,7 @@ import numpy as np
 from scipy.optimize import minimize_scalar
 
 from compression_adapters import CompressionProblem, Rank, compression_ratio
+from compression_adapters.evaluation.price_path import price_path, relative_errors
 
 Ranks = dict[str, Rank]
 Rule = Callable[[float], Ranks]
@@ -68,10 +69,13 @@ def evbmf_rule(problem: CompressionProblem) -> Rule:
     """The ranks of empirical variational Bayes, all scaled by one factor."""
     chosen = {}
     for layer in problem.layers:
-        channels_out, channels_in, height, width = layer.weight_shape
+        # A linear layer is a convolution of one pixel.
+        channels_out, channels_in, height, width = (*layer.weight_shape, 1, 1)[:4]
         values = layer.decomposition.singular_values(problem.factors[layer.name])
+        # What a rank adds to fitted factors need not fall.
+        falling = np.sort(values.numpy())[::-1]
         rows, columns = channels_in * height, channels_out * width
-        chosen[layer.name] = max(1, evbmf_rank(values.numpy(), rows, columns))
+        chosen[layer.name] = max(1, evbmf_rank(falling, rows, columns))
 
     def rule(share: float) -> Ranks:
         # From nothing to everything: the factor is 1 at a share of a half.
@@ -157,6 +161,52 @@ def greedy_rule(problem: CompressionProblem, seed: int) -> Rule:
         }
 
     return rule
+
+
+def path_rule(problem: CompressionProblem) -> Rule:
+    """The price path of the package: one price of size for all layers."""
+    path = price_path(problem)
+    return lambda share: path.networks[round(share * (len(path) - 1))]
+
+
+def sensitivity_rule(problem: CompressionProblem, seed: int) -> Rule:
+    """One price of size, against errors weighted by what a layer's error costs.
+
+    Each layer is cut to a tenth of its maximal rank with all others whole. The loss of
+    that, over the relative error e(K) / e(0) there, is the weight of the layer's error:
+    one evaluation a layer.
+    """
+    whole: Ranks = {layer.name: "dense" for layer in problem.layers}
+    total = sum(layer.num_weights for layer in problem.layers)
+    curves: dict[str, tuple[np.ndarray, np.ndarray]] = {}
+    for layer in problem.layers:
+        errors = np.array(relative_errors(layer, problem.factors[layer.name]))
+        tenth = _tenth(layer.max_rank)
+        values = problem.sample_losses({**whole, layer.name: tenth}, seed=seed)
+        weight = float(values.double().mean()) / max(errors[tenth], 1e-12)
+        # Ranks from 1, and the layer itself.
+        kept = np.append(errors[1 : layer.max_rank + 1], 0.0)
+        sizes = [
+            layer.num_weights * compression_ratio([layer], {layer.name: rank}) / total
+            for rank in (*range(1, layer.max_rank + 1), "dense")
+        ]
+        curves[layer.name] = weight * kept, np.array(sizes)
+
+    def rule(share: float) -> Ranks:
+        price = 10.0 ** (6.0 - 14.0 * share)
+        ranks: Ranks = {}
+        for layer in problem.layers:
+            losses, sizes = curves[layer.name]
+            best = 1 + int(np.argmin(losses + price * sizes))
+            ranks[layer.name] = "dense" if best > layer.max_rank else best
+        return ranks
+
+    return rule
+
+
+def _tenth(max_rank: int) -> int:
+    """A tenth of the maximal rank, at least 1."""
+    return max(1, round(max_rank / 10))
 
 
 def _share_at(shares: np.ndarray, losses: np.ndarray, threshold: float) -> float:

@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
+from benchmarks.harness.factors import WEIGHTS_ALONE
 from benchmarks.harness.plans import matching, minutes_of
 from benchmarks.harness.traces import Trace, recorded
 from benchmarks.networks.cifar import cifar10, outputs_of, resnet
@@ -127,6 +128,7 @@ def _searched(seed: int, settings: dict[str, Any]) -> dict[str, Any]:
         max_trials=_MAX_TRIALS,
         seed=seed,
         progress=False,
+        **WEIGHTS_ALONE,
     )
     seconds = time.perf_counter() - start
     return {
@@ -145,7 +147,11 @@ def _searched(seed: int, settings: dict[str, Any]) -> dict[str, Any]:
 def _followed(seed: int, settings: dict[str, Any]) -> dict[str, Any]:
     name, method = settings["network"], settings["method"]
     problem = compression_problem(
-        resnet(name), cifar10(train=True)[0], gamma=1.0, choose=PRESETS[name].choose
+        resnet(name),
+        cifar10(train=True)[0],
+        gamma=1.0,
+        choose=PRESETS[name].choose,
+        **WEIGHTS_ALONE,
     )
     start = time.perf_counter()
     images = 0

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
+from benchmarks.harness.factors import WEIGHTS_ALONE
 from benchmarks.harness.plans import minutes_of, planned
 from benchmarks.harness.tables import opening, revisions, spread, table
 from benchmarks.harness.traces import Trace, by_settings, recorded
@@ -56,6 +57,7 @@ def run(seed: int, settings: dict[str, Any]) -> Trace:
         choose=PRESETS["resnet18"].choose,
         seed=seed,
         progress=False,
+        **WEIGHTS_ALONE,
         **settings,
     )
     seconds = time.perf_counter() - start

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.models import vgg16
 
+from benchmarks.harness.factors import WEIGHTS_ALONE
 from benchmarks.harness.plans import minutes_of, planned
 from benchmarks.harness.tables import opening, table
 from benchmarks.harness.traces import Trace, recorded
@@ -130,6 +131,24 @@ def kept_weights(network: nn.Module, original: nn.Module) -> dict[str, float]:
 
 def run(seed: int, settings: dict[str, Any]) -> Trace:
     """Train the original, compress it in three stages, and measure after each."""
+    result = staged(seed, settings, trained=True, **WEIGHTS_ALONE)
+    return recorded(NAME, settings, seed, result)
+
+
+def staged(
+    seed: int, settings: dict[str, Any], trained: bool, **options: Any
+) -> dict[str, Any]:
+    """Train the original, compress it in three stages, and measure after each.
+
+    Args:
+        seed: Of training and searches.
+        settings: Of the run.
+        trained: Whether each stage is followed by training.
+        options: Of the searches, in place of those of `SEARCH`.
+
+    Returns:
+        What a trace holds: a row for each network and for each stage.
+    """
     device = settings["device"]
     if device == "cuda" and not torch.cuda.is_available():
         raise RuntimeError(
@@ -143,9 +162,9 @@ def run(seed: int, settings: dict[str, Any]) -> Trace:
     test = [
         part.to(device) for part in images_and_labels(False, settings["test_images"])
     ]
-    trained = {k: v for k, v in settings.items() if not k.startswith("gamma")}
+    training = {k: v for k, v in settings.items() if not k.startswith("gamma")}
     fixed, original, head_seconds = _originals(
-        _folder(seed, trained), images, labels, seed, settings
+        _folder(seed, training), images, labels, seed, settings
     )
     rows = [
         _row("original", original, original, test),
@@ -163,36 +182,34 @@ def run(seed: int, settings: dict[str, Any]) -> Trace:
         "pruning": {"choose": choose_pruning, "tie": "threshold"},
     }
     stages = [
-        Stage(name, {**options, "gamma": settings[f"gamma_{name}"]}, then)
-        for name, options in layers.items()
+        Stage(
+            name, {**own, "gamma": settings[f"gamma_{name}"]}, then if trained else None
+        )
+        for name, own in layers.items()
     ]
-    table = None
+    table, search = None, {**SEARCH, **options}
+    kept = _folder(seed, settings | search | ({} if trained else {"trained": False}))
     for number in range(1, len(stages) + 1):
         network, table = compress_in_stages(
             original,
             images,
             stages[:number],
-            folder=_folder(seed, settings | SEARCH) / "stages",
+            folder=kept / "stages",
             seed=seed,
             progress=False,
-            **SEARCH,
+            **search,
         )
         name = " + ".join(stage.name for stage in stages[:number])
         if rows[-1]["network"] == "untrained":
             rows[-1]["network"] = f"{name}, before training"
         rows.append(_row(name, network, original, test))
-    return recorded(
-        NAME,
-        settings,
-        seed,
-        {
-            "rows": rows,
-            "stages": table.drop(columns="resumed").to_dict("records"),
-            "seconds": time.perf_counter() - start,
-            "head_seconds": head_seconds,
-            "gpu": torch.cuda.get_device_name() if device == "cuda" else None,
-        },
-    )
+    return {
+        "rows": rows,
+        "stages": table.drop(columns="resumed").to_dict("records"),
+        "seconds": time.perf_counter() - start,
+        "head_seconds": head_seconds,
+        "gpu": torch.cuda.get_device_name() if device == "cuda" else None,
+    }
 
 
 def _folder(seed: int, settings: dict[str, Any]) -> Path:

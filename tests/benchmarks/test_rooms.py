@@ -13,6 +13,7 @@ ROOT = Path(__file__).parents[2] / "benchmarks"
 ALLOWED_BENCHMARKS: dict[str, set[str]] = {
     "harness": set(),
     "networks": {"harness"},
+    "data_aware": {"harness", "networks"},
     "calibration": {"harness", "networks"},
     "cost": {"harness", "calibration"},
     "methods/fabolas": {"harness"},

@@ -14,6 +14,8 @@ from benchmarks.networks.rank_rules import (
     evbmf_rule,
     fraction_rule,
     greedy_rule,
+    path_rule,
+    sensitivity_rule,
 )
 from compression_adapters import CompressionProblem, compression_problem
 from compression_adapters import compression_ratio as ratio_of
@@ -47,6 +49,8 @@ RULES = {
     "energy": energy_rule,
     "evbmf": evbmf_rule,
     "greedy": lambda problem: greedy_rule(problem, seed=0),
+    "sensitivity": lambda problem: sensitivity_rule(problem, seed=0),
+    "path": path_rule,
 }
 
 
@@ -58,7 +62,7 @@ def test_a_rule_keeps_the_share_of_weights_that_it_is_asked_for(problem, name):
 
 
 # Not `evbmf`: it takes random weights for noise, and the first layers have no others.
-@pytest.mark.parametrize("name", ["energy", "greedy"])
+@pytest.mark.parametrize("name", ["energy", "greedy", "sensitivity", "path"])
 def test_a_rule_that_looks_at_the_layers_cuts_the_one_of_low_rank_most(problem, name):
     ranks = at_ratio(problem, RULES[name](problem), 0.5)
     layers = {layer.name: layer.max_rank for layer in problem.layers}

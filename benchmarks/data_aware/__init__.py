@@ -1,0 +1,1 @@
+"""Factors fitted to what layers see, beside those of the weights alone."""

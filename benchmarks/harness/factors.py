@@ -1,0 +1,10 @@
+"""Which factors the benchmarks search on."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+WEIGHTS_ALONE: Final[dict[str, Any]] = {"calibrate": 0}
+"""Options of `compress` and `compression_problem` for factors of the weights alone.
+
+The paper's way, and that of every benchmark but `data_aware`, which compares both."""
