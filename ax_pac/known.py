@@ -17,6 +17,8 @@ from torch import Tensor
 
 from ax_pac.cells import FrozenEdges
 
+_LOG_10 = math.log(10.0)
+
 Value = float | int | str | bool
 """A value of a parameter."""
 
@@ -62,7 +64,7 @@ class Table:
                 f"{len(self.values)}: {self.values[:4]}..."
             )
 
-    @property
+    @cached_property
     def is_numeric(self) -> bool:
         """Whether the points are numbers, between which the table is linear."""
         return self.at is not None and not any(
@@ -345,6 +347,7 @@ class AdditiveFunction:
         self._slopes, self._constant = slopes, constant
         self._is_log = torch.zeros(len(slopes), dtype=torch.bool)
         self._is_log[list(logarithmic)] = True
+        self._has_logs = len(logarithmic) > 0
         self._columns = list(tables)
         longest = max((len(at) for at, _ in tables.values()), default=0) + 1
         shape = (len(tables), longest)
@@ -370,16 +373,55 @@ class AdditiveFunction:
 
     def __call__(self, points: Tensor) -> Tensor:
         """Evaluate points, `... x d` to `...`."""
-        if self._is_log.any():
+        if points.requires_grad:
+            return _WithGradient.apply(points, self)
+        return self.evaluate(points, with_gradient=False)[0]
+
+    def evaluate(
+        self, points: Tensor, *, with_gradient: bool
+    ) -> tuple[Tensor, Tensor | None]:
+        """Return values, `...`, and gradients, `... x d`, of points, `... x d`.
+
+        Args:
+            points: Shape `... x d`; without a gradient of their own.
+            with_gradient: Whether to return the gradients; None if not.
+        """
+        rates = None
+        if self._has_logs:
             logs = torch.where(self._is_log, points, torch.zeros_like(points))
-            points = torch.where(self._is_log, 10.0**logs, points)
+            powers = 10.0**logs
+            points = torch.where(self._is_log, powers, points)
+            rates = torch.where(self._is_log, powers * _LOG_10, torch.ones_like(powers))
         total = points @ self._slopes + self._constant
-        if not self._columns:
-            return total
-        x = points[..., self._columns].reshape(-1, len(self._columns)).mT.contiguous()
-        x = torch.maximum(torch.minimum(x, self._last), self._at[:, :1])
-        piece = torch.searchsorted(self._at, x.detach(), right=True) - 1
-        low, value, rise = (
-            t.gather(1, piece) for t in (self._at, self._values, self._rises)
-        )
-        return total + (value + rise * (x - low)).sum(0).reshape(total.shape)
+        gradient = self._slopes.expand_as(points).clone() if with_gradient else None
+        if self._columns:
+            x = points.reshape(-1, points.shape[-1]).mT[self._columns]
+            inside = torch.maximum(torch.minimum(x, self._last), self._at[:, :1])
+            piece = torch.searchsorted(self._at, inside, right=True) - 1
+            low, value, rise = (
+                t.gather(1, piece) for t in (self._at, self._values, self._rises)
+            )
+            total = total + (value + rise * (inside - low)).sum(0).reshape(total.shape)
+            if gradient is not None:
+                rise = rise.masked_fill(inside != x, 0.0)
+                gradient[..., self._columns] += rise.mT.reshape(
+                    *points.shape[:-1], len(self._columns)
+                )
+        if gradient is not None and rates is not None:
+            gradient = gradient * rates
+        return total, gradient
+
+
+class _WithGradient(torch.autograd.Function):
+    """A sum of functions of one coordinate as one that autograd goes on from."""
+
+    @staticmethod
+    def forward(ctx: Any, points: Tensor, function: AdditiveFunction) -> Tensor:
+        value, gradient = function.evaluate(points.detach(), with_gradient=True)
+        ctx.save_for_backward(gradient)
+        return value
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        (gradient,) = ctx.saved_tensors
+        return gradients[0].unsqueeze(-1) * gradient, None

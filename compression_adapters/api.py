@@ -92,8 +92,9 @@ def compress(
             or as text such as `"30%"`. Several gammas are tried, see `compress_to`.
         loss_at_most: In place of gamma: the largest loss, in its own unit.
         delta: Tolerance, positive. Unit: objective units (with the default objective,
-            0.05 is five percentage points of compression ratio); or a share, see
-            `relative`.
+            0.02 is two percentage points of compression ratio); or a share, see
+            `relative`. A delta near the objective itself, which is about 0.1 for a
+            network that data-aware factors cut well, says nothing.
         epsilon: Allowed failure probability, in (0, 1).
         level: What the certificate accounts for, see `PACCertificate`.
         relative: Whether delta is a share of the objective at the incumbent.

@@ -300,7 +300,7 @@ class SearchOptions:
     """
 
     delta: float = option(
-        0.05,
+        0.02,
         "Tolerance, in units of the objective gamma * loss + ratio.",
         above=0.0,
     )

@@ -54,7 +54,7 @@ def draw_from_prior(
     """
     evaluate = sample_of_prior(lengthscale, outputscale, mean, seed)
     dim = len(lengthscale)
-    return Function(dim, evaluate, largest_value(evaluate, dim, seed))
+    return Function(dim, evaluate, _largest_value(evaluate, dim, seed))
 
 
 def sample_of_prior(
@@ -78,7 +78,7 @@ def sample_of_prior(
     return evaluate
 
 
-def largest_value(evaluate: Callable[[Tensor], Tensor], dim: int, seed: int) -> float:
+def _largest_value(evaluate: Callable[[Tensor], Tensor], dim: int, seed: int) -> float:
     """Search a draw densely, then by gradient from its best points."""
     points = SobolEngine(dim, scramble=True, seed=seed).draw(
         _NUM_SPACE_FILLING, dtype=torch.float64

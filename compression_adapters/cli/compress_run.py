@@ -100,7 +100,7 @@ def _summary(
         for index, trial in experiment.trials.items()
         if trial.arm.parameters == result.parameterization
     )
-    gain = result.gain_over_path()
+    gain, known = result.gain_over_path(), problem.calibration
     return {
         "network": source.name,
         "note": source.note,
@@ -118,7 +118,7 @@ def _summary(
         "layers": result.layers.to_dict("records"),
         "loss_fresh": {"mean": result.loss.mean, "sem": result.loss.sem},
         "gain_over_path": None if gain is None else gain._asdict(),
-        "calibration": _calibration(result),
+        "calibration": None if known is None else known.to_dict(),
         "finish": _finish(result),
         "costs": _costs(result),
         "num_trials": len(result.trials),
@@ -131,14 +131,6 @@ def _summary(
         "seed": result.seed,
         "versions": {name: version(name) for name in _PACKAGES},
     }
-
-
-def _calibration(result: CompressionResult) -> dict[str, Any] | None:
-    """Record which inputs the factors were fitted to."""
-    known = result.problem.calibration
-    if known is None:
-        return None
-    return {"count": known.count, "share": known.share, "seed": known.seed}
 
 
 def _sample_size(result: CompressionResult) -> dict[str, Any] | None:

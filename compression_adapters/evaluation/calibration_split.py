@@ -42,6 +42,15 @@ class CalibrationInputs:
         """How many there are."""
         return len(self.inputs)
 
+    def to_dict(self) -> dict[str, Any]:
+        """Return count, share, seed and digest as plain JSON values."""
+        return {
+            "count": self.count,
+            "share": self.share,
+            "seed": self.seed,
+            "digest": self.digest(),
+        }
+
     def digest(self) -> str:
         """Return a short digest of the inputs themselves."""
         plain = self.inputs.detach().cpu().contiguous().reshape(-1).view(torch.uint8)

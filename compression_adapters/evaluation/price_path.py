@@ -15,7 +15,6 @@ from compression_adapters.decompositions import Factors
 from compression_adapters.evaluation.problem import CompressionProblem
 from compression_adapters.layers.survey import LayerSpec
 from compression_adapters.network.counts import compression_ratio
-from compression_adapters.network.truncation import truncate_network
 from compression_adapters.rank_space.parameters import (
     RankParameter,
     bin_edges,
@@ -138,10 +137,7 @@ class PricePath:
 
     def network(self, position: int) -> nn.Module:
         """Build one of the networks: an independent copy in eval mode."""
-        problem = self.problem
-        return truncate_network(
-            problem.network, problem.factors, problem.layers, self.networks[position]
-        ).eval()
+        return self.problem.compress(self.point(position)).eval()
 
 
 def price_path(problem: CompressionProblem) -> PricePath:

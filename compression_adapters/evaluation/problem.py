@@ -46,6 +46,7 @@ from compression_adapters.network.parity import (
     layers_in_use,
     require_parity,
 )
+from compression_adapters.network.recipe import calibrations_of, record_calibrations
 from compression_adapters.network.replacement import copy_network
 from compression_adapters.network.truncation import (
     truncate_network,
@@ -162,7 +163,11 @@ class CompressionProblem:
             ValueError: see `layer_ranks`.
         """
         ranks = self.ranks(parameterization)
-        return truncate_network(self.network, self.factors, self.layers, ranks)
+        small = truncate_network(self.network, self.factors, self.layers, ranks)
+        if self.calibration is not None:
+            earlier = calibrations_of(self.network)
+            record_calibrations(small, (*earlier, self.calibration.to_dict()))
+        return small
 
     def evaluate(
         self,

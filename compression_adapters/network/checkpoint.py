@@ -25,9 +25,11 @@ from compression_adapters.layers.survey import (
 from compression_adapters.network.recipe import (
     CompressionRecipe,
     LayerRecipe,
+    calibrations_of,
     entries_for,
     finishes_of,
     recipe_of,
+    record_calibrations,
     record_finishes,
     record_recipe,
 )
@@ -89,7 +91,9 @@ def save_compressed(
     for layer in layers:
         _require_weights(compressed, layer, ranks[layer.name])
     recipe = CompressionRecipe(
-        _whole_recipe(compressed, entries), finishes=finishes_of(compressed)
+        _whole_recipe(compressed, entries),
+        finishes=finishes_of(compressed),
+        calibrations=calibrations_of(compressed),
     )
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -147,6 +151,7 @@ def load_compressed(
         raise ValueError(f"{folder}: the recipe is empty.")
     record_recipe(loaded, recipe.layers)
     record_finishes(loaded, recipe.finishes)
+    record_calibrations(loaded, recipe.calibrations)
     weights = _file(folder, WEIGHTS_FILE)
     loaded.load_state_dict(_tensors(loaded, weights))
     return loaded

@@ -11,7 +11,8 @@ from compression_adapters.layers.survey import LayerSpec
 from compression_adapters.rank_space.scales import DENSE, Rank
 
 FORMAT_VERSION: Final = 2
-"""Version 1 has no `finishes`; it is still written of a network without any."""
+"""Version 1 has no `finishes` and no `calibrations`; it is still written of a network
+without any."""
 
 
 _ATTRIBUTE: Final = "compression_recipe"
@@ -19,6 +20,9 @@ _ATTRIBUTE: Final = "compression_recipe"
 
 _FINISHES: Final = "compression_finishes"
 """Attribute with what was done to a network after its searches."""
+
+_CALIBRATIONS: Final = "compression_calibrations"
+"""Attribute with the inputs that the factors of a network were fitted to."""
 
 
 @dataclass(frozen=True)
@@ -46,10 +50,13 @@ class CompressionRecipe:
         layers: One entry per layer in play, including dense ones, in the order in which
             they were compressed: a layer that a later search compressed again appears
             again.
-        format_version: Version of the format; a newer one is refused. With `finishes`
-            at least 2.
+        format_version: Version of the format; a newer one is refused. At least 2 with
+            one of the next two, of which loading needs nothing.
         finishes: What was done to the network after the searches, and kept, as plain
-            JSON values, see `FinishRecord`. Loading needs none of it.
+            JSON values, see `FinishRecord`.
+        calibrations: For each search with data-aware factors, the `count` of the inputs
+            that they were fitted to, their `share` of the pool, the `seed` that chose
+            them, and a `digest` of them.
 
     Example:
         >>> recipe = CompressionRecipe((LayerRecipe("fc", "svd", (20, 30), 3),))
@@ -60,16 +67,17 @@ class CompressionRecipe:
     layers: tuple[LayerRecipe, ...]
     format_version: int = 1
     finishes: tuple[Mapping[str, Any], ...] = ()
+    calibrations: tuple[Mapping[str, Any], ...] = ()
 
     def __post_init__(self) -> None:
-        if self.finishes:
+        if self.finishes or self.calibrations:
             object.__setattr__(self, "format_version", FORMAT_VERSION)
 
     def to_json(self) -> str:
         """Write the recipe as JSON."""
         data = asdict(self)
         if self.format_version == 1:
-            del data["finishes"]
+            del data["finishes"], data["calibrations"]
         return json.dumps(data, indent=2) + "\n"
 
     @classmethod
@@ -91,7 +99,9 @@ class CompressionRecipe:
                 f"The recipe has format_version {version}; this version of ax-pac reads"
                 f" up to {FORMAT_VERSION}. Update ax-pac."
             )
-        keys = {"format_version", "layers"} | ({"finishes"} if version == 2 else set())
+        keys = {"format_version", "layers"}
+        if version == FORMAT_VERSION:
+            keys |= {"finishes", "calibrations"}
         _require_keys(data, keys, "the recipe")
         if type(version) is not int or version < 1:
             raise ValueError(
@@ -100,7 +110,12 @@ class CompressionRecipe:
         if not isinstance(data["layers"], list) or not data["layers"]:
             raise ValueError("The recipe's 'layers' must be a non-empty list.")
         layers = tuple(_layer_recipe(entry) for entry in data["layers"])
-        return cls(layers, version, _finishes(data.get("finishes", [])))
+        return cls(
+            layers,
+            version,
+            _finishes(data.get("finishes", [])),
+            _calibrations(data.get("calibrations", [])),
+        )
 
 
 def recipe_of(network: nn.Module) -> tuple[LayerRecipe, ...]:
@@ -151,6 +166,31 @@ def record_finishes(network: nn.Module, finishes: Iterable[Mapping[str, Any]]) -
     setattr(network, _FINISHES, tuple(finishes))
 
 
+def calibrations_of(network: nn.Module) -> tuple[Mapping[str, Any], ...]:
+    """Return which inputs the factors of a network's searches were fitted to.
+
+    Args:
+        network: Any network.
+
+    Returns:
+        Plain JSON values, see `CompressionRecipe`; empty for factors of the weights.
+    """
+    known: tuple[Mapping[str, Any], ...] = vars(network).get(_CALIBRATIONS, ())
+    return known
+
+
+def record_calibrations(
+    network: nn.Module, entries: Iterable[Mapping[str, Any]]
+) -> None:
+    """Store with a network which inputs its factors were fitted to.
+
+    Args:
+        network: The compressed network.
+        entries: One per search with data-aware factors; they replace earlier ones.
+    """
+    setattr(network, _CALIBRATIONS, tuple(entries))
+
+
 def entries_for(
     layers: Iterable[LayerSpec], ranks: Mapping[str, Rank]
 ) -> tuple[LayerRecipe, ...]:
@@ -194,6 +234,15 @@ def _finishes(entries: Any) -> tuple[Mapping[str, Any], ...]:
         for step in entry["steps"]:
             keys = {"name", "loss", "change", "accepted"}
             _require_keys(step, keys, "a step of a finish")
+    return tuple(entries)
+
+
+def _calibrations(entries: Any) -> tuple[Mapping[str, Any], ...]:
+    """Check which inputs factors were fitted to."""
+    if not isinstance(entries, list):
+        raise ValueError("The recipe's 'calibrations' must be a list.")
+    for entry in entries:
+        _require_keys(entry, {"count", "share", "seed", "digest"}, "a calibration")
     return tuple(entries)
 
 

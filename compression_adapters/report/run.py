@@ -359,6 +359,13 @@ def _estimate(estimate: dict[str, float] | None) -> str:
 def _choices(summary: dict[str, Any]) -> list[str]:
     """State what the search chose apart from the ranks."""
     sentences = []
+    if summary.get("calibration"):
+        known = summary["calibration"]
+        share = "" if known["share"] is None else f" ({known['share']:.2%} of the pool)"
+        sentences.append(
+            f"Factors fitted to {known['count']} inputs{share}, which no evaluation "
+            "drew."
+        )
     if summary.get("sample_size"):
         sentences.append(str(summary["sample_size"]["reason"]))
     elif summary.get("num_samples"):

@@ -51,6 +51,7 @@ def test_coordinates_that_are_logarithms_are_taken_back():
     points = torch.tensor([[1.0, 1.0], [-1.0, 2.0]]).double()
     assert function(points).tolist() == pytest.approx([29.0, 99.2])
     assert function.bends[1] == pytest.approx((0.0, 2.0))
+    assert torch.autograd.gradcheck(function, points.add(0.01).requires_grad_())
 
 
 def test_a_known_part_is_the_sum_of_its_terms():

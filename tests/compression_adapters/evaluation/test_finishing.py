@@ -21,7 +21,7 @@ from compression_adapters import (
     squared_l2,
 )
 from compression_adapters.evaluation import finishing
-from compression_adapters.network.recipe import finishes_of
+from compression_adapters.network.recipe import calibrations_of, finishes_of
 from compression_adapters.search.trials import fresh_seed
 from tests.helpers.networks import pool, small_network
 
@@ -222,6 +222,9 @@ def test_a_finished_network_is_saved_and_loaded_equal(searched, tmp_path):
     loaded = load_compressed(tmp_path, convolutional(1)).eval()
     assert torch.equal(loaded(images()), searched.network(images()))
     assert finishes_of(loaded) == recipe.finishes
+    known = searched.problem.calibration
+    assert recipe.calibrations == (known.to_dict(),)
+    assert calibrations_of(loaded) == recipe.calibrations
 
 
 @pytest.mark.parametrize(
@@ -233,6 +236,8 @@ def test_a_finished_network_is_saved_and_loaded_equal(searched, tmp_path):
         (lambda r: r["finishes"][0].update(steps=1), "must be a list"),
         (lambda r: r["finishes"][0]["steps"][0].update(x=1), "a step of a finish"),
         (lambda r: r.update(format_version=1), "must have the keys"),
+        (lambda r: r.update(calibrations=3), "'calibrations' must be a list"),
+        (lambda r: r["calibrations"][0].pop("seed"), "a calibration must have"),
     ],
 )
 def test_a_tampered_record_is_refused(searched, tmp_path, change, message):

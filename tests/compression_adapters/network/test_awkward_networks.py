@@ -239,6 +239,7 @@ def test_nothing_of_the_users_network_changes(make):
             num_initial_trials=3,
             num_samples=8,
             loss="relative_squared_l2",
+            refit=False,  # which changes what a trial measured
         )
     assert picture(network) == before
     assert torch.equal(inputs, INPUTS)

@@ -11,6 +11,7 @@ from ax.core.trial_status import TrialStatus
 from ax_pac import certificate_records, open_client
 from compression_adapters import choose_pruning, squared_l2
 from compression_adapters.api import compress
+from compression_adapters.decompositions import moments
 from compression_adapters.search.loop import EvaluationError
 from compression_adapters.search.settings import network_digest
 from compression_adapters.search.stored import SEARCH_PROPERTY
@@ -56,11 +57,11 @@ def same(one, two):
 
 
 def test_a_finished_search_is_only_read(tmp_path):
-    first = compress(small_network(), pool(), db=tmp_path / "a.db", **SHORT)
+    options = {**SHORT, "refit": False}
+    first = compress(small_network(), pool(), db=tmp_path / "a.db", **options)
     once = Interrupting(2)  # for the loss of the network that was found
-    again = compress(
-        small_network(), pool(), db=tmp_path / "a.db", **{**SHORT, "loss": once}
-    )
+    options = {**SHORT, "loss": once, "refit": False}
+    again = compress(small_network(), pool(), db=tmp_path / "a.db", **options)
     assert again.stop_reason == "certified"
     assert once.count == 1
     assert len(again.trials) == len(first.trials)
@@ -142,6 +143,37 @@ def test_another_network_is_refused_and_another_name_is_another_search(stored):
     result = compress(other, pool(), db=stored, name="other", max_trials=2, **SETTINGS)
     assert result.client._experiment.name == "other"
     assert len(open_client(stored, "compression")._experiment.trials) == 2
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"calibrate": 0}, "made with calibrate = 80, now calibrate = 0"),
+        ({"calibrate": 40}, "made with calibrate = 80, now calibrate = 40"),
+        ({"calibration_seed": 1}, "made with calibration_seed = 0, now"),
+    ],
+)
+def test_other_calibration_inputs_are_refused(change, message, tmp_path):
+    settings = {**SHORT, "max_trials": 5, "db": tmp_path / "a.db"}
+    compress(small_network(), pool(), **settings)
+    with pytest.raises(ValueError, match=message):
+        compress(small_network(), pool(), **settings, **change)
+
+
+def test_a_search_from_before_there_were_calibration_inputs_names_the_remedy(tmp_path):
+    settings = {**SHORT, "max_trials": 5, "db": tmp_path / "a.db"}
+    compress(small_network(), pool(), **settings, calibrate=0)
+    with pytest.raises(ValueError, match=r"calibrate = 0, now .* pass calibrate as"):
+        compress(small_network(), pool(), **settings)
+
+
+def test_factors_that_do_not_come_out_the_same_are_refused(tmp_path, monkeypatch):
+    settings = {**SHORT, "max_trials": 5, "db": tmp_path / "a.db"}
+    compress(small_network(), pool(), **settings)
+    # As another version that adds another ridge would.
+    monkeypatch.setattr(moments, "RIDGE", 0.1)
+    with pytest.raises(ValueError, match="made with factors = "):
+        compress(small_network(), pool(), **settings)
 
 
 def test_an_experiment_of_something_else_is_refused(tmp_path):
