@@ -28,11 +28,11 @@ GAMMAS = {
     "fc3": (0.001,),
     "transformer": (0.05,),
 }
-DELTA = 0.05
+# The default of `compress`; others, and a share of the objective.
+DELTA = 0.02
 # Sizes at which a network is taken from the path.
 TAKEN = {"resnet18": (0.04, 0.075), "resnet50": (0.12,), "transformer": (0.3, 0.5)}
-# Absolute ones, and a share of the objective.
-DELTAS = ((0.02, False), (0.01, False), (0.1, True))
+DELTAS = ((0.05, False), (0.01, False), (0.1, True))
 # Core-minutes to measure a network along a rule, and of one search.
 _RULE_MINUTES = {"fc3": 0.3, "resnet18": 1.5, "resnet50": 4.0, "transformer": 0.5}
 _SEARCH_MINUTES = {"fc3": 0.5, "resnet18": 2.5, "resnet50": 6.0, "transformer": 0.5}
