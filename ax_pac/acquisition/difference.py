@@ -326,10 +326,7 @@ class ClosedForm:
             self._k_incumbent = difference.k_incumbent.reshape(-1)
             self._alpha = torch.zeros(len(difference.Z), dtype=torch.float64)
             self._alpha[: difference.num_observed] = difference.alpha
-            identity = torch.eye(len(difference.Z), dtype=torch.float64)
-            self._whitener = torch.linalg.solve_triangular(
-                difference.L, identity, upper=False
-            )
+            self._L = difference.L
 
     @staticmethod
     def applies(model: SingleTaskGP) -> bool:
@@ -361,17 +358,17 @@ class ClosedForm:
         slope = 5.0 / 3.0 * (1.0 + r) * decay
         a, to_incumbent = k[:, :-1] - self._k_incumbent, k[:, -1]
         gap = self._scale * (a @ self._alpha)
-        explained = a @ self._whitener.mT
+        # Solved, not multiplied by an inverse, which loses digits near the incumbent.
+        explained = torch.linalg.solve_triangular(self._L, a.mT, upper=False)
         prior = 2.0 * self._outputscale
-        variance = prior - 2.0 * to_incumbent - explained.square().sum(-1)
+        variance = prior - 2.0 * to_incumbent - explained.square().sum(0)
         floor = VARIANCE_FLOOR * prior
         is_floored = variance < floor
         deviation = abs(self._scale) * torch.maximum(variance, floor).sqrt()
         of_gap = self._gradient(x, slope[:, :-1] * self._alpha, self._Z[:-1])
         # Half the variance's, with the incumbent's own row.
-        weights = torch.cat(
-            [explained @ self._whitener, torch.ones_like(gap).unsqueeze(-1)], -1
-        )
+        solved = torch.linalg.solve_triangular(self._L.mT, explained, upper=True).mT
+        weights = torch.cat([solved, torch.ones_like(gap).unsqueeze(-1)], -1)
         of_variance = -self._gradient(x, slope * weights, self._Z)
         rate = self._scale**2 / deviation
         rate = torch.where(is_floored, torch.zeros_like(rate), rate).unsqueeze(-1)

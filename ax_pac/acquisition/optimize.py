@@ -40,6 +40,9 @@ _MAX_CLIMBS = 50
 # What a point scores less, per delta by which it cannot win, while points climb.
 _PENALTY = 30.0
 
+# Scores whose relative difference is smaller are the same.
+_TIE = 1e-8
+
 # Halvings of the way from a point that can win to one that cannot.
 _NUM_HALVINGS = 16
 
@@ -366,9 +369,21 @@ def _polished_within(
     return torch.cat(found)
 
 
+def first_of_best(scores: Tensor) -> int:
+    """Return the first of the scores that are the highest to rounding error.
+
+    Starts that climbed to one maximum tie. A search that is loaded fits the same
+    hyperparameters to ten digits only, and has to choose the same point.
+    """
+    best = scores.max()
+    if not bool(best.isfinite()):
+        return int(scores.argmax())
+    return int((scores >= best - _TIE * best.abs()).nonzero()[0])
+
+
 def _ranked(points: Tensor, scores: Tensor) -> ChallengerSearch:
-    """Pick the highest score."""
-    top = int(scores.argmax())
+    """Pick the highest score; of several that tie, the first."""
+    top = first_of_best(scores)
     return ChallengerSearch(points[top : top + 1], float(scores[top]), points, scores)
 
 

@@ -155,7 +155,8 @@ def filled_in(
     Returns:
         All points with their scores, `2N x d` and `2N`; unchanged if none is likely.
     """
-    keep, _ = _prune(scores, epsilon)
+    # By index: starts that climbed to one maximum tie, and a tie is broken by rounding.
+    keep = _prune(scores, epsilon)[0].sort().values
     centres = points[keep]
     if len(centres) == 0:
         return points, scores

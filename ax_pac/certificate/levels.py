@@ -18,6 +18,7 @@ from ax_pac.acquisition.difference import known_weight, scalar_weight
 from ax_pac.acquisition.optimize import (
     ChallengerSearch,
     find_challenger,
+    first_of_best,
     scored_points,
 )
 from ax_pac.cells import CellEdges, Cells
@@ -458,7 +459,8 @@ def _union(
     first: ChallengerSearch, second: ChallengerSearch, domain: Domain
 ) -> ChallengerSearch:
     """Merge two searches."""
-    best = max(first, second, key=lambda search: search.score)
+    scores = torch.tensor([first.score, second.score], dtype=torch.float64)
+    best = (first, second)[first_of_best(scores)]
     if domain.number == len(second.points):
         return best  # both scored every point
     return ChallengerSearch(

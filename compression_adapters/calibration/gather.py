@@ -24,6 +24,7 @@ More say nothing new: those of one input are alike. Measured in
 docs/benchmarks/data_aware.md."""
 
 _FEWEST_ROWS = 10_000
+_TOGETHER = 4096  # rows that are multiplied at once
 _BLOCK = 512  # columns; products of symmetric matrices are made in blocks
 
 
@@ -134,14 +135,23 @@ def gram(rows: Tensor) -> Tensor:
         Shape `groups x p x p`.
     """
     size = rows.shape[-1]
-    if size <= _BLOCK:
-        return (rows.transpose(1, 2) @ rows).double()
-    product = rows.new_empty((len(rows), size, size), dtype=torch.float64)
-    for start in range(0, size, _BLOCK):
+    product = rows.new_zeros((len(rows), size, size), dtype=torch.float64)
+    _add_upper(product, rows)
+    return _mirrored(product)
+
+
+def _add_upper(product: Tensor, rows: Tensor) -> None:
+    """Add `rows^T rows` to the blocks on and above the diagonal."""
+    for start in range(0, rows.shape[-1], _BLOCK):
         here = slice(start, start + _BLOCK)
-        block = rows[..., here].transpose(1, 2) @ rows[..., start:]
-        product[:, here, start:] = block
-        product[:, start:, here] = block.transpose(1, 2)
+        product[:, here, start:] += rows[..., here].transpose(1, 2) @ rows[..., start:]
+
+
+def _mirrored(product: Tensor) -> Tensor:
+    """Fill in the blocks below the diagonal; changes the tensor in place."""
+    for start in range(0, product.shape[-1], _BLOCK):
+        end = start + _BLOCK
+        product[:, end:, start:end] = product[:, start:end, end:].mT
     return product
 
 
@@ -158,6 +168,7 @@ class _Sums:
         self.second: Tensor | None = None  # of the differences to the origins
         self.mean: Tensor | None = None
         self.count = 0
+        self.waiting: list[Tensor] = []  # rows that are not yet in the products
 
     @contextmanager
     def watching(self) -> Iterator[None]:
@@ -181,25 +192,32 @@ class _Sums:
 
     def moments(self) -> Moments | None:
         """Return the means, None of a layer that was not called."""
+        self._multiply()
         if self.second is None or self.mean is None:
             return None
-        if not bool(torch.isfinite(self.second).all()):
+        matrix = self.second.ndim == 3
+        own = self.second.diagonal(dim1=1, dim2=2) if matrix else self.second
+        # Whatever is not finite is so on the diagonal too.
+        if not bool(torch.isfinite(own).all()):
             raise ValueError(
                 f"Layer {self.name!r} saw or gave NaN or infinite values on the "
                 "calibration inputs; look for an overflow in half precision, or leave "
                 "out the inputs that cause them."
             )
-        second, shift = self.second / self.count, self.mean / self.count
+        second, shift = self.second.div_(self.count), self.mean / self.count
+        if matrix:
+            _mirrored(second)
         if not self.origins:
             return Moments(self.kind, second, shift, self.count)
         about = torch.cat([one.flatten() for one in self.origins]).double()
         about = about.reshape(shift.shape)
         # E[x x^T] from s = x - o: E[s s^T] + o E[s]^T + E[s] o^T + o o^T.
-        if second.ndim == 2:
+        if not matrix:
             second = second + about * (2 * shift + about)
         else:
-            cross = about[:, :, None] * (shift + about / 2)[:, None, :]
-            second = second + cross + cross.mT
+            half = shift + about / 2
+            second.baddbmm_(about[:, :, None], half[:, None, :])
+            second.baddbmm_(half[:, :, None], about[:, None, :])
         return Moments(self.kind, second, shift + about, self.count)
 
     def _add(self, inputs: Tensor, outputs: Tensor) -> None:
@@ -217,8 +235,25 @@ class _Sums:
         found = self.kind == "outputs"
         rows = output_rows(layer, outputs) if found else rows_of(layer, inputs)
         rows = self._about_origin(0, self._some(rows, len(inputs)))
-        if rows.shape[1]:
-            self._sum(gram(rows), rows.sum(1).double(), rows.shape[1])
+        if not rows.shape[1]:
+            return
+        self.waiting.append(rows)
+        if sum(each.shape[1] for each in self.waiting) >= _TOGETHER:
+            self._multiply()
+
+    def _multiply(self) -> None:
+        """Add the products of the rows that are waiting."""
+        if not self.waiting:
+            return
+        rows = torch.cat(self.waiting, dim=1)
+        self.waiting = []
+        if self.second is None or self.mean is None:
+            size = rows.shape[-1]
+            self.second = rows.new_zeros((len(rows), size, size), dtype=torch.float64)
+            self.mean = rows.new_zeros((len(rows), size), dtype=torch.float64)
+        _add_upper(self.second, rows)
+        self.mean += rows.sum(1)
+        self.count += rows.shape[1]
 
     def _add_squares(self, layer: nn.Module, inputs: Tensor) -> None:
         """Add up the inputs of a layer, of a factored one those of all its parts."""
@@ -265,11 +300,8 @@ class _Sums:
         return rows[:, chosen.to(rows.device)]
 
     def _sum(self, second: Tensor, first: Tensor, count: int) -> None:
-        if self.second is None or self.mean is None:
-            self.second, self.mean = second, first
-        else:
-            self.second += second
-            self.mean += first
+        self.second = second if self.second is None else self.second + second
+        self.mean = first if self.mean is None else self.mean + first
         self.count += count
 
 

@@ -285,12 +285,15 @@ def factorize_conv(
         refit = None
     else:
         second = moments.of_inputs(centred=layer.bias is not None)
-        pairs = _by_columns(second, width)
-        vertical, horizontal = _project(_matrices(weight.double(), groups), pairs)
+        columns = _column_moments(second, width)
+        # Single precision halves the time of what is large, and is enough for it.
+        exact = in_single_precision(weight)
+        second, columns = second.to(exact.dtype), columns.to(exact.dtype)
+        vertical, horizontal = _project(_matrices(exact, groups), columns)
         used = vertical[..., : _max_rank(tuple(weight.shape), groups)]
-        refit = _refit(weight.double(), used, pairs, moments, layer.bias)
-        flat = weight.double().unflatten(0, (groups, -1)).flatten(2)
-        total = (flat @ second).mul_(flat).sum()
+        refit = _refit(exact, used, second, moments, layer.bias)
+        flat = exact.unflatten(0, (groups, -1)).flatten(2)
+        total = (flat @ second).mul_(flat).sum(dtype=torch.float64)
         values = added_values(refit.kept(), total, vertical.shape[2])
     # g (c y) k -> g k c y 1;  g k (n x) -> (g n) k 1 x
     return LowRankConvFactors(
@@ -370,6 +373,23 @@ def _matrices(weight: Tensor, groups: int) -> Tensor:
     )
 
 
+def _column_moments(second: Tensor, width: int) -> Tensor:
+    """Return the moments of a patch's columns, averaged over the columns.
+
+    Args:
+        second: Of patches (channel, row, column). Shape `groups x p x p`.
+        width: Columns of a patch.
+
+    Returns:
+        Shape `groups x in height x in height`.
+    """
+    size = second.shape[-1] // width
+    total = second.new_zeros(len(second), size, size)
+    for x in range(width):
+        total += second[:, x::width, x::width]
+    return total / width
+
+
 def _by_columns(second: Tensor, width: int) -> Tensor:
     """Return the moments of patches between pairs of their columns.
 
@@ -381,18 +401,17 @@ def _by_columns(second: Tensor, width: int) -> Tensor:
     return pairs.permute(0, 2, 4, 1, 3).contiguous()
 
 
-def _project(matrices: Tensor, pairs: Tensor) -> tuple[Tensor, Tensor]:
+def _project(matrices: Tensor, columns: Tensor) -> tuple[Tensor, Tensor]:
     """Project a kernel's matrix on leading directions of its columns' outputs.
 
     Args:
         matrices: M. Shape `groups x in height x out width`.
-        pairs: Moments of the patches, from `_by_columns`.
+        columns: From `_column_moments`.
 
     Returns:
         Vertical and horizontal factors at the same scale, shapes `groups x in height x
         full_rank` and `groups x full_rank x out width`.
     """
-    columns = pairs.diagonal(dim1=1, dim2=2).mean(-1)
     second = matrices.mT @ columns @ matrices
     _, basis = leading_eigenvectors(second, min(matrices.shape[1:]))
     vertical = matrices @ basis
@@ -404,7 +423,7 @@ def _project(matrices: Tensor, pairs: Tensor) -> tuple[Tensor, Tensor]:
 def _refit(
     weight: Tensor,
     vertical: Tensor,
-    pairs: Tensor,
+    second: Tensor,
     moments: Moments,
     bias: Tensor | None,
 ) -> HorizontalRefit:
@@ -413,11 +432,12 @@ def _refit(
     Args:
         weight: Shape `out_channels x in_channels / groups x height x width`.
         vertical: Shape `groups x in height x max_rank`.
-        pairs: Moments of the patches, from `_by_columns`.
+        second: Second moments of the patches, in the precision of the weight.
         moments: Of the patches, for the mean.
         bias: Of the layer, or None.
     """
     width, groups = weight.shape[3], len(vertical)
+    mean, pairs = moments.mean, _by_columns(second, width)
     # g k s: the vertical kernels in one column, against the patch in another.
     by_patch = vertical.mT[:, None, None] @ pairs  # g x z k s
     inner = by_patch @ vertical[:, None, None]  # g x z k l
@@ -427,8 +447,8 @@ def _refit(
     # Rank-major: g (k x) (l z), g (k x) n.
     inner = inner.permute(0, 3, 1, 4, 2).flatten(3).flatten(1, 2)
     outer = outer.transpose(1, 2).flatten(1, 2)
-    root = cholesky(inner)
-    projected = torch.linalg.solve_triangular(root, outer, upper=False)
+    root = cholesky(inner.double())
+    projected = torch.linalg.solve_triangular(root, outer.double(), upper=False)
     if bias is None:
         return HorizontalRefit(
             root.float(),
@@ -438,9 +458,8 @@ def _refit(
             width,
         )
     # g (r x) -> g r x, g k x, g (k x)
-    mean = moments.mean.unflatten(1, (-1, width))
-    inner_mean = (vertical.mT @ mean).flatten(1)
-    flat = weight.unflatten(0, (groups, -1)).flatten(2)
+    inner_mean = (vertical.double().mT @ mean.unflatten(1, (-1, width))).flatten(1)
+    flat = weight.double().unflatten(0, (groups, -1)).flatten(2)
     return HorizontalRefit(
         root.float(),
         projected.float(),

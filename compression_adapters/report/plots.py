@@ -13,6 +13,8 @@ _RATIO_AXIS = {"type": "log", "tickvals": _RATIO_TICKS, "tickformat": ".1~%"}
 
 
 _ACCENT, _MUTED, _FAILED = "#1f77b4", "#b0b7bf", "#d62728"
+_FIRST = "first"
+_COLOURS = {"Sobol": _MUTED, _FIRST: "#e69f00"}
 
 
 def plot_objective(trials: pd.DataFrame, incumbent: int | None = None) -> go.Figure:
@@ -24,14 +26,15 @@ def plot_objective(trials: pd.DataFrame, incumbent: int | None = None) -> go.Fig
     """
     done = trials.dropna(subset=["objective"])
     figure = go.Figure()
-    for node, rows in done.groupby("node", sort=False):
+    # No node proposed the networks that a search begins with.
+    for node, rows in done.fillna({"node": _FIRST}).groupby("node", sort=False):
         figure.add_scatter(
             x=rows["trial_index"],
             y=rows["objective"],
             error_y={"type": "data", "array": 1.96 * rows["objective_sem"]},
             mode="markers",
             name=f"{node} trials, 95 % interval",
-            marker_color=_MUTED if node == "Sobol" else _ACCENT,
+            marker_color=_COLOURS.get(str(node), _ACCENT),
         )
     best = done[done["trial_index"] == incumbent]
     figure.add_scatter(

@@ -312,10 +312,16 @@ def _results_table(summary: dict[str, Any]) -> str:
             f"standard error {fresh['sem']:.2g}."
         )
     gain = summary.get("gain_over_path")
-    if gain is not None:
+    if gain is not None and gain["mean"] == gain["sem"] == 0.0:
         remarks.append(
-            f"Better than the best network of the price path that was evaluated by "
-            f"{gain['mean']:.4g} in the objective, standard error {gain['sem']:.2g}."
+            "It is a network of the price path: what the search added is the "
+            "certificate."
+        )
+    elif gain is not None:
+        remarks.append(
+            "The objective is better than that of the best network of the price path "
+            f"that was evaluated by {gain['mean']:.4g}, standard error "
+            f"{gain['sem']:.2g}."
         )
     remarks += _choices(summary)
     if summary.get("finish"):

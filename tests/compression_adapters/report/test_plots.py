@@ -21,6 +21,14 @@ def test_objective_shows_every_completed_trial_with_its_interval():
     assert list(figure.data[-1].x) == [1]
 
 
+def test_the_networks_that_a_search_begins_with_are_shown_too():
+    trials = TRIALS.assign(node=[None, *TRIALS["node"].iloc[1:]])
+    figure = plot_objective(trials, incumbent=1)
+    assert figure.data[0].name.startswith("first trials")
+    shown = sorted(x for trace in figure.data[:-1] for x in trace.x)
+    assert shown == [0, 1]
+
+
 def test_a_dense_layer_is_drawn_at_its_maximal_rank():
     layers = pd.DataFrame(
         {

@@ -152,6 +152,9 @@ def test_a_search_that_ends_before_a_choice_says_that_there_was_none():
 
 def test_all_gammas_of_a_target_share_one_number(times):
     times(0.1, 0.001)
+    settings = {key: value for key, value in SETTINGS.items() if key != "gamma"}
+    # Long enough for a choice after the first proposals.
+    settings |= {"delta": 0.005, "calibrate": 0, "start": "space-filling"}
     found = compress_to(
         small_network(),
         pool(),
@@ -159,7 +162,7 @@ def test_all_gammas_of_a_target_share_one_number(times):
         num_samples="auto",
         max_gammas=2,
         tolerance=0.001,
-        **{key: value for key, value in SETTINGS.items() if key != "gamma"},
+        **settings,
     )
     assert len(found.gammas) == 2
     assert found.sample_size.num_samples == 100
