@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import itertools
 import logging
+import warnings
 
 import pandas as pd
 import pytest
@@ -350,6 +351,17 @@ def test_without_a_beginning_a_network_worse_than_the_original_is_warned_of():
     with pytest.warns(UserWarning, match=r"worse than the uncompressed.*start='line'"):
         without = compress(deep_network(), pool(), **options)
     assert without.trials["objective"].min() > 1.0
+
+
+def test_a_network_that_is_wrong_itself_is_what_its_compressed_form_is_compared_to():
+    def wrong(compressed, batch):
+        distance = (compressed(batch.inputs) - batch.reference_outputs).square().sum(1)
+        return 5.0 + distance
+
+    options = {"gamma": 1.0, "delta": 0.05, "level": "pairwise", "max_trials": 6}
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message="The network that was found is worse")
+        compress(deep_network(), pool(), loss=wrong, start="path", **options)
 
 
 @pytest.mark.parametrize("start", ["line", "path"])
