@@ -26,6 +26,7 @@ from compression_adapters.search.initial_design import (
     beginning,
     path_points,
 )
+from compression_adapters.search.known_part import known_part_of
 from compression_adapters.search.loop import EvaluationError
 from compression_adapters.search.result import CompressionResult
 from compression_adapters.search.trials import trial_seed
@@ -418,3 +419,14 @@ def test_a_start_that_does_not_exist_is_refused():
     pytest.importorskip("ray")
     with pytest.raises(ValueError, match="got 'line' and workers=2"):
         compress(small_network(), pool(), **SETTINGS, start="line", workers=2)
+
+
+def test_a_flat_loss_is_modelled_together_with_the_ratio():
+    def flat(compressed, batch):
+        return torch.zeros(len(compressed(batch.inputs)))
+
+    network = nn.Sequential(nn.Linear(20, 30), nn.ReLU(), nn.Linear(30, 5))
+    result = compress(network, pool(), gamma=1.0, loss=flat)
+    assert result.certificate.holds
+    assert len(result.trials) < 20
+    assert known_part_of(result.client) is None
