@@ -112,6 +112,7 @@ def profile(
         because zeros are multiplied as well.
 
     Raises:
+        TypeError: when `calibrate` is no tensor of inputs, such as their number.
         ValueError: when a selector matches nothing, a layer is chosen that its
             decomposition does not support, or the network does not return one output
             per sample of the example.
@@ -123,6 +124,14 @@ def profile(
           layer  max_rank  weights  weights_centre  macs_centre
         0     0        12      600             150          150
     """
+    if calibrate is not None and not (
+        isinstance(calibrate, Tensor) and calibrate.ndim and len(calibrate)
+    ):
+        got = "none" if isinstance(calibrate, Tensor) else type(calibrate).__name__
+        raise TypeError(
+            "calibrate must be a tensor of inputs here, one at least, such as "
+            f"inputs[:500]; got {got}."
+        )
     network = unwrap(network)
     layers, skipped = survey_layers(network, choose, include=include, exclude=exclude)
     factors: dict[str, Factors] = {}
