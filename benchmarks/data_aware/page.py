@@ -30,7 +30,7 @@ _DRAWN_TO = {"fc3": 0.2, "resnet18": 0.42, "resnet50": 0.42, "transformer": 0.7}
 # Weights kept at which the transformer is looked at.
 _TRANSFORMER_RATIOS = (0.3, 0.5)
 # Rules that stand beside the searches; the others are folded.
-_SHOWN = ("greedy", "path")
+_SHOWN = ("path", "sensitivity", "greedy")
 
 Result = Mapping[str, Any]
 
