@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import warnings
 from dataclasses import replace
 from typing import Final
 
@@ -120,6 +121,13 @@ def finished(result: CompressionResult, options: SearchOptions) -> CompressionRe
         )
     except KeyboardInterrupt:
         return result  # as the search measured it
+    except Exception as error:  # whatever the network raises, or too little memory
+        warnings.warn(
+            f"The network was not refitted: {type(error).__name__}: {error}. It is the "
+            "one that the search measured; refit=False does not try.",
+            stacklevel=2,
+        )
+        return result
     if network is result.network:
         return replace(result, finish=record)
     loss = problem.network_loss(network, seed=fresh_seed(options.seed))
