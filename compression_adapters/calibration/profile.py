@@ -20,7 +20,7 @@ from compression_adapters.network.macs import (
     _meta_macs,
     run_counted,
 )
-from compression_adapters.network.replacement import bare_copy
+from compression_adapters.network.replacement import bare_copy, copy_network
 from compression_adapters.rank_space.scales import rank_scale
 
 _POINTS = ("min", "centre", "max")
@@ -136,7 +136,10 @@ def profile(
     layers, skipped = survey_layers(network, choose, include=include, exclude=exclude)
     factors: dict[str, Factors] = {}
     if errors or calibrate is not None:
-        factors = calibrated_factors(network, layers, calibrate, seed=seed)
+        # A forward pass may change what a network keeps.
+        factors = calibrated_factors(
+            copy_network(network), layers, calibrate, seed=seed
+        )
     inputs: dict[str, list[torch.Size]] = {}
     num_macs = None
     if example is not None:
