@@ -364,6 +364,11 @@ class SearchOptions:
     )
 
     def __post_init__(self) -> None:
+        for name in ("search", "refit", "relative"):
+            if not isinstance(getattr(self, name), bool):
+                raise ValueError(
+                    f"{name} must be True or False; got {getattr(self, name)!r}."
+                )
         if self.max_trials < 2:
             raise ValueError(f"max_trials must be at least 2, got {self.max_trials}")
         if self.seed < 0:

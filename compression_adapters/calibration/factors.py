@@ -34,7 +34,7 @@ def calibrated_factors(
     convolution: in a patch) or output. Layers are taken together until that is
     `MOST_BYTES`; then they are decomposed, their moments are dropped, and the inputs
     are passed again for the next ones. A layer that alone would need four times as
-    much, or was not called, is decomposed by its weights alone.
+    much, is complex, or was not called, is decomposed by its weights alone.
 
     Args:
         network: The reference network; not modified and not aliased.
@@ -70,6 +70,8 @@ def _groups(
         module = network.get_submodule(layer.name)
         kind_of = getattr(layer.decomposition, "moments_of", None)
         kind: MomentKind | None = None if kind_of is None else kind_of(module)
+        if any(parameter.is_complex() for parameter in module.parameters()):
+            kind = None
         size = 0 if kind is None else _bytes(layer, kind, is_transposed_linear(module))
         if size > 4 * MOST_BYTES:
             kind, size = None, 0

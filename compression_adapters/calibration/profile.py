@@ -20,7 +20,7 @@ from compression_adapters.network.macs import (
     _meta_macs,
     run_counted,
 )
-from compression_adapters.network.replacement import bare_copy
+from compression_adapters.network.replacement import bare_copy, copy_network
 from compression_adapters.rank_space.scales import rank_scale
 
 _POINTS = ("min", "centre", "max")
@@ -112,6 +112,7 @@ def profile(
         because zeros are multiplied as well.
 
     Raises:
+        TypeError: when `calibrate` is no tensor of inputs, such as their number.
         ValueError: when a selector matches nothing, a layer is chosen that its
             decomposition does not support, or the network does not return one output
             per sample of the example.
@@ -123,11 +124,22 @@ def profile(
           layer  max_rank  weights  weights_centre  macs_centre
         0     0        12      600             150          150
     """
+    if calibrate is not None and not (
+        isinstance(calibrate, Tensor) and calibrate.ndim and len(calibrate)
+    ):
+        got = "none" if isinstance(calibrate, Tensor) else type(calibrate).__name__
+        raise TypeError(
+            "calibrate must be a tensor of inputs here, one at least, such as "
+            f"inputs[:500]; got {got}."
+        )
     network = unwrap(network)
     layers, skipped = survey_layers(network, choose, include=include, exclude=exclude)
     factors: dict[str, Factors] = {}
     if errors or calibrate is not None:
-        factors = calibrated_factors(network, layers, calibrate, seed=seed)
+        # A forward pass may change what a network keeps.
+        factors = calibrated_factors(
+            copy_network(network), layers, calibrate, seed=seed
+        )
     inputs: dict[str, list[torch.Size]] = {}
     num_macs = None
     if example is not None:

@@ -66,8 +66,8 @@ def refit_in_sequence(
         reference: The original network; runs in eval mode, its modes are restored.
         compressed: A network made from it; not modified.
         layers: Names of the layers in play. Left as they are: dense and pruned ones,
-            those that are not called, and those whose last part is no linear layer or
-            2d convolution that returns the output.
+            those that are not called, complex ones, and those whose last part is no
+            linear layer or 2d convolution that returns the output.
         inputs: Calibration inputs. Shape `n x ...`.
         seed: Of the choice of patches.
         ridge: Share of the trace that holds the present factor, positive.
@@ -369,7 +369,7 @@ def _last_factor(
 ) -> _LastFactor | None:
     """Find the last factor of a layer, None of one that is dense or pruned."""
     dense, small = reference.get_submodule(name), refitted.get_submodule(name)
-    if type(small) is type(dense):
+    if type(small) is type(dense) or any(p.is_complex() for p in small.parameters()):
         return None
     parts = [small, *small.children()]
     last = small if isinstance(small, LowRankLinear) else parts[-1]

@@ -45,7 +45,7 @@ def require_searchable(network: nn.Module) -> None:
             "network.to(device)."
         )
     for name, parameter in network.named_parameters():
-        if not bool(torch.isfinite(parameter).all()):
+        if not bool(torch.isfinite(parameter.detach()).all()):
             layer, _, weight = name.rpartition(".")
             raise ValueError(
                 f"Layer {layer!r}: {weight} holds NaN or infinite entries. Load finite "

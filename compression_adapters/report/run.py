@@ -372,6 +372,8 @@ def _choices(summary: dict[str, Any]) -> list[str]:
             f"Factors fitted to {known['count']} inputs{share}, which no evaluation "
             "drew."
         )
+    elif "calibration" in summary:  # older runs do not say
+        sentences.append("Factors of the weights alone.")
     if summary.get("sample_size"):
         sentences.append(str(summary["sample_size"]["reason"]))
     elif summary.get("num_samples"):

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from typing import Any, Literal
 
 from ax.api.client import Client
 from ax.core.trial_status import TrialStatus
 from ax.exceptions.core import OptimizationComplete
+from ax.generation_strategy.generation_strategy import GenerationStrategy
 from tqdm import tqdm
 
 from ax_pac import (
@@ -37,6 +39,10 @@ StopReason = Literal["certified", "max_trials", "interrupted", "no_search"]
 _MAX_CONSECUTIVE_FAILURES = 3
 
 
+_FLAT = 3
+_NOISE = ("output_scale_at_bound", "noise_alone")
+
+
 class EvaluationError(RuntimeError):
     """Several evaluations in a row failed.
 
@@ -59,6 +65,9 @@ class SearchLoop:
         options: How; the seed, with a trial's index, determines its samples.
         known: Number of the client's trials that do not count towards `max_trials`;
             None: all of them.
+        if_flat: Returns the strategy to go on with where the unknown part is flat to
+            within its noise, of which the certificate can then say nothing; None: the
+            search goes on as it is.
     """
 
     def __init__(
@@ -68,8 +77,10 @@ class SearchLoop:
         options: SearchOptions,
         *,
         known: int | None = None,
+        if_flat: Callable[[], GenerationStrategy] | None = None,
     ) -> None:
         self.problem = problem
+        self.if_flat = if_flat
         self.client = client
         self.options = options
         self.experiment = experiment_of(client)
@@ -100,6 +111,8 @@ class SearchLoop:
                 except OptimizationComplete:
                     return "certified"
                 self.evaluate_all(trials)
+                if self.if_flat is not None and self._is_flat():
+                    self.client.set_generation_strategy(self.if_flat())
         except KeyboardInterrupt:
             if len(self._completed("loss")) < 2:
                 raise  # there is no result yet to return
@@ -107,6 +120,15 @@ class SearchLoop:
         finally:
             self.bar.close()
         return "max_trials"
+
+    def _is_flat(self) -> bool:
+        """Whether noise alone has explained the unknown part a few times in a row."""
+        last = certificate_records(self.experiment)[-_FLAT:]
+        return (
+            known_part_of(self.client) is not None
+            and len(last) == _FLAT
+            and all(record.get("hyperparameter_status") in _NOISE for record in last)
+        )
 
     def certify(self) -> PACCertificate:
         """Return the certificate on the last data, from its record if there is one."""

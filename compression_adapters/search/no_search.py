@@ -14,13 +14,17 @@ from compression_adapters.evaluation.estimates import MeanSEM
 from compression_adapters.evaluation.price_path import PricePath, price_path
 from compression_adapters.evaluation.problem import CompressionProblem
 from compression_adapters.options import SearchOptions, Target, read_ratio
+from compression_adapters.rank_space.scales import DENSE
 from compression_adapters.search.client import new_client, quiet_ax
-from compression_adapters.search.loop import SearchLoop
+from compression_adapters.search.loop import EvaluationError, SearchLoop
 from compression_adapters.search.result import CompressionResult
 from compression_adapters.search.run import finished, make_result, search_strategy
 
 _SPREAD = 8
 """Networks that are evaluated for a gamma before those between the best ones."""
+
+_FAILED = MeanSEM(math.inf, 0.0)
+"""Loss of a network whose evaluation failed: worse than any other."""
 
 
 def take_from_path(
@@ -54,6 +58,7 @@ def take_from_path(
         if target.ratio is not None:
             best = path.at_ratio(read_ratio(target.ratio))
             taken.evaluate([best])
+            taken.require(best)
         elif target.loss_at_most is not None:
             best = _smallest(taken, target.loss_at_most)
         else:
@@ -92,8 +97,21 @@ class _Evaluations:
         """Evaluate networks that were not yet, each once."""
         for position in sorted(set(positions) - self.losses.keys()):
             point = self.path.point(position)
-            self.loop.evaluate_all({self.client.attach_trial(dict(point)): point})
-            self.losses[position] = self.loop.last_loss()
+            index = self.client.attach_trial(dict(point))
+            self.loop.failures = 0  # the smallest come first, and may all overflow
+            self.loop.evaluate_all({index: point})
+            completed = self.loop.experiment.trials[index].status.is_completed
+            self.losses[position] = self.loop.last_loss() if completed else _FAILED
+
+    def require(self, position: int) -> None:
+        """Raise an EvaluationError if the evaluation of a network failed."""
+        if self.losses[position] is _FAILED:
+            reasons = [t.status_reason for t in self.loop.experiment.trials.values()]
+            raise EvaluationError(
+                "The network of the path that was asked for cannot be evaluated: "
+                f"{next(filter(None, reversed(reasons)), 'the evaluation failed')}",
+                self.client,
+            )
 
     def objective(self, position: int) -> float:
         """Return what is minimised, of a network that was evaluated."""
@@ -113,7 +131,9 @@ def _best(taken: _Evaluations) -> int:
         values = {position: taken.objective(position) for position in taken.losses}
         new = taken.path.beside_best(values)
         if not new or len(values) >= 2 * _SPREAD:
-            return min(values, key=lambda position: values[position])
+            best = min(values, key=lambda position: values[position])
+            taken.require(best)
+            return best
         taken.evaluate(new)
 
 
@@ -125,15 +145,21 @@ def _smallest(taken: _Evaluations, loss_at_most: float) -> int:
 
     def enough(position: int) -> bool:
         mean, sem = taken.losses[position]
+        if mean == 0.0 and is_dense(position) and not taken.path.problem.binary_loss:
+            return True  # the standard error is a floor, and the loss exact
         return mean + 2.0 * sem <= loss_at_most
+
+    def is_dense(position: int) -> bool:
+        return set(taken.path.networks[position].values()) == {DENSE}
 
     low, high = -1, len(taken.path) - 1
     taken.evaluate([high])
+    taken.require(high)
     if not enough(high):
         raise ValueError(
             f"The largest network on the path loses {taken.losses[high].mean:.4g}, "
-            f"which is not surely below loss_at_most={loss_at_most:g}. Allow more, or "
-            "use at_max='dense'."
+            f"which is not surely below loss_at_most={loss_at_most:g}. Allow more"
+            f"{'.' if is_dense(high) else ', or use at_max=' + repr(DENSE) + '.'}"
         )
     while high - low > 1:
         middle = (low + high) // 2

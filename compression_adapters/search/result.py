@@ -231,15 +231,15 @@ def _structure(network: nn.Module) -> dict[str, torch.Size]:
 def warn_if_worse_than_dense(result: CompressionResult) -> None:
     """Warn if the uncompressed network would have been better.
 
-    A dense network has zero loss and a ratio of 1, so its objective is 1 without an
-    evaluation.
+    A dense network has a ratio of 1, and no loss unless labels or a loss of the user's
+    own say so, which is measured on the same fresh samples.
 
     Args:
         result: The result of a search.
 
     Warns:
-        UserWarning: when the objective of the network that was found is above 1 by more
-            than the search's delta plus two standard errors.
+        UserWarning: when the objective of the network that was found is above that of
+            the dense one by more than the search's delta plus two standard errors.
     """
     problem, loss = result.problem, result.loss
     dense = all(s.at_max == DENSE for p in problem.parameters for s in p.scales)
@@ -247,10 +247,13 @@ def warn_if_worse_than_dense(result: CompressionResult) -> None:
         return
     ratio = compression_ratio(problem.layers, result.ranks)
     found = problem.gamma * loss.mean + ratio
-    if found - 2.0 * problem.gamma * loss.sem > 1.0 + result.certificate.delta:
+    surely = found - 2.0 * problem.gamma * loss.sem - result.certificate.delta
+    lost = problem.network_loss(problem.network, seed=fresh_seed(result.seed))
+    uncompressed = 1.0 + problem.gamma * lost.mean
+    if surely > uncompressed:
         warnings.warn(
-            "The network that was found is worse than the uncompressed one: "
-            f"gamma * loss + ratio is {found:.3g}, and 1 without compression. Search "
+            "The network that was found is worse than the uncompressed one: gamma * "
+            f"loss + ratio is {found:.3g}, and {uncompressed:.3g} without. Search "
             "with start='line' (--start line), a smaller gamma, or more trials "
             f"(max_trials); gamma is {problem.gamma:g}, the loss {loss.mean:.3g}.",
             stacklevel=3,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import warnings
 from dataclasses import replace
 from typing import Final
 
@@ -84,6 +85,8 @@ def search_problem(
         ):
             known = 0  # they count as trials of this search
         search = search_loop(problem, client, options, known=known)
+        if options.db is None:  # which keeps one strategy for a search
+            search.if_flat = lambda: search_strategy(problem, options, with_known=False)
         stop_reason = search.run(options.max_trials)
         certificate = search.certify()
         if stop_reason == "max_trials" and certificate.holds:
@@ -118,6 +121,13 @@ def finished(result: CompressionResult, options: SearchOptions) -> CompressionRe
         )
     except KeyboardInterrupt:
         return result  # as the search measured it
+    except Exception as error:  # whatever the network raises, or too little memory
+        warnings.warn(
+            f"The network was not refitted: {type(error).__name__}: {error}. It is the "
+            "one that the search measured; refit=False does not try.",
+            stacklevel=2,
+        )
+        return result
     if network is result.network:
         return replace(result, finish=record)
     loss = problem.network_loss(network, seed=fresh_seed(options.seed))
@@ -125,13 +135,14 @@ def finished(result: CompressionResult, options: SearchOptions) -> CompressionRe
 
 
 def search_strategy(
-    problem: CompressionProblem, options: SearchOptions
+    problem: CompressionProblem, options: SearchOptions, *, with_known: bool = True
 ) -> GenerationStrategy:
     """Return the generation strategy of a search.
 
     Args:
         problem: What is searched.
         options: How.
+        with_known: Whether it models the loss alone, beside the known part.
     """
     return pac_generation_strategy(
         delta=options.delta,
@@ -143,7 +154,7 @@ def search_strategy(
         seed=options.seed,
         num_samples=problem.num_samples,
         cells=bin_edges(problem.parameters),
-        known=known_part(problem),
+        known=known_part(problem) if with_known else None,
     )
 
 

@@ -105,6 +105,8 @@ def test_imports_say_nothing(name):
         ({"min_rank": 0}, "min_rank must be at least 1; got 0"),
         ({"round_to": 0}, "round_to must be at least 1; got 0"),
         ({"max_trials": 1}, "max_trials must be at least 2, got 1"),
+        ({"refit": "no"}, "refit must be True or False; got 'no'"),
+        ({"search": "no"}, "search must be True or False; got 'no'"),
         ({"start": "dense"}, "start must be one of auto, path, line, space-filling"),
         ({"start": "line", "workers": 2}, "got 'line' and workers=2"),
         ({"db": "a.db", "workers": 2}, "workers and db cannot be combined"),

@@ -85,3 +85,11 @@ def test_a_decomposition_that_takes_no_moments_is_given_none(network):
     ours = calibrated_factors(network, layers, INPUTS)
     plain = DECOMPOSITIONS["svd"].factorize(network[0])
     assert torch.equal(ours["0"].left, plain.left)
+
+
+def test_a_complex_layer_is_decomposed_by_its_weights():
+    network = nn.Sequential(nn.Linear(8, 16, dtype=torch.complex64), nn.Identity())
+    layers = find_layers(network)
+    ours = calibrated_factors(network, layers, INPUTS.to(torch.complex64))
+    plain = factorize_network(network, layers)
+    assert torch.equal(ours["0"].left, plain["0"].left)

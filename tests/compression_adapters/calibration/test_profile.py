@@ -161,3 +161,10 @@ def test_errors_are_the_tails_of_the_factors_that_a_search_would_have():
     assert "predicted_error_centre" in text
     assert "%" in text
     assert not [c for c in profile(network).layers if c.startswith("predicted")]
+
+
+@pytest.mark.parametrize("calibrate", [500, torch.zeros(0, 30)])
+def test_calibration_inputs_that_are_no_inputs_are_refused(calibrate):
+    network = nn.Sequential(nn.Linear(30, 20), nn.ReLU(), nn.Linear(20, 1))
+    with pytest.raises(TypeError, match="calibrate must be a tensor of inputs"):
+        profile(network, calibrate=calibrate)

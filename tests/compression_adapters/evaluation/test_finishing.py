@@ -212,6 +212,18 @@ def test_ctrl_c_while_finishing_returns_what_was_measured(monkeypatch):
     assert result.certificate.holds
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of Ax, met on the way
+def test_a_refit_that_fails_does_not_cost_a_search_its_result(monkeypatch):
+    def fails(*args, **kwargs):
+        raise MemoryError("no room")
+
+    monkeypatch.setattr(finishing, "refit_in_sequence", fails)
+    with pytest.warns(UserWarning, match="not refitted: MemoryError: no room"):
+        result = compress(small_network(), pool(), **SETTINGS)
+    assert result.finish is None
+    assert result.certificate.holds
+
+
 def test_a_finished_network_is_saved_and_loaded_equal(searched, tmp_path):
     searched.save(tmp_path)
     text = (tmp_path / "recipe.json").read_text()

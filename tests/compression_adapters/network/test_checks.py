@@ -148,3 +148,9 @@ def test_channels_last_is_used_for_large_images_where_the_network_takes_it(
     assert set(seen) == {expected}
     object.__setattr__(problem, "channels_last", not expected and make is not Viewing)
     assert problem.evaluate(point, seed=0)["loss"] == pytest.approx(loss, rel=1e-4)
+
+
+def test_a_network_made_in_inference_mode_can_be_searched_outside_it():
+    with torch.inference_mode():
+        network = nn.Linear(3, 3)
+    require_searchable(network)

@@ -6,6 +6,7 @@ from torch import nn
 
 from compression_adapters import compress
 from compression_adapters.evaluation.price_path import price_path
+from compression_adapters.search.loop import EvaluationError
 from tests.helpers.networks import pool
 
 SETTINGS = {"search": False, "progress": False}
@@ -110,3 +111,26 @@ def test_a_search_says_what_it_adds_to_the_path():
     assert gain.mean >= -3 * gain.sem - 0.05
     beside = compress(network(), pool(), start="space-filling", **options)
     assert beside.gain_over_path() is None or beside.ranks in path.networks
+
+
+def explosive(compressed, batch):
+    """The squared distance, infinite where it is large, as in half precision."""
+    losses = (compressed(batch.inputs) - batch.reference_outputs).square().sum(1)
+    return torch.where(losses.mean() > 0.02, torch.inf, losses)
+
+
+def test_a_network_that_cannot_be_evaluated_is_worse_than_any_other():
+    result = compress(network(), pool(), gamma=1.0, loss=explosive, **SETTINGS)
+    failed = result.trials["status"] == "FAILED"
+    assert failed.sum() >= 3  # the small ones, one after another
+    chosen = (
+        result.trials.filter(like="rank_").eq(list(result.ranks.values())).all(axis=1)
+    )
+    assert not (failed & chosen).any()
+    with pytest.raises(EvaluationError, match=r"cannot be evaluated: .* be finite"):
+        compress(network(), pool(), ratio="15%", loss=explosive, **SETTINGS)
+
+
+def test_the_dense_network_surely_loses_nothing():
+    result = compress(network(), pool(), loss_at_most=1e-9, **SETTINGS)
+    assert set(result.ranks.values()) == {"dense"}

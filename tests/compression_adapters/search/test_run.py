@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import itertools
 import logging
+import warnings
 
 import pandas as pd
 import pytest
@@ -25,6 +26,7 @@ from compression_adapters.search.initial_design import (
     beginning,
     path_points,
 )
+from compression_adapters.search.known_part import known_part_of
 from compression_adapters.search.loop import EvaluationError
 from compression_adapters.search.result import CompressionResult
 from compression_adapters.search.trials import trial_seed
@@ -352,6 +354,17 @@ def test_without_a_beginning_a_network_worse_than_the_original_is_warned_of():
     assert without.trials["objective"].min() > 1.0
 
 
+def test_a_network_that_is_wrong_itself_is_what_its_compressed_form_is_compared_to():
+    def wrong(compressed, batch):
+        distance = (compressed(batch.inputs) - batch.reference_outputs).square().sum(1)
+        return 5.0 + distance
+
+    options = {"gamma": 1.0, "delta": 0.05, "level": "pairwise", "max_trials": 6}
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message="The network that was found is worse")
+        compress(deep_network(), pool(), loss=wrong, start="path", **options)
+
+
 @pytest.mark.parametrize("start", ["line", "path"])
 def test_the_beginning_is_as_long_as_there_are_evaluations(start):
     problem = compression_problem(deep_network(), pool(), gamma=1.0)
@@ -406,3 +419,14 @@ def test_a_start_that_does_not_exist_is_refused():
     pytest.importorskip("ray")
     with pytest.raises(ValueError, match="got 'line' and workers=2"):
         compress(small_network(), pool(), **SETTINGS, start="line", workers=2)
+
+
+def test_a_flat_loss_is_modelled_together_with_the_ratio():
+    def flat(compressed, batch):
+        return torch.zeros(len(compressed(batch.inputs)))
+
+    network = nn.Sequential(nn.Linear(20, 30), nn.ReLU(), nn.Linear(30, 5))
+    result = compress(network, pool(), gamma=1.0, loss=flat)
+    assert result.certificate.holds
+    assert len(result.trials) < 20
+    assert known_part_of(result.client) is None
