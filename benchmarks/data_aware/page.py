@@ -350,7 +350,10 @@ def _verdict(
     searched = [objective(gamma, result) for result in found]
     path = [objective(gamma, result) for result in on_path]
     gain = float(np.median(path) - np.median(searched))
-    if max(searched) < min(path):
+    if min(len(searched), len(path)) < 2:
+        said = "better" if gain > 0 else "the search does not beat the path"
+        said += "; one run does not tell the spread"
+    elif max(searched) < min(path):
         said = "better, by more than the spread"
     elif min(searched) > max(path):
         said = "the search does not beat the path: it is worse, by more than the spread"
