@@ -16,6 +16,7 @@ from torch import nn
 from ax_pac import PACCertificate
 from compression_adapters.evaluation.estimates import MeanSEM, apply_sem_floor
 from compression_adapters.evaluation.finishing import FinishRecord
+from compression_adapters.evaluation.losses import is_nonnegative
 from compression_adapters.evaluation.problem import CompressionProblem
 from compression_adapters.network.checkpoint import save_compressed
 from compression_adapters.network.costs import NetworkCost, compare_costs, measure_cost
@@ -248,6 +249,8 @@ def warn_if_worse_than_dense(result: CompressionResult) -> None:
     ratio = compression_ratio(problem.layers, result.ranks)
     found = problem.gamma * loss.mean + ratio
     surely = found - 2.0 * problem.gamma * loss.sem - result.certificate.delta
+    if surely <= 1.0 and is_nonnegative(problem.loss):
+        return  # the dense network is no better than its ratio
     lost = problem.network_loss(problem.network, seed=fresh_seed(result.seed))
     uncompressed = 1.0 + problem.gamma * lost.mean
     if surely > uncompressed:
