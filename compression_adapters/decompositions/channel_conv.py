@@ -11,8 +11,10 @@ from compression_adapters.decompositions.convolutions import (
     bias_of,
     conv2d,
     empty_bias,
+    largest_rank,
     plain_conv2d,
     shape_in_words,
+    supported_conv2d,
 )
 from compression_adapters.decompositions.moments import MomentKind, Moments
 from compression_adapters.decompositions.output_projection import project_outputs
@@ -154,12 +156,12 @@ padding=(1, 1), bias=False)
 
     def max_rank(self, layer: nn.Module) -> int:
         """Return the largest rank that adds no weights and is not above full rank."""
-        conv = _convolution(layer)
+        conv = supported_conv2d(self, layer)
         return _max_rank(tuple(conv.weight.shape), conv.groups)
 
     def moments_of(self, layer: nn.Module) -> MomentKind:
         """Return the kind whose matrices are the smaller ones."""
-        conv = _convolution(layer)
+        conv = supported_conv2d(self, layer)
         out, size = len(conv.weight) // conv.groups, conv.weight[0].numel()
         return "inputs" if size <= out else "outputs"
 
@@ -167,7 +169,7 @@ padding=(1, 1), bias=False)
         self, layer: nn.Module, moments: Moments | None = None
     ) -> ChannelConvFactors:
         """Decompose the weight once; all ranks up to the full one are kept."""
-        conv = _convolution(layer)
+        conv = supported_conv2d(self, layer)
         weight = conv.weight.detach()
         matrices = weight.unflatten(0, (conv.groups, -1)).flatten(2)
         mean = inner_mean = None
@@ -226,7 +228,7 @@ padding=(1, 1), bias=False)
 
     def empty(self, layer: nn.Module, rank: int) -> ChannelConv2d:
         """Build the layer `truncate` would give, with uninitialised weights."""
-        conv = _convolution(layer)
+        conv = supported_conv2d(self, layer)
         weight_shape = tuple(conv.weight.shape)
         _require_rank(rank, weight_shape, conv.groups)
         like = conv.weight.detach()
@@ -258,21 +260,11 @@ def _full_rank(weight_shape: tuple[int, ...], groups: int) -> int:
 
 def _max_rank(weight_shape: tuple[int, ...], groups: int) -> int:
     """Return the largest rank that adds no weights; 0 if rank 1 adds some."""
-    channels_out, channels_in, height, width = weight_shape
-    size = channels_out * channels_in * height * width
-    largest = size // _weights_per_rank(weight_shape, groups)
-    return min(largest, _full_rank(weight_shape, groups))
-
-
-def _convolution(layer: nn.Module) -> nn.Conv2d:
-    """Narrow to a supported convolution, refusing every other type by name."""
-    if not isinstance(layer, nn.Conv2d) or not ChannelConv().supports(layer):
-        raise ValueError(
-            "ChannelConv supports exactly nn.Conv2d with a plain weight that rank 1 "
-            f"makes no larger; got {layer!r}. Choose another decomposition or leave "
-            "this layer out."
-        )
-    return layer
+    return largest_rank(
+        weight_shape,
+        _weights_per_rank(weight_shape, groups),
+        _full_rank(weight_shape, groups),
+    )
 
 
 def _require_rank(rank: int, weight_shape: tuple[int, ...], groups: int) -> None:

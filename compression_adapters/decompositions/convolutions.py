@@ -1,12 +1,13 @@
 """Shared by the decompositions of convolutions: read one, build its parts."""
 
+import math
 from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
-from compression_adapters.decompositions.base import has_plain_weight
+from compression_adapters.decompositions.base import Decomposition, has_plain_weight
 
 Pair = tuple[int, int]
 PaddingMode = Literal["zeros", "reflect", "replicate", "circular"]
@@ -138,6 +139,38 @@ def plain_conv2d(layer: nn.Module) -> nn.Conv2d | None:
     if type(layer) is nn.Conv2d and has_plain_weight(layer):
         return layer
     return None
+
+
+def largest_rank(
+    weight_shape: tuple[int, ...], weights_per_rank: int, full_rank: int
+) -> int:
+    """Return the largest rank that adds no weights; 0 if rank 1 adds some.
+
+    Args:
+        weight_shape: Shape of the dense weight.
+        weights_per_rank: Weights of one more rank, in all groups.
+        full_rank: The rank that reproduces the weight.
+    """
+    return min(math.prod(weight_shape) // weights_per_rank, full_rank)
+
+
+def supported_conv2d(decomposition: Decomposition, layer: nn.Module) -> nn.Conv2d:
+    """Narrow to a convolution that a decomposition supports, or refuse it by name.
+
+    Args:
+        decomposition: Of any plain convolution that rank 1 makes no larger.
+        layer: Any layer.
+
+    Raises:
+        ValueError: when it is not supported.
+    """
+    if not isinstance(layer, nn.Conv2d) or not decomposition.supports(layer):
+        raise ValueError(
+            f"{type(decomposition).__name__} supports exactly nn.Conv2d with a plain "
+            f"weight that rank 1 makes no larger; got {layer!r}. Choose another "
+            "decomposition or leave this layer out."
+        )
+    return layer
 
 
 def bias_of(layer: nn.Conv2d | nn.Linear) -> Tensor | None:

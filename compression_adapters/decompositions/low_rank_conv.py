@@ -11,8 +11,10 @@ from compression_adapters.decompositions.convolutions import (
     bias_of,
     conv2d,
     empty_bias,
+    largest_rank,
     plain_conv2d,
     shape_in_words,
+    supported_conv2d,
 )
 from compression_adapters.decompositions.moments import (
     MomentKind,
@@ -223,7 +225,7 @@ padding=(1, 0), bias=False)
 
     def max_rank(self, layer: nn.Module) -> int:
         """Return the largest rank that adds no weights and is not above full rank."""
-        conv = _convolution(layer)
+        conv = supported_conv2d(self, layer)
         return _max_rank(tuple(conv.weight.shape), conv.groups)
 
     def moments_of(self, layer: nn.Module) -> MomentKind:
@@ -234,7 +236,7 @@ padding=(1, 0), bias=False)
         self, layer: nn.Module, moments: Moments | None = None
     ) -> LowRankConvFactors:
         """Decompose the weight once; all ranks up to the full one are kept."""
-        return factorize_conv(_convolution(layer), moments)
+        return factorize_conv(supported_conv2d(self, layer), moments)
 
     def truncate(self, factors: LowRankConvFactors, rank: int) -> LowRankConv2d:
         """Keep the `rank` largest singular values of each group; slices, no copy."""
@@ -259,7 +261,7 @@ padding=(1, 0), bias=False)
 
     def empty(self, layer: nn.Module, rank: int) -> LowRankConv2d:
         """Build the layer `truncate` would give, with uninitialised weights."""
-        return empty_conv(_convolution(layer), rank)
+        return empty_conv(supported_conv2d(self, layer), rank)
 
 
 def factorize_conv(
@@ -521,21 +523,11 @@ def _full_rank(weight_shape: tuple[int, ...], groups: int) -> int:
 
 def _max_rank(weight_shape: tuple[int, ...], groups: int) -> int:
     """Return the largest rank that adds no weights; 0 if rank 1 adds some."""
-    channels_out, channels_in, height, width = weight_shape
-    size = channels_out * channels_in * height * width
-    largest = size // _weights_per_rank(weight_shape, groups)
-    return min(largest, _full_rank(weight_shape, groups))
-
-
-def _convolution(layer: nn.Module) -> nn.Conv2d:
-    """Narrow to a convolution, refusing every other type by name."""
-    if not isinstance(layer, nn.Conv2d) or not LowRankConv().supports(layer):
-        raise ValueError(
-            "LowRankConv supports exactly nn.Conv2d with a plain weight that rank 1 "
-            f"makes no larger; got {layer!r}. Choose another decomposition or leave "
-            "this layer out."
-        )
-    return layer
+    return largest_rank(
+        weight_shape,
+        _weights_per_rank(weight_shape, groups),
+        _full_rank(weight_shape, groups),
+    )
 
 
 def _require_rank(rank: int, weight_shape: tuple[int, ...], groups: int) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, Final
 
 import torch
@@ -53,6 +54,10 @@ class CalibrationInputs:
 
     def digest(self) -> str:
         """Return a short digest of the inputs themselves."""
+        return self._digest
+
+    @cached_property
+    def _digest(self) -> str:
         plain = self.inputs.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
         return hashlib.sha256(plain.numpy().tobytes()).hexdigest()[:16]
 

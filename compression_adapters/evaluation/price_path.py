@@ -65,6 +65,16 @@ class PricePath:
     def __len__(self) -> int:
         return len(self.networks)
 
+    def position_of(self, ranks: Mapping[str, Rank]) -> int | None:
+        """Return the position of a network, None if it is not on the path.
+
+        Args:
+            ranks: Layer name to rank or `"dense"`.
+        """
+        wanted = dict(ranks)
+        places = (i for i, each in enumerate(self.networks) if each == wanted)
+        return next(places, None)
+
     def at_ratio(self, ratio: float) -> int:
         """Return the position of the largest network that is no larger than this.
 

@@ -115,9 +115,8 @@ def attach_beside_best(
     objectives = data[data["metric_name"] == "objective"].set_index("trial_index")
     values = {}
     for trial in trials:
-        ranks = problem.ranks(trial.arm.parameters)
-        if trial.index in objectives.index and ranks in path.networks:
-            position = path.networks.index(ranks)
+        position = path.position_of(problem.ranks(trial.arm.parameters))
+        if position is not None and trial.index in objectives.index:
             values[position] = sign * float(objectives["mean"][trial.index])
     new = path.beside_best(values) if values else []
     for position in new[: options.max_trials - len(trials)]:

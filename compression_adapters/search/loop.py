@@ -39,7 +39,9 @@ StopReason = Literal["certified", "max_trials", "interrupted", "no_search"]
 _MAX_CONSECUTIVE_FAILURES = 3
 
 
+# Checks in a row after which a loss counts as flat: one may be chance.
 _FLAT = 3
+# What a certificate says of data that noise alone explains.
 _NOISE = ("output_scale_at_bound", "noise_alone")
 
 

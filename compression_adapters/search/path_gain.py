@@ -40,13 +40,13 @@ def gain_over_path(
     """
     path = price_path(problem)
     names = [layer.name for layer in problem.layers]
-    on_path = {tuple(ranks.values()) for ranks in path.networks}
     best: dict[str, Rank] | None = None
     least = 0.0
     for row in trials[trials["status"] == "COMPLETED"].to_dict("records"):
         ranks = {name: row[f"rank_{name}"] for name in names}
         value = float(row["objective"]) * (1.0 if problem.minimize else -1.0)
-        if tuple(ranks.values()) in on_path and (best is None or value < least):
+        better = best is None or value < least
+        if better and path.position_of(ranks) is not None:
             best, least = ranks, value
     if best is None:
         return None
