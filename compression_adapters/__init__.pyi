@@ -223,6 +223,22 @@ from .stages import (
 
 __version__: str
 
+from .evaluation.sampling import (
+    open_pool as open_pool,
+)
+from .network.modes import (
+    forward as forward,
+)
+from .network.outputs import (
+    read_output as read_output,
+)
+from .network.structured_inputs import (
+    NetworkInputs as NetworkInputs,
+)
+from .network.structured_inputs import (
+    as_inputs as as_inputs,
+)
+
 __all__ = [
     "DECOMPOSITIONS",
     "ENCODINGS",
@@ -239,6 +255,7 @@ __all__ = [
     "Loss",
     "MeanSEM",
     "NetworkCost",
+    "NetworkInputs",
     "NetworkProfile",
     "ProblemOptions",
     "Rank",
@@ -249,6 +266,7 @@ __all__ = [
     "Stage",
     "UnmeasuredNetworkError",
     "apply_sem_floor",
+    "as_inputs",
     "choose_linear",
     "choose_low_rank",
     "choose_pruning",
@@ -264,6 +282,7 @@ __all__ = [
     "factorize_network",
     "find_layers",
     "fine_tune",
+    "forward",
     "generator_sampler",
     "kl_divergence",
     "layer_losses",
@@ -274,6 +293,7 @@ __all__ = [
     "mean_and_sem",
     "measure_cost",
     "num_weights",
+    "open_pool",
     "pairwise_mean_and_sem",
     "parameterization_from_ranks",
     "plain_layers",
@@ -281,6 +301,7 @@ __all__ = [
     "range_parameters",
     "rank_parameters",
     "rank_scale",
+    "read_output",
     "reestimate_batch_norm",
     "save_compressed",
     "scalarize",

@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from torch import Tensor, nn
-from torch.utils.data import Dataset
 
 from ax_pac.experiment.settings import CertificateSettings
 from compression_adapters.evaluation.losses import Loss
 from compression_adapters.layers.selection import Choose, Selectors, choose_low_rank
+from compression_adapters.network.structured_inputs import OutputChoice
 from compression_adapters.options import (
     AUTO,
     AtMax,
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
 def compress(
     network: nn.Module,
-    inputs: Tensor | Dataset[Any] | Callable[..., Tensor],
+    inputs: Any,
     *,
     gamma: float | None = None,
     ratio: float | str | None = None,
@@ -48,10 +48,13 @@ def compress(
     level: str = SearchOptions.level,
     relative: bool = SearchOptions.relative,
     labels: Tensor | None = None,
+    collate: Callable[[list[Any]], Any] | None = ProblemOptions.collate,
+    output: OutputChoice = ProblemOptions.output,
     loss: str | Loss = ProblemOptions.loss,
     num_samples: int | Literal["auto"] = ProblemOptions.num_samples,
     calibrate: int = ProblemOptions.calibrate,
     calibration_seed: int = ProblemOptions.calibration_seed,
+    held_out: int | None = ProblemOptions.held_out,
     choose: Choose = choose_low_rank,
     include: Selectors | None = None,
     exclude: Selectors = (),
@@ -84,8 +87,10 @@ def compress(
 
     Args:
         network: Any PyTorch network. It is left exactly as it is: all runs on a copy.
-        inputs: A pool of inputs (tensor or dataset), or a function
-            `(num_samples, rng)` that generates them.
+        inputs: A pool of inputs, or a function `(num_samples, rng)` that generates
+            them. A pool is a tensor; several in a mapping (as a tokenizer returns
+            them), a tuple or a dataclass; a dataset or a list of items; or a
+            `DataLoader`. See `open_pool`.
         gamma: Weight of the loss, positive. A larger one keeps more weights. Pass
             exactly one of this and the next two.
         ratio: In place of gamma: the largest compression ratio, as a number in (0, 1)
@@ -99,6 +104,11 @@ def compress(
         level: What the certificate accounts for, see `PACCertificate`.
         relative: Whether delta is a share of the objective at the incumbent.
         labels: Class indices of a tensor pool, for losses that need them.
+        collate: Makes a batch of a list of items of a dataset, for items that differ in
+            size or are of an unusual type; that of a `DataLoader` is used by default.
+        output: Which output is compared, of a network that returns several: a name, an
+            index, the path of a module, or a function of what it returns. None: the
+            logits, the last hidden state or whatever there is, see `read_output`.
         loss: `"squared_l2"`, `"relative_squared_l2"` (relative to the size of the
             outputs) and `"kl_divergence"` need no labels, `"cross_entropy"` and
             `"top1_error"` do; or a function `(network, batch) -> (m,)`, such as
@@ -109,6 +119,8 @@ def compress(
             fifth of a pool. Trials draw from the others only. 0: the factors are those
             of the weights alone, the paper's way. See `docs/how_to/data_aware.md`.
         calibration_seed: Determines which; a search that is continued needs the same.
+        held_out: How many inputs are kept apart from both calibration and trials, for
+            the statement about quality at the end; at most 40 % of a pool.
         choose: Which layers to compress, and how; by default all linear layers and 2d
             convolutions. See `find_layers`, and `profile` to inspect them first.
         include: Globs for layer names, types, or predicates; only layers that match.
@@ -180,10 +192,13 @@ def compress(
         ratio=ratio,
         loss_at_most=loss_at_most,
         labels=labels,
+        collate=collate,
+        output=output,
         loss=loss,
         num_samples=num_samples,
         calibrate=calibrate,
         calibration_seed=calibration_seed,
+        held_out=held_out,
         choose=choose,
         include=include,
         exclude=exclude,
@@ -216,7 +231,7 @@ def compress(
 
 def compress_with(
     network: nn.Module,
-    inputs: Tensor | Dataset[Any] | Callable[..., Tensor],
+    inputs: Any,
     options: CompressionOptions,
     *,
     client: Client | None = None,
@@ -256,7 +271,7 @@ def compress_with(
     problem = checked_problem(network, inputs, gamma, options.problem)
     factorize_seconds = time.perf_counter() - began
     if options.problem.num_samples == AUTO:
-        most = most_samples(inputs, problem)
+        most = most_samples(problem)
         result = search_auto(problem, search, most=most, client=client)
     else:
         result = search_problem(problem, search, client=client)
@@ -266,7 +281,7 @@ def compress_with(
 
 def _without_search(
     network: nn.Module,
-    inputs: Tensor | Dataset[Any] | Callable[..., Tensor],
+    inputs: Any,
     options: CompressionOptions,
 ) -> CompressionResult:
     """Take a network from the price path."""

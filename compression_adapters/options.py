@@ -217,6 +217,19 @@ class ProblemOptions:
     """
 
     labels: Tensor | None = None
+    collate: Callable[[list[Any]], Any] | None = None
+    output: str | int | Callable[[Any], Tensor] | None = option(
+        None,
+        "Which output is compared, of a network that returns several: its name, its "
+        "index, or the path of a module.  [default: logits, last hidden state, ...]",
+        metavar="NAME",
+    )
+    held_out: int | None = option(
+        None,
+        "Inputs that are kept apart for the statement about quality at the end.  "
+        "[default: with a target up to 4000, at most 40 % of a pool; else none]",
+        at_least=0,
+    )
     loss: str | Callable[..., Tensor] = option(
         "squared_l2",
         "What is measured. The first three compare with the outputs of the original "

@@ -95,7 +95,8 @@ ROWS: dict[str, set[str]] = {
     | {"compression_adapters.evaluation", "compression_adapters.calibration"}
     | {"compression_adapters.decompositions"},
     "compression_adapters.api": {"torch", "ax", "ax_pac", "compression_adapters.layers"}
-    | {"compression_adapters.rank_space", "compression_adapters.evaluation"}
+    | {"compression_adapters.rank_space", "compression_adapters.network"}
+    | {"compression_adapters.evaluation"}
     | {"compression_adapters.options", "compression_adapters.search"},
     "compression_adapters.stages": {"torch", "pandas", "compression_adapters.layers"}
     | {"compression_adapters.options", "compression_adapters.network"}

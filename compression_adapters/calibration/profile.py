@@ -1,6 +1,7 @@
 """A table of a network's layers and possible ranks, before any search."""
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import pandas as pd
 import torch
@@ -21,6 +22,7 @@ from compression_adapters.network.macs import (
     run_counted,
 )
 from compression_adapters.network.replacement import bare_copy, copy_network
+from compression_adapters.network.structured_inputs import Inputs, as_inputs
 from compression_adapters.rank_space.scales import rank_scale
 
 _POINTS = ("min", "centre", "max")
@@ -74,7 +76,7 @@ class NetworkProfile:
 
 def profile(
     network: nn.Module,
-    example: Tensor | None = None,
+    example: Any = None,
     *,
     choose: Choose = choose_low_rank,
     include: Selectors | None = None,
@@ -82,7 +84,7 @@ def profile(
     encoding: str = "log",
     min_rank: int = 1,
     errors: bool = False,
-    calibrate: Tensor | None = None,
+    calibrate: Any = None,
     seed: int = 0,
 ) -> NetworkProfile:
     """Tabulate the layers of a network before any search.
@@ -94,8 +96,9 @@ def profile(
 
     Args:
         network: Any network, in any mode; not modified.
-        example: A batch of inputs; one sample is enough. Shape `n x ...`. None omits
-            the multiply-adds.
+        example: A batch of inputs, one tensor or several (a mapping, a tuple, a
+            dataclass); one sample is enough. Shape `n x ...`. None omits the
+            multiply-adds.
         choose: See `find_layers`.
         include: See `find_layers`.
         exclude: See `find_layers`.
@@ -112,7 +115,7 @@ def profile(
         because zeros are multiplied as well.
 
     Raises:
-        TypeError: when `calibrate` is no tensor of inputs, such as their number.
+        TypeError: when `calibrate` is no batch of inputs, such as their number.
         ValueError: when a selector matches nothing, a layer is chosen that its
             decomposition does not support, or the network does not return one output
             per sample of the example.
@@ -124,14 +127,8 @@ def profile(
           layer  max_rank  weights  weights_centre  macs_centre
         0     0        12      600             150          150
     """
-    if calibrate is not None and not (
-        isinstance(calibrate, Tensor) and calibrate.ndim and len(calibrate)
-    ):
-        got = "none" if isinstance(calibrate, Tensor) else type(calibrate).__name__
-        raise TypeError(
-            "calibrate must be a tensor of inputs here, one at least, such as "
-            f"inputs[:500]; got {got}."
-        )
+    example = None if example is None else as_inputs(example)
+    calibrate = _calibration_inputs(calibrate)
     network = unwrap(network)
     layers, skipped = survey_layers(network, choose, include=include, exclude=exclude)
     factors: dict[str, Factors] = {}
@@ -169,6 +166,20 @@ def profile(
         num_weights=sum(weight.numel() for weight in layer_weights(network)),
         num_macs=num_macs,
     )
+
+
+def _calibration_inputs(calibrate: Any) -> Inputs | None:
+    """Return calibration inputs, or refuse what is none."""
+    if calibrate is None:
+        return None
+    empty = isinstance(calibrate, Tensor) and not (calibrate.ndim and len(calibrate))
+    if empty or isinstance(calibrate, int | float | str):
+        got = "none" if empty else type(calibrate).__name__
+        raise TypeError(
+            "calibrate must be a tensor of inputs here, or several, one input at "
+            f"least, such as inputs[:500]; got {got}."
+        )
+    return as_inputs(calibrate)
 
 
 def _weights_row(

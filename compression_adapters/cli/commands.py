@@ -98,7 +98,7 @@ main.add_command(stages)
 
 @main.command(short_help="Tabulate the layers of a network before a search.")
 @network_options
-@search_options(("calibrate", "calibration_seed", "encoding", "min_rank"))
+@search_options(("calibrate", "calibration_seed", "encoding", "min_rank", "output"))
 def profile(progress: bool | None, **values: Any) -> None:
     """Tabulate layers, ranks, weights, multiply-adds and predicted errors.
 
@@ -106,7 +106,7 @@ def profile(progress: bool | None, **values: Any) -> None:
     squared outputs that the smallest, the middle and the largest rank leave out; with
     --calibrate 0, of their squared weights.
     """
-    names = ("calibrate", "calibration_seed", "encoding", "min_rank")
+    names = ("calibrate", "calibration_seed", "encoding", "min_rank", "output")
     asked = {name: values.pop(name) for name in names}
     from compression_adapters.cli.profile_run import profile_source
 

@@ -172,7 +172,18 @@ def _ratio(
     return value
 
 
-_CALLBACKS: dict[str, Callable[..., Any]] = {"num_samples": _samples, "ratio": _ratio}
+def _output(_context: Any, _option: Any, value: str | None) -> str | int | None:
+    """Read the name or the index of an output."""
+    if value is not None and value.removeprefix("-").isdecimal():
+        return int(value)
+    return value
+
+
+_CALLBACKS: dict[str, Callable[..., Any]] = {
+    "num_samples": _samples,
+    "ratio": _ratio,
+    "output": _output,
+}
 
 
 def network_options(command: Any) -> Any:

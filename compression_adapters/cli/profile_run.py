@@ -16,6 +16,7 @@ def profile_source(
     calibration_seed: int,
     encoding: str,
     min_rank: int,
+    output: str | int | None = None,
 ) -> NetworkProfile:
     """Profile a network with the factors that a search would have.
 
@@ -25,12 +26,18 @@ def profile_source(
         calibration_seed: Determines which.
         encoding: The meaning of the coordinate 0.5.
         min_rank: Smallest rank.
+        output: Which output of the network is compared.
 
     Returns:
         The profile, with predicted errors.
     """
-    sampler, known = split_inputs(
-        source.inputs, None, num_samples=2, calibrate=calibrate, seed=calibration_seed
+    sampler, known, *_ = split_inputs(
+        source.inputs,
+        None,
+        num_samples=2,
+        calibrate=calibrate,
+        seed=calibration_seed,
+        output=output,
     )
     device = next(source.network.parameters()).device
     few = sampler(2, torch.Generator().manual_seed(0)).inputs.to(device)

@@ -16,6 +16,8 @@ from compression_adapters.network.modes import (
     in_float,
     squared_distance,
 )
+from compression_adapters.network.outputs import masked
+from compression_adapters.network.structured_inputs import Inputs, call_network
 
 Loss = Callable[[nn.Module, Batch], Tensor]
 """`(network, batch) -> values` of shape `m`: one value per sample, never reduced."""
@@ -294,7 +296,7 @@ class IntermediateSquaredL2:
         outputs = self.outputs(network, batch.inputs)
         return squared_distance(outputs, _reference_like(outputs, batch))
 
-    def outputs(self, network: nn.Module, inputs: Tensor) -> Tensor:
+    def outputs(self, network: nn.Module, inputs: Inputs) -> Tensor:
         """Run a network and return the layer's output; no hook remains.
 
         Args:
@@ -313,7 +315,7 @@ class IntermediateSquaredL2:
 
         handle = layer.register_forward_hook(keep)
         try:
-            network(inputs.clone())
+            call_network(network, inputs)
         finally:
             handle.remove()
         if not seen:
@@ -327,13 +329,13 @@ class IntermediateSquaredL2:
                 f"Layer {self.layer!r} must return a tensor; got "
                 f"{type(output).__name__}. Name a layer inside it, or after it."
             )
-        if output.shape[:1] != inputs.shape[:1]:
+        if output.shape[:1] != (len(inputs),):
             raise ValueError(
                 f"Layer {self.layer!r} must return one row per sample: "
-                f"{inputs.shape[0]} samples went in, an output of shape "
+                f"{len(inputs)} samples went in, an output of shape "
                 f"{tuple(output.shape)} came out."
             )
-        return output
+        return masked(output, inputs)
 
     def _find(self, network: nn.Module) -> nn.Module:
         """Return the layer, or name similar ones."""

@@ -1,12 +1,11 @@
 """One network, its search space, and the evaluation of a point in it."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import Dataset
 
 from compression_adapters.calibration.factors import calibrated_factors
 from compression_adapters.decompositions import Factors
@@ -19,6 +18,7 @@ from compression_adapters.evaluation.estimates import (
     apply_sem_floor,
     mean_and_sem,
 )
+from compression_adapters.evaluation.held_out import HeldOutInputs
 from compression_adapters.evaluation.losses import (
     BINARY_LOSSES,
     LOSSES,
@@ -96,6 +96,9 @@ class CompressionProblem:
             CPU from about 64 pixels. Shapes do not change.
         calibration: The inputs that the factors were fitted to, which no trial draws;
             None: the factors are those of the weights alone.
+        held_out: The inputs of the statement at the end, which no trial draws either;
+            None: there will be none.
+        pool_size: Inputs in the pool; None of generated inputs.
     """
 
     network: nn.Module = field(repr=False)
@@ -111,6 +114,8 @@ class CompressionProblem:
     reference: ReferenceCache | None = field(default=None, repr=False)
     channels_last: bool = False
     calibration: CalibrationInputs | None = None
+    held_out: HeldOutInputs | None = None
+    pool_size: int | None = None
 
     def __post_init__(self) -> None:
         require_gamma(self.gamma)
@@ -329,7 +334,7 @@ class CompressionProblem:
 
 def compression_problem(
     network: nn.Module,
-    inputs: Tensor | Dataset[Any] | Callable[[int, torch.Generator], Tensor],
+    inputs: Any,
     *,
     gamma: float,
     **options: Any,
@@ -341,13 +346,14 @@ def compression_problem(
             weights, so that the network is left as it is. It may be in any mode, unless
             it has batch norm, which must be in eval mode. `DataParallel` and
             `torch.compile` are removed.
-        inputs: A pool (tensor or dataset), or a function `(num_samples, rng)` that
-            generates any number of inputs. A pool has at least `num_samples` inputs.
+        inputs: A pool (see `open_pool`: tensors, a dataset, a data loader), or a
+            function `(num_samples, rng)` that generates any number of inputs. A pool
+            has at least `num_samples` inputs.
         gamma: Weight of the loss in the objective, positive.
         **options: Keywords of `compress` that say what is searched, which documents
             them: `labels`, `loss`, `num_samples` (a number), `choose`, `include`,
             `exclude`, `tie`, `encoding`, `at_max`, `min_rank`, `round_to`,
-            `skip_no_gain`, `objective`, `binary_loss`.
+            `skip_no_gain`, `objective`, `binary_loss`, `collate`, `output`.
 
     Before anything is decomposed, the network runs on a few inputs. Layers that the
     outputs do not depend on take no part, with a warning; to find them takes a pass on
@@ -377,7 +383,7 @@ def compression_problem(
 
 def build_problem(
     network: nn.Module,
-    inputs: Tensor | Dataset[Any] | Callable[[int, torch.Generator], Tensor],
+    inputs: Any,
     gamma: float,
     options: ProblemOptions,
 ) -> CompressionProblem:
@@ -392,12 +398,15 @@ def build_problem(
     require_gamma(gamma)
     loss = LOSSES[options.loss] if isinstance(options.loss, str) else options.loss
     num_samples = options.first_num_samples
-    sampler, known = split_inputs(
+    sampler, known, held_out, pool_size = split_inputs(
         inputs,
         options.labels,
         num_samples=num_samples,
         calibrate=options.calibrate,
         seed=options.calibration_seed,
+        held_out=options.held_out or 0,
+        collate=options.collate,
+        output=options.output,
     )
     network = unwrap(network)
     require_searchable(network)
@@ -456,6 +465,8 @@ def build_problem(
         binary_loss=options.binary_loss,
         channels_last=channels_last,
         calibration=known,
+        held_out=held_out,
+        pool_size=pool_size,
     )
     if isinstance(loss, RelativeSquaredL2) and loss.scale is None:
         return _with_scale(problem, loss)

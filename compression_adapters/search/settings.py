@@ -15,6 +15,7 @@ from torch import nn
 from compression_adapters.decompositions import Decomposition, Factors
 from compression_adapters.evaluation.losses import is_stored_loss, stored_loss_name
 from compression_adapters.evaluation.problem import CompressionProblem
+from compression_adapters.network.structured_inputs import NetworkInputs
 
 _NUMBERS_DIFFER: Final = 1e-9
 # Of what factors keep: of another machine, or another number of threads.
@@ -73,7 +74,7 @@ def problem_settings(problem: CompressionProblem) -> dict[str, Any]:
         [parameter.name, parameter.layers, [scale.edges for scale in parameter.scales]]
         for parameter in problem.parameters
     ]
-    settings = {
+    settings: dict[str, Any] = {
         "layers": [
             [layer.name, layer.decomposition.name, layer.max_rank]
             for layer in problem.layers
@@ -94,7 +95,19 @@ def problem_settings(problem: CompressionProblem) -> dict[str, Any]:
             [layer.name, *_spectrum(layer.decomposition, problem.factors[layer.name])]
             for layer in problem.layers
         ]
+    few = problem.sampler(2, torch.Generator().manual_seed(0)).inputs
+    output = few.output if isinstance(few, NetworkInputs) else None
+    if output is not None:  # absent as in searches from before there was a choice
+        settings["output"] = output if not callable(output) else _path(output)
+    if problem.held_out is not None:
+        settings["held_out"] = problem.held_out.count
     return settings
+
+
+def _path(function: Any) -> str:
+    """Return where a function is defined."""
+    named = function if hasattr(function, "__qualname__") else type(function)
+    return f"{named.__module__}.{named.__qualname__}"
 
 
 def _spectrum(decomposition: Decomposition, factors: Factors) -> list[float]:

@@ -138,7 +138,7 @@ def search_target(
             client = reweighted_client(client, weighted)
             known = len(experiment_of(client).trials)
         if auto and client is None:
-            most = most_samples(inputs, problem)
+            most = most_samples(problem)
             result = search_auto(weighted, search, most=most)
             # One number for all gammas, which share their evaluations.
             problem = result.problem

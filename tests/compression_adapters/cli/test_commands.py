@@ -216,7 +216,7 @@ def test_a_network_and_inputs_of_ones_own_are_compressed(own_module, tmp_path):
         (["M:number", "--data", "M:inputs"], "must be a function; got int"),
         (["M:absent", "--data", "M:inputs"], "M:absent cannot be imported"),
         (["absent.module:net", "--data", "M:inputs"], "No module named 'absent'"),
-        (["M:network", "--data", "M:nothing"], "must return a tensor or a torch.utils"),
+        (["M:network", "--data", "M:nothing"], "M:nothing returns what is no pool"),
         (["M:network", "--data", "absent"], "--data absent: there is no such folder"),
         (["M:network"], "M:network comes without data; pass --data FOLDER"),
         (["M:network", "--weights", "IMAGENET1K_V1"], "is not a torchvision network"),
