@@ -96,6 +96,7 @@ class CompressionProblem:
             CPU from about 64 pixels. Shapes do not change.
         calibration: The inputs that the factors were fitted to, which no trial draws;
             None: the factors are those of the weights alone.
+        loss_curves: What each layer alone costs, once it was measured (`loss_curves`).
     """
 
     network: nn.Module = field(repr=False)
@@ -111,6 +112,7 @@ class CompressionProblem:
     reference: ReferenceCache | None = field(default=None, repr=False)
     channels_last: bool = False
     calibration: CalibrationInputs | None = None
+    loss_curves: dict[str, Sequence[float]] = field(default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
         require_gamma(self.gamma)
