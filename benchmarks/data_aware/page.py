@@ -15,7 +15,6 @@ from benchmarks.harness.charts import Axis, Series, chart
 from benchmarks.harness.tables import folded, opening, revisions, spread, table
 from benchmarks.harness.traces import Trace
 from benchmarks.networks import vgg16_stages
-from benchmarks.networks.rank_rules import GREEDY_IMAGES
 
 KINDS = {"data": "data-aware", "weights": "weights alone"}
 _TITLES = {
@@ -30,7 +29,7 @@ _DRAWN_TO = {"fc3": 0.2, "resnet18": 0.42, "resnet50": 0.42, "transformer": 0.7}
 # Weights kept at which the transformer is looked at.
 _TRANSFORMER_RATIOS = (0.3, 0.5)
 # Rules that stand beside the searches; the others are folded.
-_SHOWN = ("path", "sensitivity", "greedy")
+_SHOWN = ("path", "errors", "sensitivity", "greedy")
 
 Result = Mapping[str, Any]
 
@@ -119,9 +118,14 @@ class Runs:
 
     def looks(self, network: str, factors: str, method: str) -> int:
         """Evaluations of 50 images that a rule makes before it knows its ranks."""
-        layers = len(self.points(network, factors, method)[0]["ranks"])
-        each = {"sensitivity": 1, "greedy": 9 * GREEDY_IMAGES // 50}
-        return layers * each.get(method, 0)
+        settings = {"network": network, "factors": factors, "method": method}
+        images = [result["images"] for result in self.results("rules", **settings)]
+        images += [
+            trace.result["images"]
+            for trace in self.networks
+            if all(trace.settings.get(k) == v for k, v in settings.items())
+        ]
+        return int(images[0]) // 50 if images else 0
 
     def searches(self, network: str, factors: str, gamma: float) -> list[Result]:
         """Searches as `compress` makes them, at the usual delta."""

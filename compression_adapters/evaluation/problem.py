@@ -99,6 +99,7 @@ class CompressionProblem:
         held_out: The inputs of the statement at the end, which no trial draws either;
             None: there will be none.
         pool_size: Inputs in the pool; None of generated inputs.
+        loss_curves: What each layer alone costs, once it was measured (`loss_curves`).
     """
 
     network: nn.Module = field(repr=False)
@@ -116,6 +117,7 @@ class CompressionProblem:
     calibration: CalibrationInputs | None = None
     held_out: HeldOutInputs | None = None
     pool_size: int | None = None
+    loss_curves: dict[str, Sequence[float]] = field(default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
         require_gamma(self.gamma)
