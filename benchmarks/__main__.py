@@ -31,6 +31,7 @@ from benchmarks.networks import resnets as networks
 from benchmarks.networks.imagenet import DATA_VARIABLE, WEIGHTS_VARIABLE
 from benchmarks.paper import proxy as paper_proxy
 from benchmarks.paper.tables import TABLE_2, TABLES_3_AND_4, TABLES_6_AND_7
+from benchmarks.quality import plan as quality
 from benchmarks.report import write_reports
 
 # Those that the page of the comparison and the page of the paper come from.
@@ -59,6 +60,7 @@ BENCHMARKS = {
         storage_cost,
         networks,
         data_aware,
+        quality,
         vgg16_stages,
         any_network,
         trial_speed,

@@ -27,6 +27,7 @@ from compression_adapters.rank_space.parameters import Tie
 from compression_adapters.search.auto import search_auto
 from compression_adapters.search.dry_run import checked_problem
 from compression_adapters.search.no_search import take_from_path
+from compression_adapters.search.quality_target import stated
 from compression_adapters.search.result import CompressionResult
 from compression_adapters.search.run import search_problem
 from compression_adapters.search.sample_size import most_samples
@@ -43,6 +44,8 @@ def compress(
     gamma: float | None = None,
     ratio: float | str | None = None,
     loss_at_most: float | None = None,
+    agreement_at_least: float | None = None,
+    accuracy_drop_at_most: float | None = None,
     delta: float = SearchOptions.delta,
     epsilon: float = SearchOptions.epsilon,
     level: str = SearchOptions.level,
@@ -92,10 +95,17 @@ def compress(
             them), a tuple or a dataclass; a dataset or a list of items; or a
             `DataLoader`. See `open_pool`.
         gamma: Weight of the loss, positive. A larger one keeps more weights. Pass
-            exactly one of this and the next two.
+            at most one of this and the next four.
         ratio: In place of gamma: the largest compression ratio, as a number in (0, 1)
             or as text such as `"30%"`. Several gammas are tried, see `compress_to`.
         loss_at_most: In place of gamma: the largest loss, in its own unit.
+        agreement_at_least: In place of gamma: the smallest share of inputs on which the
+            largest output is the original's, such as 0.98. Needs no labels. The result
+            says on how many it surely is (`CompressionResult.statement`), by inputs
+            that are held out; pass inputs that the network was not trained on, because
+            on those it was it is surer of itself.
+        accuracy_drop_at_most: In place of gamma: the largest drop in accuracy, such as
+            0.01 for one point. Needs labels.
         delta: Tolerance, positive. Unit: objective units (with the default objective,
             0.02 is two percentage points of compression ratio); or a share, see
             `relative`. A delta near the objective itself, which is about 0.1 for a
@@ -191,6 +201,8 @@ def compress(
         gamma=gamma,
         ratio=ratio,
         loss_at_most=loss_at_most,
+        agreement_at_least=agreement_at_least,
+        accuracy_drop_at_most=accuracy_drop_at_most,
         labels=labels,
         collate=collate,
         output=output,
@@ -245,6 +257,7 @@ def compress_with(
         client: See `compress`.
     """
     options.target.require_one()
+    options = options.with_held_out()
     search, gamma = options.search, options.target.gamma
     # Refuses what no certificate can be asked before a network is factorized.
     CertificateSettings(
@@ -276,6 +289,7 @@ def compress_with(
     else:
         result = search_problem(problem, search, client=client)
     seconds = {"factorize": factorize_seconds, "total": time.perf_counter() - began}
+    result = stated(result, search, options.target)
     return replace(result, timings=result.timings | seconds)
 
 

@@ -80,6 +80,7 @@ ROWS: dict[str, set[str]] = {
         "torch",
         "numpy",
         "pandas",
+        "scipy",
         "compression_adapters.options",
     }
     | {"compression_adapters.decompositions", "compression_adapters.layers"}

@@ -16,6 +16,7 @@ from compression_adapters.options import (
     AUTO,
     KEYWORDS,
     PRESET_NAMES,
+    TARGETS,
     CompressionOptions,
     ProblemOptions,
     SearchOptions,
@@ -26,9 +27,6 @@ from compression_adapters.options import (
 
 if TYPE_CHECKING:
     from compression_adapters.cli.sources import Source
-
-TARGETS = tuple(f.name for f in fields(Target))
-"""Names of the options of which a search takes exactly one."""
 
 IN_STAGES = (
     *(*TARGETS, "loss", "delta", "epsilon", "level", "max_trials", "start"),
@@ -106,8 +104,8 @@ class Request:
         given = [name for name in TARGETS if values[name] is not None]
         if len(given) > 1:
             raise click.UsageError(
-                "expected one of --gamma, --ratio and --loss-at-most; got "
-                + " and ".join(f"--{name.replace('_', '-')}" for name in given)
+                f"expected one of {', '.join(_flag(name) for name in TARGETS)}; got "
+                + " and ".join(map(_flag, given))
             )
         if resume:
             if values.get("db") is not None:
@@ -124,6 +122,11 @@ class Request:
             raise click.ClickException(str(error)) from error
         _require_writable(out)
         return cls(out=out, source=SourceRequest(**values), options=options)
+
+
+def _flag(name: str) -> str:
+    """Return an option as it is typed."""
+    return f"--{name.replace('_', '-')}"
 
 
 def _require_writable(out: Path) -> None:

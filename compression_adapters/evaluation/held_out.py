@@ -10,12 +10,6 @@ from torch import Tensor
 
 from compression_adapters.network.structured_inputs import Inputs
 
-MOST_HELD_OUT: Final = 4000
-"""Inputs that are held out for a statement, at most.
-
-With so many, a network whose true agreement is .985 is shown to have .98 in nineteen of
-twenty cases; with a quarter of them it needs .99."""
-
 LARGEST_SHARE_HELD_OUT: Final = 0.4
 """Share of a pool that is held out, at most."""
 

@@ -1,6 +1,7 @@
 """One network, its search space, and the evaluation of a point in it."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -24,6 +25,7 @@ from compression_adapters.evaluation.losses import (
     LOSSES,
     Loss,
     RelativeSquaredL2,
+    disagreement,
 )
 from compression_adapters.evaluation.sampling import (
     Batch,
@@ -41,7 +43,7 @@ from compression_adapters.network.checks import (
 )
 from compression_adapters.network.counts import compression_ratio, num_weights
 from compression_adapters.network.macs import drop_ranks_without_gain
-from compression_adapters.network.modes import evaluation_mode
+from compression_adapters.network.modes import evaluation_mode, forward
 from compression_adapters.network.parity import (
     layers_in_use,
     require_parity,
@@ -249,9 +251,19 @@ class CompressionProblem:
         Raises:
             ValueError: when the loss does not return one finite value per sample.
         """
-        batch = self._batch(seed)
+        batch = self.batch_of(seed)
         with truncated(self.network, self.factors, self.layers, ranks) as network:
             return self._losses(network, batch)
+
+    @contextmanager
+    def cut(self, ranks: Mapping[str, Rank]) -> Iterator[nn.Module]:
+        """Give the reference network with its layers cut in place, and restore it.
+
+        Args:
+            ranks: Layer name to rank or `"dense"`.
+        """
+        with truncated(self.network, self.factors, self.layers, ranks) as network:
+            yield network
 
     def network_loss(self, network: nn.Module, *, seed: int) -> MeanSEM:
         """Estimate the loss of a final network, on fresh samples.
@@ -285,7 +297,7 @@ class CompressionProblem:
         Raises:
             ValueError: when the loss does not return one finite value per sample.
         """
-        return self._losses(network, self._batch(seed))
+        return self._losses(network, self.batch_of(seed))
 
     def _losses(self, network: nn.Module, batch: Batch) -> Tensor:
         """Return the loss of each sample, checked."""
@@ -294,19 +306,32 @@ class CompressionProblem:
         self._check_values(values)
         return values
 
-    def _batch(self, seed: int) -> Batch:
-        """Draw a trial's samples and add the reference outputs for them."""
+    def batch_of(self, seed: int) -> Batch:
+        """Draw a trial's samples and add the reference outputs for them.
+
+        Args:
+            seed: Determines the samples.
+        """
         batch = self.sampler(self.num_samples, torch.Generator().manual_seed(seed))
         weights = next(self.network.parameters(), None)
         if weights is not None:
             batch = batch.to(weights.device)
         if self.channels_last:
-            images = batch.inputs.contiguous(memory_format=torch.channels_last)
-            batch = replace(batch, inputs=images)
-        if self.reference is None or batch.reference_outputs is not None:
+            batch = batch.channels_last()
+        if batch.reference_outputs is not None:
             return batch
+        return batch.with_reference(self.reference_outputs(batch))
+
+    def reference_outputs(self, batch: Batch) -> Tensor:
+        """Return what the reference network gives for a batch, without its layers cut.
+
+        Args:
+            batch: On the network's device.
+        """
         with evaluation_mode(self.network):
-            return replace(batch, reference_outputs=self.reference.outputs(batch))
+            if self.reference is None:
+                return forward(self.network, batch.inputs)
+            return self.reference.outputs(batch)
 
     def _check_values(self, values: Any) -> None:
         """Raise a ValueError unless the loss returned one finite value per sample."""
@@ -452,6 +477,11 @@ def build_problem(
         round_to=options.round_to,
         singular_values=spectra,
     )
+    binary = options.binary_loss
+    if binary is None and loss is disagreement:
+        # Of many positions it is a share of these.
+        with evaluation_mode(network):
+            binary = forward(network, few).ndim == 2
     smallest = layer_ranks({p.name: 0.0 for p in parameters}, parameters)
     require_parity(network, layers, factors, smallest, few)
     problem = CompressionProblem(
@@ -464,7 +494,7 @@ def build_problem(
         gamma=gamma,
         num_samples=num_samples,
         objective=options.objective,
-        binary_loss=options.binary_loss,
+        binary_loss=binary,
         channels_last=channels_last,
         calibration=known,
         held_out=held_out,
@@ -480,6 +510,6 @@ def _with_scale(
 ) -> CompressionProblem:
     """Measure the size of the reference outputs, on batches of a trial's size."""
     seeds = range(-(-_SCALE_SAMPLES // problem.num_samples))
-    outputs = [problem._batch(seed).reference_outputs for seed in seeds]
+    outputs = [problem.batch_of(seed).reference_outputs for seed in seeds]
     known = [rows for rows in outputs if rows is not None]
     return replace(problem, loss=loss.measured(torch.cat(known)))

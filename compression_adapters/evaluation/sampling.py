@@ -37,6 +37,15 @@ class Batch:
     indices: Tensor | None = None
     reference_outputs: Tensor | None = None
 
+    def channels_last(self) -> "Batch":
+        """Return the batch with its images in that layout."""
+        layout = torch.channels_last
+        return replace(self, inputs=self.inputs.contiguous(memory_format=layout))
+
+    def with_reference(self, outputs: Tensor) -> "Batch":
+        """Return the batch with the reference network's outputs."""
+        return replace(self, reference_outputs=outputs)
+
     def to(self, device: torch.device) -> "Batch":
         """Return the batch with its inputs and labels on `device`."""
         labels = None if self.labels is None else self.labels.to(device)

@@ -17,6 +17,13 @@ from compression_adapters.options import SearchOptions, Target, read_ratio
 from compression_adapters.rank_space.scales import DENSE
 from compression_adapters.search.client import new_client, quiet_ax
 from compression_adapters.search.loop import EvaluationError, SearchLoop
+from compression_adapters.search.quality_target import (
+    TestedNetwork,
+    quality_test,
+    smallest_on_path,
+    stated,
+    with_tested,
+)
 from compression_adapters.search.result import CompressionResult
 from compression_adapters.search.run import finished, make_result, search_strategy
 
@@ -35,7 +42,8 @@ def take_from_path(
     The path orders networks without an evaluation, so that this is quick. For a ratio
     one network is evaluated, the largest that is no larger. For a gamma or a loss some
     twenty are, and the path is narrowed to the best, or to the smallest that loses no
-    more. Nothing is certified: nothing is known of networks beside the path.
+    more. For a quality, see `smallest_on_path`. Nothing is certified: nothing is known
+    of networks beside the path.
 
     Args:
         problem: The problem; its gamma counts in the objective of the trials.
@@ -52,11 +60,17 @@ def take_from_path(
     began = time.perf_counter()
     path = price_path(problem)
     client = new_client(problem)
+    tested: TestedNetwork | None = None
     with quiet_ax():
         client.set_generation_strategy(search_strategy(problem, options))
         taken = _Evaluations(path, client, options)
         if target.ratio is not None:
             best = path.at_ratio(read_ratio(target.ratio))
+            taken.evaluate([best])
+            taken.require(best)
+        elif target.is_quality:
+            test = quality_test(problem, options, target)
+            best, tested = smallest_on_path(path, options, test)
             taken.evaluate([best])
             taken.require(best)
         elif target.loss_at_most is not None:
@@ -72,7 +86,10 @@ def take_from_path(
             "no_search",
             path.point(best),
         )
-        result = finished(result, options)
+        if tested is None:
+            result = stated(finished(result, options), options, target)
+        else:
+            result = with_tested(result, tested, options)
     timings = {"factorize": 0.0, **taken.loop.timings()}
     timings["total"] = time.perf_counter() - began
     return replace(result, timings=timings)

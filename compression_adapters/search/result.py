@@ -18,6 +18,7 @@ from compression_adapters.evaluation.estimates import MeanSEM, apply_sem_floor
 from compression_adapters.evaluation.finishing import FinishRecord
 from compression_adapters.evaluation.losses import is_nonnegative
 from compression_adapters.evaluation.problem import CompressionProblem
+from compression_adapters.evaluation.quality import QualityStatement
 from compression_adapters.network.checkpoint import save_compressed
 from compression_adapters.network.costs import NetworkCost, compare_costs, measure_cost
 from compression_adapters.network.counts import compression_ratio
@@ -61,6 +62,8 @@ class CompressionResult:
             `meets_target`, `certified`, and `evaluations`, those that were made for it.
         finish: What was done to the network after the search, see `finish_network`;
             None: nothing was tried.
+        statement: What is true of the quality of `network`, on inputs that neither
+            calibration nor a trial has drawn; None: none were held out.
     """
 
     network: nn.Module = field(repr=False)
@@ -78,6 +81,11 @@ class CompressionResult:
     sample_size: SampleSize | None = None
     gammas: pd.DataFrame | None = field(default=None, repr=False)
     finish: FinishRecord | None = None
+    statement: QualityStatement | None = None
+
+    def fresh_loss(self, network: nn.Module) -> MeanSEM:
+        """Measure a network's loss on fresh samples that no trial has used."""
+        return self.problem.network_loss(network, seed=fresh_seed(self.seed))
 
     def gain_over_path(self) -> MeanSEM | None:
         """Measure what the search added to the best network of the price path.

@@ -4,21 +4,24 @@ from __future__ import annotations
 
 import time
 import warnings
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Final
 
 import torch
 from ax.api.client import Client
 from ax.generation_strategy.generation_strategy import GenerationStrategy
+from torch import nn
 
 from ax_pac import PACCertificate, incumbent_arm, pac_generation_strategy
 from ax_pac.ax_internals import experiment_of
-from compression_adapters.evaluation.finishing import finish_network
+from compression_adapters.evaluation.finishing import FinishRecord, finish_network
 from compression_adapters.evaluation.problem import CompressionProblem
 from compression_adapters.network.costs import layer_losses
 from compression_adapters.network.counts import layer_table
 from compression_adapters.options import SearchOptions
 from compression_adapters.rank_space.parameters import bin_edges
+from compression_adapters.rank_space.scales import Rank
 from compression_adapters.search.client import check_same_problem, new_client, quiet_ax
 from compression_adapters.search.dry_run import carrying
 from compression_adapters.search.initial_design import attach_first_points
@@ -110,28 +113,47 @@ def finished(result: CompressionResult, options: SearchOptions) -> CompressionRe
     """
     if not options.refit:
         return result
-    problem = result.problem
+    network, record = finished_network(
+        result.problem, result.network, result.ranks, options
+    )
+    if network is result.network:
+        return replace(result, finish=record)
+    loss = result.fresh_loss(network)
+    return replace(result, network=network, loss=loss, finish=record)
+
+
+def finished_network(
+    problem: CompressionProblem,
+    network: nn.Module,
+    ranks: Mapping[str, Rank],
+    options: SearchOptions,
+) -> tuple[nn.Module, FinishRecord | None]:
+    """Finish a network, or return it as it is where that fails or is not asked for.
+
+    Args:
+        problem: What was searched.
+        network: As the search measured it.
+        ranks: Layer name to rank or `"dense"`.
+        options: `refit` says whether.
+
+    Returns:
+        The network to keep, and what was tried; None: nothing.
+    """
+    if not options.refit:
+        return network, None
     try:
-        network, record = finish_network(
-            problem,
-            result.network,
-            result.ranks,
-            seed=options.seed,
-            progress=options.progress,
+        return finish_network(
+            problem, network, ranks, seed=options.seed, progress=options.progress
         )
     except KeyboardInterrupt:
-        return result  # as the search measured it
+        return network, None  # as the search measured it
     except Exception as error:  # whatever the network raises, or too little memory
         warnings.warn(
             f"The network was not refitted: {type(error).__name__}: {error}. It is the "
             "one that the search measured; refit=False does not try.",
             stacklevel=2,
         )
-        return result
-    if network is result.network:
-        return replace(result, finish=record)
-    loss = problem.network_loss(network, seed=fresh_seed(options.seed))
-    return replace(result, network=network, loss=loss, finish=record)
+        return network, None
 
 
 def search_strategy(

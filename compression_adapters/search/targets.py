@@ -13,11 +13,23 @@ from torch import nn
 
 from ax_pac.ax_internals import experiment_of
 from compression_adapters.evaluation.problem import CompressionProblem
+from compression_adapters.evaluation.quality import expected_to_pass
 from compression_adapters.network.counts import compression_ratio
-from compression_adapters.options import AUTO, CompressionOptions, read_ratio
+from compression_adapters.options import (
+    AUTO,
+    TARGETS,
+    CompressionOptions,
+    read_ratio,
+)
 from compression_adapters.search.auto import search_auto
 from compression_adapters.search.client import new_client, reweighted_client
 from compression_adapters.search.dry_run import carrying, checked_problem
+from compression_adapters.search.quality_target import (
+    best_of_results,
+    choosing_seeds,
+    quality_test,
+    stated,
+)
 from compression_adapters.search.result import CompressionResult, summed
 from compression_adapters.search.run import finished, search_problem
 from compression_adapters.search.sample_size import most_samples
@@ -87,12 +99,16 @@ def compress_to(
             "gamma is what is searched and cannot be given, and max_gammas must be at "
             f"least 1; got gamma={options.get('gamma')}, max_gammas={max_gammas}."
         )
-    if (ratio is None) == (loss_at_most is None):
-        raise ValueError("Expected either ratio or loss_at_most; got both or none.")
+    asked = CompressionOptions.of(ratio=ratio, loss_at_most=loss_at_most, **options)
+    if len(asked.target.given) != 1:
+        raise ValueError(
+            "Expected either ratio or loss_at_most, or another target; got "
+            f"{' and '.join(asked.target.given) or 'none'}."
+        )
     return search_target(
         network,
         inputs,
-        CompressionOptions.of(ratio=ratio, loss_at_most=loss_at_most, **options),
+        asked,
         max_gammas=max_gammas,
         tolerance=tolerance,
     )
@@ -118,6 +134,7 @@ def search_target(
     began = time.perf_counter()
     wanted = options.target
     target = None if wanted.ratio is None else read_ratio(wanted.ratio)
+    options = options.with_held_out()
     auto = options.problem.num_samples == AUTO
     # Only the network that is kept in the end is worth refitting.
     search = replace(options.search, refit=False)
@@ -125,6 +142,10 @@ def search_target(
     factorize_seconds = time.perf_counter() - began
     if target is not None:
         _require_reachable(problem, target)
+    test = None
+    if wanted.is_quality:
+        test = quality_test(problem, options.search, wanted)
+    results: list[CompressionResult] = []
     gamma = 1.0 / _largest_loss(problem, search.seed)
     low = high = None  # gammas that keep too little, or too much
     rows: list[dict[str, Any]] = []
@@ -148,8 +169,16 @@ def search_target(
         client = result.client
         timings.append(result.timings)
         size, loss = _size(result), result.loss.mean
+        results.append(result)
         if target is not None:
             meets = size <= target
+        elif test is not None:
+            meets = expected_to_pass(
+                test.on_trials(result.network, choosing_seeds(problem, search.seed)),
+                test.quality,
+                test.held_out.count,
+                search.epsilon,
+            )
         else:
             meets = loss <= (wanted.loss_at_most or 0.0)
         rows.append(
@@ -174,7 +203,7 @@ def search_target(
         else:
             high = gamma
         gamma = _next(low, high)
-    if best is None:
+    if best is None and test is None:
         with carrying(client or new_client(problem)):
             raise ValueError(
                 "No gamma that was tried meets the target; they reached\n"
@@ -186,7 +215,10 @@ def search_target(
         "factorize": factorize_seconds,
         "total": time.perf_counter() - began,
     }
-    kept = finished(best[1], options.search)
+    if test is not None:
+        kept = best_of_results(results, options.search, test)
+    elif best is not None:
+        kept = stated(finished(best[1], options.search), options.search, wanted)
     return replace(kept, timings=spent, gammas=pd.DataFrame(rows))
 
 
@@ -236,7 +268,7 @@ def compress_at(
             f"gammas must be at least one weight of the loss, all different; got "
             f"{gammas}."
         )
-    refused = [k for k in ("gamma", "ratio", "loss_at_most", "client") if k in options]
+    refused = [k for k in (*TARGETS, "client") if k in options]
     if refused or options.get("num_samples") == AUTO:
         raise ValueError(
             "With several gammas, gamma, targets and client cannot be given, and "
