@@ -35,6 +35,7 @@ from benchmarks.networks.rank_rules import (
 )
 from compression_adapters import CompressionProblem, compress, compression_problem
 from compression_adapters.evaluation.loss_curves import ERRORS
+from compression_adapters.evaluation.price_path import price_path
 from compression_adapters.network.truncation import truncated
 from compression_adapters.options import SearchOptions, Target
 from compression_adapters.search.no_search import take_from_path
@@ -47,6 +48,9 @@ RULES = (
     *("path", "errors", "greedy", "fraction"),
     *("sensitivity", "energy", "evbmf"),
 )
+# Prices of size, times gamma, at which its network is taken: where losses of layers
+# add up the first is the best.
+PRICE_SHARES = (1.0, 0.5)
 # Compression ratios at which every rule is measured.
 RATIOS: Mapping[str, tuple[float, ...]] = {
     "fc3": (0.01, 0.015, 0.02, 0.03, 0.04, 0.06, 0.09, 0.12, 0.2),
@@ -112,6 +116,24 @@ def run_path(seed: int, settings: dict[str, Any]) -> dict[str, Any]:
     )
     seconds = time.process_time() - start
     return _result(found, seconds, settings)
+
+
+def run_predicted(seed: int, settings: dict[str, Any]) -> dict[str, Any]:
+    """Take the network of a gamma from the path, by predicted losses alone."""
+    name, gamma = settings["network"], settings["gamma"]
+    problem = problem_of(name, settings["factors"], seed)
+    start = time.process_time()
+    path = price_path(problem)
+    seconds = time.process_time() - start
+    number = settings.get("images", TEST_IMAGES)
+    points = []
+    for share in PRICE_SHARES:
+        position = path.at_price(share / gamma)
+        ranks = path.networks[position]
+        found = measured_cut(name, problem.layers, problem.factors, ranks, number)
+        predicted = float(path.table["predicted_loss"].iloc[position])
+        points.append({"share": share, "predicted_loss": predicted, **found})
+    return {"seconds": seconds, "points": points}
 
 
 def run_taken(seed: int, settings: dict[str, Any]) -> dict[str, Any]:

@@ -62,6 +62,7 @@ def render_data_aware(
         data_aware.NAME,
     )
     lines += _summary(runs)
+    lines += _predicted_section(runs)
     for name in SUBJECTS:
         lines += _network_section(name, runs, files)
     lines += _taken_section(runs)
@@ -178,6 +179,47 @@ def _summary(runs: Runs) -> list[str]:
         *table(
             f"network | gamma | search, weights alone: {each} | path: {each} "
             f"| search: {each}",
+            rows,
+        ),
+    ]
+
+
+def _predicted_section(runs: Runs) -> list[str]:
+    """The network at the price of a gamma, beside the best of any choice."""
+    rows = []
+    for name in SUBJECTS:
+        for gamma in data_aware.GAMMAS.get(name, ()):
+            settings = {"network": name, "factors": "data", "gamma": gamma}
+            results = runs.results("predicted", **settings)
+            if not results:
+                continue
+            cells: list[object] = [name, gamma, len(results)]
+            for each in zip(*(r["points"] for r in results), strict=True):
+                cells.append(f"{100 * np.median([p['ratio'] for p in each]):.1f}")
+                cells.append(f"{np.median([p['predicted_loss'] for p in each]):.3g}")
+                cells.append(f"{np.median([p['loss'] for p in each]):.3g}")
+                cells.append(spread([objective(gamma, p) for p in each], 3))
+            others = [
+                *runs.results("path", **settings),
+                *runs.searches(name, "data", gamma),
+            ]
+            best = min((objective(gamma, r) for r in others), default=None)
+            rows.append([*cells, "-" if best is None else f"{best:.3f}"])
+    if not rows:
+        return []
+    each = "ratio % | L predicted | L | J"
+    return [
+        "## The price of a gamma",
+        "",
+        "Without any evaluation of a whole network: each layer was measured alone, at "
+        "three ranks, and the price path gives the network at the price 1 / gamma, "
+        "which is the best where losses of layers add up, and that at half of it. "
+        "*Best*: the lowest J of any evaluated choice of the path and of any search "
+        "here.",
+        "",
+        *table(
+            f"network | gamma | runs | at 1 / gamma: {each} "
+            f"| at 1 / (2 gamma): {each} | best J",
             rows,
         ),
     ]
