@@ -32,6 +32,7 @@ from compression_adapters.search.result import CompressionResult
 from compression_adapters.search.run import search_problem
 from compression_adapters.search.sample_size import most_samples
 from compression_adapters.search.targets import search_target
+from compression_adapters.search.time_limit import TimeLimit
 
 if TYPE_CHECKING:
     from ax.api.client import Client
@@ -74,6 +75,7 @@ def compress(
     start: Start = SearchOptions.start,
     search: bool = SearchOptions.search,
     max_trials: int = SearchOptions.max_trials,
+    minutes: float | None = SearchOptions.minutes,
     seed: int = SearchOptions.seed,
     refit: bool = SearchOptions.refit,
     progress: bool | None = None,
@@ -83,6 +85,10 @@ def compress(
     workers: int | None = None,
 ) -> CompressionResult:
     """Compress a network: search its layers' ranks until a certificate holds.
+
+    `compress(network, inputs)` needs no number: the loss is then the squared distance
+    of the outputs in units of their squared size, and a tenth of a per cent of it
+    weighs as much as one per cent of the weights (docs/benchmarks/quality.md).
 
     Minimises `gamma * loss + compression_ratio` over the ranks, with `num_samples`
     fresh samples per evaluation. Stops when the best network found is within `delta` of
@@ -95,7 +101,7 @@ def compress(
             them), a tuple or a dataclass; a dataset or a list of items; or a
             `DataLoader`. See `open_pool`.
         gamma: Weight of the loss, positive. A larger one keeps more weights. Pass
-            at most one of this and the next four.
+            at most one of this and the next four; with none, see above.
         ratio: In place of gamma: the largest compression ratio, as a number in (0, 1)
             or as text such as `"30%"`. Several gammas are tried, see `compress_to`.
         loss_at_most: In place of gamma: the largest loss, in its own unit.
@@ -157,6 +163,9 @@ def compress(
             certificate: for `ratio` the largest that is no larger, for a gamma or a
             loss after some twenty evaluations.
         max_trials: Evaluations after which to stop without a certificate.
+        minutes: Minutes after which to end with the best network so far, certified or
+            not. Kept to between two evaluations; what comes before the first one
+            (calibration, decomposition) is not interrupted. Not with `workers`.
         seed: Determines samples and proposals.
         refit: Whether to refit the network that is kept, in sequence, and to move the
             statistics of its batch norm, on the calibration inputs. Each step is kept
@@ -196,6 +205,9 @@ def compress(
         >>> result = compress(network, pool, gamma=1.0, delta=0.5, epsilon=0.05)
         >>> result.certificate.holds
         True
+        >>> size, quality, certified = result.sentences()
+        >>> certified.split(":")[0]
+        'Certified'
     """
     options = CompressionOptions.of(
         gamma=gamma,
@@ -231,6 +243,7 @@ def compress(
         start=start,
         search=search,
         max_trials=max_trials,
+        minutes=minutes,
         seed=seed,
         refit=refit,
         progress=progress,
@@ -256,8 +269,9 @@ def compress_with(
         options: What is asked for.
         client: See `compress`.
     """
+    options = options.with_held_out().with_default_target()
     options.target.require_one()
-    options = options.with_held_out()
+    limit = TimeLimit.of(options.search.minutes, refit=options.search.refit)
     search, gamma = options.search, options.target.gamma
     # Refuses what no certificate can be asked before a network is factorized.
     CertificateSettings(
@@ -270,7 +284,7 @@ def compress_with(
     if not search.search:
         if client is not None:
             raise ValueError("search=False evaluates anew; leave the client out.")
-        return _without_search(network, inputs, options)
+        return _without_search(network, inputs, options, limit)
     if search.db is not None and client is not None:
         raise ValueError("Expected a client or a database to continue from; got both.")
     if gamma is None:
@@ -279,15 +293,15 @@ def compress_with(
                 f"A search for a target ({options.target.given[0]}) cannot continue a "
                 "client; pass gamma, or leave the client out."
             )
-        return search_target(network, inputs, options)
+        return search_target(network, inputs, options, limit=limit)
     began = time.perf_counter()
     problem = checked_problem(network, inputs, gamma, options.problem)
     factorize_seconds = time.perf_counter() - began
     if options.problem.num_samples == AUTO:
         most = most_samples(problem)
-        result = search_auto(problem, search, most=most, client=client)
+        result = search_auto(problem, search, most=most, client=client, limit=limit)
     else:
-        result = search_problem(problem, search, client=client)
+        result = search_problem(problem, search, client=client, limit=limit)
     seconds = {"factorize": factorize_seconds, "total": time.perf_counter() - began}
     result = stated(result, search, options.target)
     return replace(result, timings=result.timings | seconds)
@@ -297,12 +311,13 @@ def _without_search(
     network: nn.Module,
     inputs: Any,
     options: CompressionOptions,
+    limit: TimeLimit,
 ) -> CompressionResult:
     """Take a network from the price path."""
     began = time.perf_counter()
     gamma = 1.0 if options.target.gamma is None else options.target.gamma
     problem = checked_problem(network, inputs, gamma, options.problem)
     factorize_seconds = time.perf_counter() - began
-    result = take_from_path(problem, options.search, options.target)
+    result = take_from_path(problem, options.search, options.target, limit=limit)
     seconds = {"factorize": factorize_seconds, "total": time.perf_counter() - began}
     return replace(result, timings=result.timings | seconds)

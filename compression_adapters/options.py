@@ -43,6 +43,12 @@ HELD_OUT: Final = 4000
 
 With so many, a network whose true agreement is .985 is shown to have .98 in three of
 four cases; with a quarter of them, one of .99."""
+DEFAULT_GAMMA: Final = 10.0
+"""Weight of a loss in units of the outputs' squared size, where none is given.
+
+A tenth of a per cent of the outputs' squared size weighs as much as one per cent of the
+weights. Measured in docs/benchmarks/quality.md: at 1, ResNet18 loses two points of
+accuracy; at 10, it and FC3 lose three tenths of a point at most."""
 DEFAULT_NAME: Final = "compression"
 PRESET_NAMES: Final = ("fc3", "vgg16", "resnet18", "resnet50")
 """Keys of `PRESETS`."""
@@ -175,7 +181,8 @@ class Target:
 
     gamma: float | None = option(
         None,
-        "Weight of the loss; larger keeps more weights.  [default: the preset's]",
+        "Weight of the loss; larger keeps more weights.  [default: the preset's, or 10 "
+        "on the loss in units of the outputs' size]",
         above=0.0,
     )
     ratio: float | str | None = option(
@@ -394,6 +401,11 @@ class SearchOptions:
     max_trials: int = option(
         200, "Evaluations after which to stop without a certificate.", at_least=2
     )
+    minutes: float | None = option(
+        None,
+        "Minutes after which to end with the best network so far.  [default: no limit]",
+        above=0.0,
+    )
     seed: int = option(0, "Determines samples and proposals.", at_least=0)
     refit: bool = option(
         True,
@@ -423,6 +435,15 @@ class SearchOptions:
                 )
         if self.max_trials < 2:
             raise ValueError(f"max_trials must be at least 2, got {self.max_trials}")
+        if self.minutes is not None and not 0.0 < self.minutes < math.inf:
+            raise ValueError(
+                f"minutes must be positive and finite; got {self.minutes!r}."
+            )
+        if self.minutes is not None and self.workers is not None:
+            raise ValueError(
+                "minutes cannot be combined with workers so far; leave one of them "
+                "out, or limit the search by max_trials."
+            )
         if self.seed < 0:
             raise ValueError(f"seed must be at least 0; got {self.seed}.")
         known = get_args(Start)
@@ -523,13 +544,40 @@ class CompressionOptions:
             search=replace(self.search, **groups["search"]),
         )
 
+    def with_default_target(self) -> CompressionOptions:
+        """Return these options with a gamma, where neither it nor a target is given.
+
+        The loss is then the squared distance of the outputs in units of their squared
+        size, at weight `DEFAULT_GAMMA`. A loss of `"disagreement"` or
+        `"cosine_distance"`, which have such a unit of their own, stays.
+
+        Raises:
+            ValueError: when another loss was chosen, whose unit says nothing.
+        """
+        if self.target.given:
+            return self
+        loss = self.problem.loss
+        if loss == "squared_l2":
+            loss = "relative_squared_l2"
+        if loss not in ("relative_squared_l2", "disagreement", "cosine_distance"):
+            raise ValueError(
+                f"Expected one of {', '.join(TARGETS)}; got none. Only the losses "
+                "squared_l2, relative_squared_l2, disagreement and cosine_distance "
+                "need none, because they have a unit of their own."
+            )
+        return replace(
+            self,
+            target=Target(gamma=DEFAULT_GAMMA),
+            problem=replace(self.problem, loss=loss),
+        )
+
     def with_held_out(self) -> CompressionOptions:
-        """Return these options with inputs held out, if a target asks for a statement.
+        """Return these options with inputs held out, unless a gamma was given.
 
         A search for a gamma holds none out unless it is told how many: its trials draw
         from the whole pool, as they did before there were statements.
         """
-        if self.problem.held_out is not None or self.target.given in ((), ("gamma",)):
+        if self.problem.held_out is not None or self.target.given == ("gamma",):
             return self
         return replace(self, problem=replace(self.problem, held_out=HELD_OUT))
 

@@ -50,6 +50,7 @@ def refit_in_sequence(
     seed: int = 0,
     ridge: float = RIDGE,
     progress: bool | None = None,
+    is_over: Callable[[], bool] | None = None,
 ) -> nn.Module:
     """Refit the last factor of each cut layer, so that it makes up for those before it.
 
@@ -80,9 +81,13 @@ def refit_in_sequence(
         ridge: Share of the trace that holds the present factor, positive.
         progress: Whether to show a progress bar; None: on a terminal, where it takes
             more than three seconds.
+        is_over: Asked before each layer whether time is up; None: it never is.
 
     Returns:
         A copy of `compressed` with other last factors and biases.
+
+    Raises:
+        TimeoutError: when `is_over` says so.
 
     Example:
         >>> _ = torch.manual_seed(0)
@@ -118,6 +123,10 @@ def refit_in_sequence(
                 wanted = [last for group in together for last in group]
                 outputs = batches.outputs(reference, wanted)
                 for group in together:
+                    if is_over is not None and is_over():
+                        raise TimeoutError(
+                            "there was no time left to refit all layers (minutes)"
+                        )
                     for last, sums in batches.sums(refitted, group, outputs).items():
                         _fit(last, sums, ridge)
                     bar.update()

@@ -26,7 +26,7 @@ _HELP = """Compress neural networks until a certificate holds.
 Start here:
   ax-pac compress fc3 --out runs/fc3   train, compress and report (one minute)
   ax-pac report runs/fc3               write the report of a run again
-  ax-pac compress torchvision:resnet18 --data IMAGES --gamma 0.001 --out runs/r18
+  ax-pac compress torchvision:resnet18 --data IMAGES --out runs/r18
   ax-pac compress my_module:my_network --data my_module:my_inputs ...
   ax-pac profile fc3                   its layers, and what each rank would lose
   ax-pac stages vgg16 --data IMAGES --gamma 0.001 --epochs 3 --out runs/vgg16
@@ -59,7 +59,8 @@ def compress(out: Path, resume: bool, **values: Any) -> None:
     NETWORK is a preset (fc3, vgg16, resnet18, resnet50), torchvision:NAME, or
     module.path:factory, a function of yours that returns a network. fc3 is
     784-1000-1000-10 on MNIST; it is trained in one minute the first time and kept in
-    your cache folder. The others need --data and --gamma.
+    your cache folder. The others need --data; without --gamma and the like, a tenth of
+    a per cent of the outputs' squared size weighs as much as one of the weights.
     """
     request = Request.of(out, resume, **values)
     if not request.options.target.given:
@@ -85,11 +86,7 @@ def _with_default_gamma(request: Request) -> Request:
     network = request.source.network
     gamma = PRESETS[network].gamma if network in PRESETS else None
     if gamma is None:
-        raise click.UsageError(
-            f"{network} has no default weight of the loss: pass --gamma, or --ratio or "
-            "--loss-at-most instead. With --loss relative_squared_l2, relative to the "
-            "size of the outputs, start at --gamma 1"
-        )
+        return request  # `compress` needs no number
     return replace(request, options=request.options.changed(gamma=gamma))
 
 
@@ -164,6 +161,8 @@ def _print_summary(summary: dict[str, Any], folder: Path) -> None:
     ended = f"{verdict} (level {certificate['level']})"
     if summary["stop_reason"] == "no_search":
         ended = "not searched"
+    said = summary.get("statement")
+    stated = f"quality   {said['sentence']}\n" if said else ""
     finish = summary.get("finish")
     finished = f"after     {finish['sentence']}\n" if finish else ""
     click.echo(
@@ -174,6 +173,7 @@ def _print_summary(summary: dict[str, Any], folder: Path) -> None:
         f"{summary['whole_network_ratio']:.2%} of the whole network\n"
         f"ranks     {ranks}\n"
         f"{finished}"
+        f"{stated}"
         f"accuracy  {accuracy}\n"
         f"{_costs(summary)}"
         f"saved     {folder}/network (reloaded, {reload})\n"

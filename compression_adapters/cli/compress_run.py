@@ -62,6 +62,8 @@ def compress_source(source: Source, request: Request) -> dict[str, Any]:
     """
     out = request.out
     labels = source.labels_for(request.options.problem.loss)
+    if request.options.target.accuracy_drop_at_most is not None:
+        labels = source.labels
     options = request.options.changed(labels=labels, choose=source.choose)
     result = compress_with(source.network, source.inputs, options)
     result.save(out / NETWORK_FOLDER)
@@ -120,6 +122,7 @@ def _summary(
         "gain_over_path": None if gain is None else gain._asdict(),
         "calibration": None if known is None else known.to_dict(),
         "finish": _finish(result),
+        "statement": None if result.statement is None else result.statement.to_dict(),
         "costs": _costs(result),
         "num_trials": len(result.trials),
         "gamma": problem.gamma,

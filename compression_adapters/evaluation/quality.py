@@ -96,8 +96,8 @@ class QualityStatement:
             f"held-out inputs; at most {show(self.bound)} on all",
             "loss": f"loses {show(self.estimate)} on {self.count} held-out inputs; at "
             f"most about {show(self.bound)} on all",
-            "cosine": f"cosine to the original's outputs {show(self.estimate)} on "
-            f"{self.count} held-out inputs; at least {show(self.bound)} on all",
+            "cosine": f"has a cosine of {show(self.estimate)} to the original's outputs "
+            f"on {self.count} held-out inputs; at least {show(self.bound)} on all",
         }[self.quantity]
         if self.target is None:
             return f"{found}, {surely}"
@@ -370,6 +370,7 @@ def expected_to_pass(
     if not isinstance(quality, LossOf):
         spread = max(spread, 1.0 / math.sqrt(len(values)))
     width = float(norm.ppf(1.0 - error)) * spread / math.sqrt(count)
+    width += surely * spread * math.sqrt(1.0 / count + 1.0 / len(values))
     if isinstance(quality, Agreement | Cosine):
         return mean - width >= quality.target
     return mean + width <= quality.target

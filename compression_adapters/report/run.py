@@ -185,6 +185,7 @@ def _page(
             certificate["num_observations"],
             reason,
         ),
+        _statement_html(summary),
         _results_table(summary),
         wide(layers.to_html(index=False, border=0, float_format="{:.4f}".format)),
     ]
@@ -282,6 +283,12 @@ def verdict_html(
         f"level {html.escape(level)}: {html.escape(reason)}. "
         f"{evaluations} evaluations.</p>"
     )
+
+
+def _statement_html(summary: dict[str, Any]) -> str:
+    """State what is true of the quality, if something is; older runs have nothing."""
+    said = summary.get("statement")
+    return f"<p>The network {html.escape(said['sentence'])}.</p>" if said else ""
 
 
 def _results_table(summary: dict[str, Any]) -> str:

@@ -26,6 +26,7 @@ from compression_adapters.search.quality_target import (
 )
 from compression_adapters.search.result import CompressionResult
 from compression_adapters.search.run import finished, make_result, search_strategy
+from compression_adapters.search.time_limit import NO_LIMIT, TimeLimit
 
 _SPREAD = 8
 """Networks that are evaluated for a gamma before those between the best ones."""
@@ -35,7 +36,11 @@ _FAILED = MeanSEM(math.inf, 0.0)
 
 
 def take_from_path(
-    problem: CompressionProblem, options: SearchOptions, target: Target
+    problem: CompressionProblem,
+    options: SearchOptions,
+    target: Target,
+    *,
+    limit: TimeLimit = NO_LIMIT,
 ) -> CompressionResult:
     """Take the network of the price path that a target asks for.
 
@@ -49,6 +54,7 @@ def take_from_path(
         problem: The problem; its gamma counts in the objective of the trials.
         options: `seed` and `progress`, and what a search that continues would use.
         target: What is asked for.
+        limit: When to end.
 
     Returns:
         The result, whose certificate does not hold. Its client can be continued by a
@@ -70,13 +76,13 @@ def take_from_path(
             taken.require(best)
         elif target.is_quality:
             test = quality_test(problem, options, target)
-            best, tested = smallest_on_path(path, options, test)
+            best, tested = smallest_on_path(path, options, test, limit)
             taken.evaluate([best])
             taken.require(best)
         elif target.loss_at_most is not None:
             best = _smallest(taken, target.loss_at_most)
         else:
-            best = _best(taken)
+            best = _best(taken, limit)
         taken.loop.bar.close()
         result = make_result(
             problem,
@@ -87,7 +93,7 @@ def take_from_path(
             path.point(best),
         )
         if tested is None:
-            result = stated(finished(result, options), options, target)
+            result = stated(finished(result, options, limit), options, target)
         else:
             result = with_tested(result, tested, options)
     timings = {"factorize": 0.0, **taken.loop.timings()}
@@ -140,14 +146,14 @@ class _Evaluations:
         return problem.gamma * loss - 1.0 / ratio
 
 
-def _best(taken: _Evaluations) -> int:
+def _best(taken: _Evaluations, limit: TimeLimit) -> int:
     """Return the position of the least objective, by narrowing down the path."""
     last = len(taken.path) - 1
     taken.evaluate([*taken.path.spread(_SPREAD), last])
     while True:
         values = {position: taken.objective(position) for position in taken.losses}
         new = taken.path.beside_best(values)
-        if not new or len(values) >= 2 * _SPREAD:
+        if not new or len(values) >= 2 * _SPREAD or not limit.leaves(0.0):
             best = min(values, key=lambda position: values[position])
             taken.require(best)
             return best

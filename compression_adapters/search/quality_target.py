@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 import numpy as np
-from torch import nn
+from torch import Tensor, nn
 
 from compression_adapters.evaluation.finishing import FinishRecord
 from compression_adapters.evaluation.price_path import PricePath
@@ -27,12 +27,16 @@ from compression_adapters.evaluation.quality import (
 from compression_adapters.options import SearchOptions, Target
 from compression_adapters.search.result import CompressionResult
 from compression_adapters.search.run import finished_network
+from compression_adapters.search.time_limit import NO_LIMIT, TimeLimit
 
-_ABOVE: Final = (1.5, 1.25, 1.1, 1.0)
-"""Sizes that are tested first, as multiples of the one that is expected to pass."""
+_SURELY: Final = 3.0
+"""Standard errors by which the first network that is tested is better than it must."""
 
-_STEP: Final = 0.9
-"""Factor from one size to the next smaller one."""
+_STEPS: Final = 4
+"""Tests from there to the network that is expected to pass in half of all cases."""
+
+_STEP: Final = 0.92
+"""Factor from one size to the next smaller one, below that."""
 
 _MOST_TESTS: Final = 16
 
@@ -60,6 +64,7 @@ def largest_first(
         tuple[int, Callable[[], tuple[nn.Module, FinishRecord | None]]]
     ],
     error: float,
+    limit: TimeLimit = NO_LIMIT,
 ) -> TestedNetwork:
     """Test networks from the largest to the smallest, until one fails.
 
@@ -82,6 +87,7 @@ def largest_first(
         test: The quality with its target, and the held-out inputs.
         candidates: From the largest: which one it is, and how it is made.
         error: Allowed probability of returning a network that misses the target.
+        limit: When to end; to end early is no selection.
 
     Returns:
         The last network that passed; if not even the first one did, the first, whose
@@ -101,7 +107,7 @@ def largest_first(
         tested += 1
         if statement.holds or last is None:
             last = TestedNetwork(place, network, finish, statement)
-        if not statement.holds:
+        if not statement.holds or not limit.leaves(0.0):
             break
     if last is None:
         raise ValueError("There is no network to test: no layer can be cut.")
@@ -169,50 +175,67 @@ def choosing_seeds(problem: CompressionProblem, seed: int) -> list[int]:
 
 
 def smallest_on_path(
-    path: PricePath, options: SearchOptions, test: QualityTest
+    path: PricePath,
+    options: SearchOptions,
+    test: QualityTest,
+    limit: TimeLimit = NO_LIMIT,
 ) -> tuple[int, TestedNetwork]:
     """Return the smallest network of the price path that is shown to meet a target.
 
-    The path is bisected on samples of trials, for the smallest network that is expected
-    to pass. Networks of 1.5, 1.25, 1.1, 1, .9, ... times its size are finished (see
-    `finish_network`) and tested on the held-out inputs, in this order, see
-    `largest_first`.
+    The path is bisected on samples of trials, for the smallest network that would
+    surely pass, and for the one that would in half of all cases. From the one to the
+    other in four steps, and further on in smaller ones, networks are finished (see
+    `finish_network`) and tested on the held-out inputs, see `largest_first`.
 
     Args:
         path: The price path.
         options: `seed`, `refit`, and `epsilon`, the allowed error.
         test: From `quality_test`.
+        limit: When to end.
 
     Returns:
         The position on the path, and what was found.
     """
     problem, seeds = path.problem, choosing_seeds(path.problem, options.seed)
-    low, high = -1, len(path) - 1
-    while high - low > 1:
-        middle = (low + high) // 2
-        with problem.cut(path.networks[middle]) as network:
-            values = test.on_trials(network, seeds)
-        passes = expected_to_pass(
-            values, test.quality, test.held_out.count, options.epsilon
+    measured: dict[int, Tensor] = {}
+
+    def is_expected(position: int, surely: float) -> bool:
+        if position not in measured:
+            with problem.cut(path.networks[position]) as network:
+                measured[position] = test.on_trials(network, seeds)
+        return expected_to_pass(
+            measured[position],
+            test.quality,
+            test.held_out.count,
+            options.epsilon,
+            surely=surely,
         )
-        low, high = (low, middle) if passes else (middle, high)
-    positions = _around(path, high)
+
+    # The dense network, which is the last one, meets every target.
+    largest = max(len(path) - 2, 0)
+    sure = _first(largest, lambda position: is_expected(position, _SURELY))
+    likely = _first(sure, lambda position: is_expected(position, 0.0))
+    positions = _between(path, sure, likely)
 
     def made(position: int) -> tuple[nn.Module, FinishRecord | None]:
         network = path.network(position)
         ranks = path.networks[position]
-        return finished_network(problem, network, ranks, options)
+        return finished_network(problem, network, ranks, options, limit)
 
     found = largest_first(
         test,
         ((p, lambda p=p: made(p)) for p in positions),  # type: ignore[misc]
         options.epsilon,
+        limit,
     )
     return found.place, found
 
 
 def best_of_results(
-    results: Sequence[CompressionResult], options: SearchOptions, test: QualityTest
+    results: Sequence[CompressionResult],
+    options: SearchOptions,
+    test: QualityTest,
+    limit: TimeLimit = NO_LIMIT,
 ) -> CompressionResult:
     """Return the smallest network of several searches that is shown to meet a target.
 
@@ -220,6 +243,7 @@ def best_of_results(
         results: Of searches on the same problem.
         options: `refit`, and `epsilon`, the allowed error.
         test: From `quality_test`.
+        limit: When to end.
 
     Returns:
         One of the results, finished, with its statement.
@@ -230,12 +254,15 @@ def best_of_results(
             ordered.append(result)
 
     def made(result: CompressionResult) -> tuple[nn.Module, FinishRecord | None]:
-        return finished_network(result.problem, result.network, result.ranks, options)
+        return finished_network(
+            result.problem, result.network, result.ranks, options, limit
+        )
 
     found = largest_first(
         test,
         ((i, lambda r=r: made(r)) for i, r in enumerate(ordered)),  # type: ignore[misc]
         options.epsilon,
+        limit,
     )
     return with_tested(ordered[found.place], found, options)
 
@@ -278,14 +305,21 @@ def stated(
     return replace(result, statement=statement)
 
 
-def _around(path: PricePath, expected: int) -> list[int]:
-    """Return positions from larger to smaller sizes about the one that is expected."""
+def _first(last: int, passes: Callable[[int], bool]) -> int:
+    """Return the first position up to `last` that passes, by bisection; else `last`."""
+    low, high = -1, last
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if passes(middle) else (middle, high)
+    return high
+
+
+def _between(path: PricePath, sure: int, likely: int) -> list[int]:
+    """Return positions from a larger network to a smaller one, and further down."""
     sizes = path.table["compression_ratio"]
-    size, smallest = float(sizes.iloc[expected]), float(sizes.iloc[0])
-    wanted = [size * share for share in _ABOVE]
+    begin, end, smallest = (float(sizes.iloc[p]) for p in (sure, likely, 0))
+    wanted = [begin * (end / begin) ** (i / _STEPS) for i in range(_STEPS + 1)]
     while len(wanted) < _MOST_TESTS and wanted[-1] * _STEP >= smallest:
         wanted.append(wanted[-1] * _STEP)
-    # Not the dense network, which meets every target.
-    largest = max(len(path) - 2, 0)
-    found = [min(path.at_ratio(max(one, smallest)), largest) for one in wanted]
-    return sorted(set(found), reverse=True)
+    found = [min(path.at_ratio(max(one, smallest)), sure) for one in wanted]
+    return sorted({sure, *found}, reverse=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import math
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
@@ -16,12 +17,12 @@ from torch import nn
 from ax_pac import PACCertificate
 from compression_adapters.evaluation.estimates import MeanSEM, apply_sem_floor
 from compression_adapters.evaluation.finishing import FinishRecord
-from compression_adapters.evaluation.losses import is_nonnegative
+from compression_adapters.evaluation.losses import RelativeSquaredL2, is_nonnegative
 from compression_adapters.evaluation.problem import CompressionProblem
 from compression_adapters.evaluation.quality import QualityStatement
 from compression_adapters.network.checkpoint import save_compressed
 from compression_adapters.network.costs import NetworkCost, compare_costs, measure_cost
-from compression_adapters.network.counts import compression_ratio
+from compression_adapters.network.counts import compression_ratio, whole_network_ratio
 from compression_adapters.network.truncation import copy_of_trial
 from compression_adapters.rank_space.scales import DENSE, Rank
 from compression_adapters.search.loop import StopReason
@@ -54,7 +55,8 @@ class CompressionResult:
         client: The Ax client, to inspect or continue the search.
         problem: The problem that was searched.
         timings: Wall seconds: `factorize`, `fit`, `propose`, `evaluate`, `total`.
-        stop_reason: `certified`, `max_trials`, `interrupted`, or `no_search`.
+        stop_reason: `certified`, `max_trials`, `out_of_time`, `interrupted`, or
+            `no_search`.
         seed: The seed of the search.
         sample_size: With `num_samples="auto"`, what was chosen and why.
         gammas: With a target in place of gamma, one row per gamma that was tried:
@@ -82,6 +84,59 @@ class CompressionResult:
     gammas: pd.DataFrame | None = field(default=None, repr=False)
     finish: FinishRecord | None = None
     statement: QualityStatement | None = None
+
+    def __str__(self) -> str:
+        return "\n".join(self.sentences())
+
+    def _repr_html_(self) -> str:
+        """Show the three sentences and the layers in a notebook."""
+        said = "".join(f"<p>{html.escape(one)}</p>" for one in self.sentences())
+        table = self.layers.to_html(index=False, border=0, float_format="{:.4f}".format)
+        return f"<div>{said}{table}</div>"
+
+    def sentences(self) -> tuple[str, str, str]:
+        """Say how large the network is, how good it is, and what is certified.
+
+        Returns:
+            Three sentences for a person.
+        """
+        problem, loss = self.problem, self.problem.loss
+        left = self.layers[["weights", "weights_before"]].sum()
+        whole = whole_network_ratio(problem.network, problem.layers, self.ranks)
+        layers = f"{len(self.layers)} layers" if len(self.layers) != 1 else "1 layer"
+        size = (
+            f"{left['weights'] / left['weights_before']:.1%} of the weights of "
+            f"{layers} are left, {whole:.1%} of the whole network."
+        )
+        if isinstance(loss, RelativeSquaredL2):
+            quality = (
+                f"The squared error of the outputs is {self.loss.mean:.2%} of their "
+                "squared size"
+            )
+        else:
+            name = getattr(loss, "__name__", type(loss).__name__)
+            quality = f"The loss ({name}) is {self.loss.mean:.4g}"
+        if self.statement is not None:
+            quality = f"It {self.statement.sentence()}"
+        return size, f"{quality}.", self._certified()
+
+    def _certified(self) -> str:
+        """Say what is certified, or why nothing is."""
+        found = self.certificate
+        if found.holds:
+            return (
+                f"Certified: with confidence {1.0 - found.epsilon:.4g}, no choice of "
+                f"ranks is better by more than {found.delta:.4g} (level "
+                f"{found.level}, {len(self.trials)} evaluations)."
+            )
+        if self.stop_reason == "no_search":
+            return "Not certified: it was taken from the price path, without a search."
+        why = {
+            "max_trials": "the search used all its evaluations (max_trials)",
+            "out_of_time": "the time was over (minutes)",
+            "interrupted": "the search was interrupted",
+        }.get(self.stop_reason, "the certificate does not hold")
+        return f"Not certified: {why}. So far: {found.reason}."
 
     def fresh_loss(self, network: nn.Module) -> MeanSEM:
         """Measure a network's loss on fresh samples that no trial has used."""

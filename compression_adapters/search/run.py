@@ -35,6 +35,7 @@ from compression_adapters.search.result import (
 )
 from compression_adapters.search.sample_size import recorded_sample_size
 from compression_adapters.search.stored import open_search
+from compression_adapters.search.time_limit import NO_LIMIT, TimeLimit
 from compression_adapters.search.trials import fresh_seed, trial_table
 
 _ERROR_SAMPLES: Final = 200
@@ -46,6 +47,7 @@ def search_problem(
     options: SearchOptions,
     *,
     client: Client | None = None,
+    limit: TimeLimit = NO_LIMIT,
 ) -> CompressionResult:
     """Search a problem from `compression_problem`: the second half of `compress`.
 
@@ -55,6 +57,7 @@ def search_problem(
             has; in a database, those of earlier runs count.
         client: The client of an earlier search of the same objective. With `db`, a new
             search starts with its trials.
+        limit: When to end.
 
     Returns:
         The result.
@@ -88,15 +91,16 @@ def search_problem(
         ):
             known = 0  # they count as trials of this search
         search = search_loop(problem, client, options, known=known)
+        search.limit = limit
         if options.db is None:  # which keeps one strategy for a search
             search.if_flat = lambda: search_strategy(problem, options, with_known=False)
         stop_reason = search.run(options.max_trials)
         certificate = search.certify()
-        if stop_reason == "max_trials" and certificate.holds:
+        if stop_reason in ("max_trials", "out_of_time") and certificate.holds:
             stop_reason = "certified"
         result = make_result(problem, client, options, certificate, stop_reason)
         require_measured(result)
-        result = finished(result, options)
+        result = finished(result, options, limit)
     timings = {"factorize": 0.0, **search.timings()}
     timings["total"] = time.perf_counter() - began
     result = replace(result, timings=timings)
@@ -104,17 +108,20 @@ def search_problem(
     return result
 
 
-def finished(result: CompressionResult, options: SearchOptions) -> CompressionResult:
+def finished(
+    result: CompressionResult, options: SearchOptions, limit: TimeLimit = NO_LIMIT
+) -> CompressionResult:
     """Refit the network that is kept, once it is known to be the one that was measured.
 
     Args:
         result: Before.
         options: `refit` says whether.
+        limit: When to end; a network that is not refitted by then stays as it is.
     """
     if not options.refit:
         return result
     network, record = finished_network(
-        result.problem, result.network, result.ranks, options
+        result.problem, result.network, result.ranks, options, limit
     )
     if network is result.network:
         return replace(result, finish=record)
@@ -127,6 +134,7 @@ def finished_network(
     network: nn.Module,
     ranks: Mapping[str, Rank],
     options: SearchOptions,
+    limit: TimeLimit = NO_LIMIT,
 ) -> tuple[nn.Module, FinishRecord | None]:
     """Finish a network, or return it as it is where that fails or is not asked for.
 
@@ -135,6 +143,7 @@ def finished_network(
         network: As the search measured it.
         ranks: Layer name to rank or `"dense"`.
         options: `refit` says whether.
+        limit: When to end.
 
     Returns:
         The network to keep, and what was tried; None: nothing.
@@ -143,7 +152,12 @@ def finished_network(
         return network, None
     try:
         return finish_network(
-            problem, network, ranks, seed=options.seed, progress=options.progress
+            problem,
+            network,
+            ranks,
+            seed=options.seed,
+            progress=options.progress,
+            is_over=limit.is_over,
         )
     except KeyboardInterrupt:
         return network, None  # as the search measured it

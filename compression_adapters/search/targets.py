@@ -33,6 +33,7 @@ from compression_adapters.search.quality_target import (
 from compression_adapters.search.result import CompressionResult, summed
 from compression_adapters.search.run import finished, search_problem
 from compression_adapters.search.sample_size import most_samples
+from compression_adapters.search.time_limit import TimeLimit
 from compression_adapters.search.trials import trial_seed
 
 _FIRST_STEP = 8.0
@@ -121,6 +122,7 @@ def search_target(
     *,
     max_gammas: int = 6,
     tolerance: float = 0.02,
+    limit: TimeLimit | None = None,
 ) -> CompressionResult:
     """Search for a target: `compress_to` with its options in one value.
 
@@ -130,7 +132,10 @@ def search_target(
         options: With `ratio` or `loss_at_most` as their target.
         max_gammas: Searches, at most.
         tolerance: Stop when the ratio is this close below its target.
+        limit: When to end; None: as `minutes` says, from now on.
     """
+    if limit is None:
+        limit = TimeLimit.of(options.search.minutes, refit=options.search.refit)
     began = time.perf_counter()
     wanted = options.target
     target = None if wanted.ratio is None else read_ratio(wanted.ratio)
@@ -160,12 +165,12 @@ def search_target(
             known = len(experiment_of(client).trials)
         if auto and client is None:
             most = most_samples(problem)
-            result = search_auto(weighted, search, most=most)
+            result = search_auto(weighted, search, most=most, limit=limit)
             # One number for all gammas, which share their evaluations.
             problem = result.problem
         else:
             named = replace(search, name=f"{search.name}/{number}")
-            result = search_problem(weighted, named, client=client)
+            result = search_problem(weighted, named, client=client, limit=limit)
         client = result.client
         timings.append(result.timings)
         size, loss = _size(result), result.loss.mean
@@ -198,6 +203,8 @@ def search_target(
             best = (value, result)
         if meets and target is not None and size >= target - tolerance:
             break
+        if not limit.leaves(0.0):
+            break
         if meets == (target is not None):
             low = gamma  # may keep more
         else:
@@ -216,9 +223,9 @@ def search_target(
         "total": time.perf_counter() - began,
     }
     if test is not None:
-        kept = best_of_results(results, options.search, test)
+        kept = best_of_results(results, options.search, test, limit)
     elif best is not None:
-        kept = stated(finished(best[1], options.search), options.search, wanted)
+        kept = stated(finished(best[1], options.search, limit), options.search, wanted)
     return replace(kept, timings=spent, gammas=pd.DataFrame(rows))
 
 
