@@ -349,7 +349,7 @@ def quality_without_target(problem: CompressionProblem) -> Quality:
 
 
 def expected_to_pass(
-    values: Tensor, quality: Quality, count: int, error: float
+    values: Tensor, quality: Quality, count: int, error: float, *, surely: float = 0.0
 ) -> bool:
     """Return whether a network is expected to pass a test on other inputs.
 
@@ -358,10 +358,12 @@ def expected_to_pass(
         quality: With a target.
         count: Inputs of the test.
         error: Of the test.
+        surely: Standard errors of the difference of the two estimates by which it has
+            to be better than it must; 0: it passes in about half of all cases.
 
     Returns:
         Whether the estimate is better than the target by the width of a normal
-        interval with `count` inputs. Where no input shows any spread, that of one
+        interval with `count` inputs, and by what `surely` adds. Where no input shows any spread, that of one
         input in `n`.
     """
     if quality.target is None:
