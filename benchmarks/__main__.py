@@ -26,7 +26,14 @@ from benchmarks.data_aware import plan as data_aware
 from benchmarks.harness.traces import Trace, append_trace, missing
 from benchmarks.harness.workers import completed_runs
 from benchmarks.methods.fabolas import profile as fabolas_profile
-from benchmarks.networks import any_network, fc3, gammas, sample_size, vgg16_stages
+from benchmarks.networks import (
+    any_network,
+    fc3,
+    gammas,
+    sample_size,
+    torchvision_table,
+    vgg16_stages,
+)
 from benchmarks.networks import resnets as networks
 from benchmarks.networks.imagenet import DATA_VARIABLE, WEIGHTS_VARIABLE
 from benchmarks.paper import proxy as paper_proxy
@@ -63,6 +70,7 @@ BENCHMARKS = {
         quality,
         vgg16_stages,
         any_network,
+        torchvision_table,
         trial_speed,
         sample_size,
         gammas,

@@ -259,6 +259,8 @@ class CompressionProblem:
     def cut(self, ranks: Mapping[str, Rank]) -> Iterator[nn.Module]:
         """Give the reference network with its layers cut in place, and restore it.
 
+        Draw batches before (`batch_of`): their reference outputs are of this network.
+
         Args:
             ranks: Layer name to rank or `"dense"`.
         """

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Final, Literal, Protocol
 
@@ -22,6 +22,7 @@ from compression_adapters.evaluation.losses import agreement_of, correctness_of
 from compression_adapters.evaluation.problem import CompressionProblem
 from compression_adapters.evaluation.sampling import Batch
 from compression_adapters.network.modes import evaluation_mode, forward
+from compression_adapters.rank_space.scales import Rank
 
 QuantityName = Literal["agreement", "accuracy_drop", "loss", "cosine"]
 
@@ -96,8 +97,9 @@ class QualityStatement:
             f"held-out inputs; at most {show(self.bound)} on all",
             "loss": f"loses {show(self.estimate)} on {self.count} held-out inputs; at "
             f"most about {show(self.bound)} on all",
-            "cosine": f"has a cosine of {show(self.estimate)} to the original's outputs "
-            f"on {self.count} held-out inputs; at least {show(self.bound)} on all",
+            "cosine": f"has a cosine of {show(self.estimate)} to the original's "
+            f"outputs on {self.count} held-out inputs; at least {show(self.bound)} on "
+            "all",
         }[self.quantity]
         if self.target is None:
             return f"{found}, {surely}"
@@ -288,11 +290,29 @@ class QualityTest:
         Returns:
             Shape `len(seeds) * num_samples`.
         """
-        with evaluation_mode(network):
-            found = [
-                self.quality.values(network, self.problem.batch_of(seed))
-                for seed in seeds
-            ]
+        found = []
+        for seed in seeds:
+            batch = self.problem.batch_of(seed)
+            with evaluation_mode(network):
+                found.append(self.quality.values(network, batch))
+        return torch.cat(found).double().cpu()
+
+    def of_ranks(self, ranks: Mapping[str, Rank], seeds: Sequence[int]) -> Tensor:
+        """Measure ranks as a trial has them, on samples of trials.
+
+        Args:
+            ranks: Layer name to rank or `"dense"`.
+            seeds: Each gives the samples of a trial.
+
+        Returns:
+            Shape `len(seeds) * num_samples`.
+        """
+        found = []
+        for seed in seeds:
+            # Before the network is cut, which the reference outputs are of.
+            batch = self.problem.batch_of(seed)
+            with self.problem.cut(ranks) as network, evaluation_mode(network):
+                found.append(self.quality.values(network, batch))
         return torch.cat(found).double().cpu()
 
     def on_held_out(self, network: nn.Module) -> Tensor:
@@ -363,8 +383,8 @@ def expected_to_pass(
 
     Returns:
         Whether the estimate is better than the target by the width of a normal
-        interval with `count` inputs, and by what `surely` adds. Where no input shows any spread, that of one
-        input in `n`.
+        interval with `count` inputs, and by what `surely` adds. Where no input shows
+        any spread, that of one input in `n`.
     """
     if quality.target is None:
         return True

@@ -29,10 +29,13 @@ from compression_adapters.search.result import CompressionResult
 from compression_adapters.search.run import finished_network
 from compression_adapters.search.time_limit import NO_LIMIT, TimeLimit
 
-_SURELY: Final = 3.0
-"""Standard errors by which the first network that is tested is better than it must."""
+_SURELY: Final = 4.0
+"""Standard errors by which the first network that is tested is better than it must.
 
-_STEPS: Final = 4
+More than a test needs, because the sequence ends at its first failure, and the sizes at
+which a bisection on noisy estimates arrives look better than they are."""
+
+_STEPS: Final = 5
 """Tests from there to the network that is expected to pass in half of all cases."""
 
 _STEP: Final = 0.92
@@ -184,7 +187,7 @@ def smallest_on_path(
 
     The path is bisected on samples of trials, for the smallest network that would
     surely pass, and for the one that would in half of all cases. From the one to the
-    other in four steps, and further on in smaller ones, networks are finished (see
+    other in five steps, and further on in smaller ones, networks are finished (see
     `finish_network`) and tested on the held-out inputs, see `largest_first`.
 
     Args:
@@ -201,8 +204,7 @@ def smallest_on_path(
 
     def is_expected(position: int, surely: float) -> bool:
         if position not in measured:
-            with problem.cut(path.networks[position]) as network:
-                measured[position] = test.on_trials(network, seeds)
+            measured[position] = test.of_ranks(path.networks[position], seeds)
         return expected_to_pass(
             measured[position],
             test.quality,

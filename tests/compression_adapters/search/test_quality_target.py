@@ -76,6 +76,16 @@ def test_the_network_agrees_as_often_as_was_asked_for(target):
     assert not result.certificate.holds
 
 
+def test_what_is_compared_with_stays_the_original_network():
+    result = compress(NETWORK, POOL, agreement_at_least=0.9, **QUICK)
+    problem = result.problem
+    for seed in range(40):
+        batch = problem.batch_of(seed)
+        with torch.no_grad():
+            torch.testing.assert_close(batch.reference_outputs, NETWORK(batch.inputs))
+    assert len(problem.reference) > 500
+
+
 def test_a_looser_target_gives_a_smaller_network():
     sizes = [
         size(compress(NETWORK, POOL, agreement_at_least=target, **QUICK))
