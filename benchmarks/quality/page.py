@@ -24,8 +24,8 @@ def render_quality(traces: Sequence[Trace]) -> str:
         "The pool is half of the test images, chosen by the seed, or the images that "
         "the network was trained on. Of it, 500 images are calibration and 40 %, at "
         "most 4000, are held out; the statement is made on those, with confidence "
-        "95 %. *Others* are test images that were not in the pool. Medians over seeds, the "
-        "range in brackets; CPU seconds of one thread of a shared machine.",
+        "95 %. *Others* are test images that were not in the pool. Medians over seeds, "
+        "the range in brackets; CPU seconds of one thread of a shared machine.",
         "quality",
     )
     targets = [t for t in traces if t.settings["part"] == "target"]
@@ -59,14 +59,15 @@ def render_quality(traces: Sequence[Trace]) -> str:
         )
     lines += table(
         "network | target | pool | shown on held-out images "
-        "| met on 10,000 test images | met on others | on test images % | ratio % | networks tested | seconds",
+        "| met on 10,000 test images | met on others | on test images % | ratio % "
+        "| networks tested | seconds",
         rows,
     )
     lines += [
         "A target is *shown* where the bound on the held-out images meets it; "
-        "otherwise `compress` warns and returns the closest network. With confidence 95 %, one "
-        "network in twenty that is shown may miss its target on all inputs of the same "
-        "kind; a pool of training images is of another kind than test images.",
+        "otherwise `compress` warns and returns the closest network. With confidence "
+        "95 %, one network in twenty that is shown may miss its target on all inputs "
+        "of the same kind; training images are of another kind than test images.",
         "",
     ]
     if weights:
