@@ -20,6 +20,11 @@ from ax.generation_strategy.generation_node import GenerationNode
 from ax.generation_strategy.generation_strategy import GenerationStrategy
 from ax.generation_strategy.transition_criterion import TransitionCriterion
 from ax.generators.torch.botorch_modular.acquisition import Acquisition
+from ax.generators.torch.botorch_modular.utils import (
+    _fit_botorch_model_gpytorch,
+    fit_botorch_model,
+)
+from botorch.models import SingleTaskGP
 from botorch.models.model import Model
 
 # ------------------------------------------------------------------ client
@@ -200,6 +205,24 @@ class _TransformedOnce:
         if self._last is None or source != self._last[0]:
             self._last = source, self._transform(experiment=experiment, data=data)
         return self._last[1]
+
+
+def fit_models_by(fit: Callable[[SingleTaskGP], bool]) -> None:
+    """Have Ax ask a function first whether it fits a model.
+
+    Args:
+        fit: Fits a model and returns True, or leaves it to Ax.
+
+    Checked on Ax 1.3.1: `fit_botorch_model`, whose docstring asks for such rules;
+    `_fit_botorch_model_gpytorch` is its rule for models of GPyTorch.
+    """
+
+    @fit_botorch_model.register(SingleTaskGP)  # type: ignore[untyped-decorator]
+    def fit_or_leave(
+        model: SingleTaskGP, mll_class: Any, mll_options: dict[str, Any] | None = None
+    ) -> None:
+        if not fit(model):
+            _fit_botorch_model_gpytorch(model, mll_class, mll_options)
 
 
 # ------------------------------------------------------------------ adapter

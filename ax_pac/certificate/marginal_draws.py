@@ -421,37 +421,39 @@ def draw_failures(
     Source: Geweke 1991, Hajivassiliou and McFadden 1998, Keane 1994 (the GHK simulator
     of a Gaussian orthant). Deviation: the order of the points is chosen adaptively.
     """
-    num_candidates = len(problem.candidates)
     num_settings = len(sample.outputscale)
     failure, largest = torch.zeros(0, dtype=torch.float64), 0
     worse_sum = 0.0
-    pairwise = torch.zeros(num_candidates, dtype=torch.float64)
-    first = _FIRST_SETTINGS if is_enough is not None else num_settings
-    begin = 0
+    pairwise = torch.zeros(len(problem.candidates), dtype=torch.float64)
+    begin, enough = 0, False
     while begin < num_settings:
-        end = num_settings if begin else min(first, num_settings)
-        group = slice(begin, end)
-        parts, order = _scored(
-            problem,
-            sample.lengthscale[group],
-            sample.outputscale[group],
-            tolerance,
-            generator,
-            num_rounds,
-        )
-        pairwise += sum(part.pairwise for part in parts)
+        end = min(max(_FIRST_SETTINGS, 2 * begin), num_settings)
+        settings = sample.lengthscale[begin:end], sample.outputscale[begin:end]
+        begin = end
+        if enough:
+            pairwise += _pairwise(problem, *settings)
+            continue
+        parts, order = _scored(problem, *settings, tolerance, generator, num_rounds)
+        pairwise += torch.stack([part.pairwise for part in parts]).sum(0)
         worse = torch.cat([part.worse for part in parts])
         worse_sum += float(worse.sum())
-        largest = max(largest, *(part.functions.mean.shape[-1] for part in parts))
-        drawn = torch.empty(end - begin, dtype=torch.float64)
-        drawn[order] = worse + _drawn(
-            [part.functions for part in parts], tolerance, generator
-        )
+        functions = [part.functions for part in parts]
+        largest = max(largest, *(f.mean.shape[-1] for f in functions))
+        drawn = torch.empty(len(order), dtype=torch.float64)
+        drawn[order] = worse + _drawn(functions, tolerance, generator)
         failure = torch.cat([failure, drawn.clamp_max(1.0)])
-        begin = end
-        if is_enough is not None and is_enough(failure):
-            break
-    return FunctionDraws(failure, largest, pairwise / begin, worse_sum)
+        enough = is_enough is not None and is_enough(failure)
+    return FunctionDraws(failure, largest, pairwise / num_settings, worse_sum)
+
+
+def _pairwise(
+    problem: DifferenceProblem, lengthscale: Tensor, outputscale: Tensor
+) -> Tensor:
+    """Each shared candidate's own probability of failing, summed over settings."""
+    size = max(1, _CHUNK_SIZE // (len(problem.candidates) * len(problem.Z)))
+    chunks = zip(lengthscale.split(size), outputscale.split(size), strict=True)
+    scores = [_Functions(problem, *chunk).scores() for chunk in chunks]
+    return torch.special.ndtr(torch.cat(scores)).sum(0)
 
 
 class _Part(NamedTuple):
