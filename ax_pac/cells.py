@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from itertools import pairwise
 
 import torch
@@ -220,6 +220,12 @@ class Lookup:
         )
         self._limits = self._limits.view(-1)
         self._bucket = number * torch.arange(len(self._rows))
+
+    @staticmethod
+    @lru_cache(maxsize=8)
+    def of(limits: tuple[tuple[float, ...], ...]) -> Lookup:
+        """Return a lookup of limits; those of a search are asked for at each trial."""
+        return Lookup([torch.tensor(row, dtype=torch.float64) for row in limits])
 
     def __call__(self, numbers: Tensor) -> Tensor:
         """Return the counts of numbers, `N x rows` to the same."""

@@ -212,7 +212,7 @@ class Domain:
             return None
         values = torch.cat([grid.values for grid in grids.values()])
         lengths = torch.tensor([len(grid) for grid in grids.values()])
-        lookup = Lookup([grid.limits for grid in grids.values()])
+        lookup = Lookup.of(tuple(tuple(g.limits.tolist()) for g in grids.values()))
         return list(grids), values, lengths.cumsum(0) - lengths, lookup
 
     @cached_property

@@ -365,7 +365,7 @@ class AdditiveFunction:
         self._last = torch.tensor([at[-1] for at, _ in tables.values()]).double()
         self._begin = longest * torch.arange(len(tables))
         # A point between two others is on the piece behind the first.
-        self._lookup = Lookup([torch.from_numpy(row) for row in self._inner])
+        self._lookup = Lookup.of(tuple(tuple(row.tolist()) for row in self._inner))
 
     @property
     def bends(self) -> tuple[tuple[float, ...], ...]:

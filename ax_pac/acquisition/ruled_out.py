@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import lru_cache
 from typing import NamedTuple, TypeVar
 
 import numpy as np
@@ -168,6 +169,7 @@ class BestKnown(NamedTuple):
     is_discrete: bool
 
 
+@lru_cache(maxsize=4)
 def best_known(known: KnownFunction, weight: float, domain: Domain) -> BestKnown | None:
     """Return where the known part is best, constraints aside; None for no sum.
 
