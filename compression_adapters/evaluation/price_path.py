@@ -14,7 +14,6 @@ from torch import nn
 from compression_adapters.decompositions import Factors
 from compression_adapters.evaluation.problem import CompressionProblem
 from compression_adapters.layers.survey import LayerSpec
-from compression_adapters.network.counts import compression_ratio
 from compression_adapters.rank_space.parameters import (
     RankParameter,
     bin_edges,
@@ -32,8 +31,9 @@ class PricePath:
         argmin_K  e(K) / e(0) + lambda * size(K),   dense where that is cheaper
 
     with e(K) the expected squared error of its output at rank K (with factors of the
-    weights alone, of its weight), e(0) that without it, and size(K) its weights as a
-    share of those of all layers in play. All prices together give as many networks as
+    weights alone, of its weight), e(0) that without it, and size(K) its size as a share
+    of the original's, in whatever the problem counts: weights of the layers in play, or
+    measured time of the whole network. All prices together give as many networks as
     the lower convex hulls of the layers have corners. None of them was evaluated:
     nothing is certified.
 
@@ -79,7 +79,7 @@ class PricePath:
         """Return the position of the largest network that is no larger than this.
 
         Args:
-            ratio: The largest compression ratio, over the layers in play.
+            ratio: The largest compression ratio, of the size that the problem counts.
 
         Raises:
             ValueError: when the smallest network is larger.
@@ -88,7 +88,8 @@ class PricePath:
         # Up to rounding: a ratio that was read from the table is met by its own row.
         if ratio < smallest * (1.0 - 1e-12):
             raise ValueError(
-                f"The smallest network on the path has {smallest:.2%} of the weights; "
+                f"The smallest network on the path has {smallest:.2%} of the "
+                f"{self.problem.measure.unit}; "
                 f"got a ratio of {ratio:.2%}. Ask for more, or lower min_rank."
             )
         within = self.table["compression_ratio"] <= ratio * (1.0 + 1e-12)
@@ -184,9 +185,7 @@ def price_path(problem: CompressionProblem) -> PricePath:
     table = pd.DataFrame(
         {
             "price": prices,
-            "compression_ratio": [
-                compression_ratio(problem.layers, each) for each in networks
-            ],
+            "compression_ratio": [problem.ratio(each) for each in networks],
             "predicted_error": [
                 sum(_error(errors[name], rank) for name, rank in each.items())
                 / len(errors)
