@@ -42,9 +42,12 @@ _MARGIN = 0.97
 _BESIDE = 1.25
 """Networks of the path that give gamma are smaller and larger by this factor."""
 
+_ABOVE = 1.3
+"""Factor of the first gamma over the slope of the path, measured on ResNet18."""
+
 _MEASURE_SECONDS = 6.0
 
-_CLOSE = 0.06
+_CLOSE = 0.1
 """A result whose time is this close below what is allowed is not improved."""
 
 
@@ -231,7 +234,9 @@ def _slope(path: PricePath, position: int, seed: int) -> float:
             f"{losses[1]:.4g} at {sizes.iloc[upper]:.4g}. Ask for a larger speedup, or "
             "take a network from the path (search=False)."
         )
-    return gained / lost
+    # A search finds networks that the path does not have, which lose less at the same
+    # ratio: the slope is theirs at a smaller one.
+    return _ABOVE * gained / lost
 
 
 def _next_gamma(
