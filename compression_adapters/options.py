@@ -36,7 +36,7 @@ FEWEST_SAMPLES: Final = 50
 """The paper's m: the start and the minimum of `num_samples="auto"`."""
 CALIBRATE: Final = 500
 """Calibration inputs by default; measured in docs/benchmarks/data_aware.md."""
-LATENCY_SECONDS: Final = 45.0
+LATENCY_SECONDS: Final = 30.0
 """Budget for a table of times; measured in docs/benchmarks/speed.md."""
 DEFAULT_NAME: Final = "compression"
 PRESET_NAMES: Final = ("fc3", "vgg16", "resnet18", "resnet50")

@@ -90,7 +90,7 @@ def profile(
     calibrate: Tensor | None = None,
     seed: int = 0,
     times: LatencyTable | Tensor | None = None,
-    latency_seconds: float = 45.0,
+    latency_seconds: float = 30.0,
     progress: bool | None = None,
 ) -> NetworkProfile:
     """Tabulate the layers of a network before any search.

@@ -361,7 +361,7 @@ def measure_latency(
     factors: Mapping[str, Factors],
     inputs: Tensor,
     *,
-    seconds: float = 45.0,
+    seconds: float = 30.0,
     seed: int = 0,
     progress: bool | None = None,
 ) -> LatencyTable:
