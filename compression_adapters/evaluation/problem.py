@@ -104,6 +104,7 @@ class CompressionProblem:
         calibration: The inputs that the factors were fitted to, which no trial draws;
             None: the factors are those of the weights alone.
         size: What the size of a network is; None: the weights of the layers in play.
+        loss_curves: What each layer alone costs, once it was measured (`loss_curves`).
     """
 
     network: nn.Module = field(repr=False)
@@ -120,6 +121,7 @@ class CompressionProblem:
     channels_last: bool = False
     calibration: CalibrationInputs | None = None
     size: SizeMeasure | None = None
+    loss_curves: dict[str, Sequence[float]] = field(default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
         require_gamma(self.gamma)
