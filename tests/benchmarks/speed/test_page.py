@@ -17,7 +17,13 @@ def found(ratio, top1, **more):
         "memory_format": "contiguous",
     }
     return {
-        **{"holds": True, "evaluations": 40, "seconds": 120.0, "whole_weights": 0.2},
+        **{
+            "holds": True,
+            "evaluations": 40,
+            "seconds": 150.0,
+            "cpu_seconds": 120.0,
+            "whole_weights": 0.2,
+        },
         **{"top1": top1, "top1_original": 0.8, "ranks": {"conv1": 8}},
         "latency": {"ratio": ratio, "predicted": ratio - 0.01, "machine": machine},
         "table": {"seconds": 30.0, "layers": {"conv1": {"dense": 0.002, "times": 9}}},

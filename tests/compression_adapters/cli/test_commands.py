@@ -354,6 +354,7 @@ def test_a_size_is_counted_printed_and_reported_in_its_own_unit(tmp_path):
 
 
 @pytest.mark.usefixtures("small_preset")
+@pytest.mark.filterwarnings("ignore:Predicted")  # by times made up below
 def test_times_are_measured_kept_and_used_again(tmp_path):
     times = tmp_path / "times.json"
     measured = invoke(
