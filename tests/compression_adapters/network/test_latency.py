@@ -250,3 +250,34 @@ def test_a_batch_is_filled_in_the_format_of_its_images():
         "contiguous"
     )
     assert torch.equal(batch_of(images, 2), images[:2])
+
+
+def test_a_gpu_is_timed_by_its_own_events_after_it_has_finished(monkeypatch):
+    done = []
+
+    class Event:
+        """An event that is recorded when its work is done, not when it is made."""
+
+        count = 0
+
+        def __init__(self, enable_timing):
+            assert enable_timing
+
+        def record(self):
+            Event.count += 1
+            self.at = 3.0 * Event.count  # milliseconds
+
+        def elapsed_time(self, other):
+            assert done[-1] == Event.count, "read before the work was done"
+            return other.at - self.at
+
+    monkeypatch.setattr(latency.torch.cuda, "Event", Event)
+    monkeypatch.setattr(
+        latency.torch.cuda, "synchronize", lambda device: done.append(Event.count)
+    )
+    network = small_network()
+    with latency._Watch(network, ["0", "2"], torch.device("cuda")) as watch:
+        whole, layers = watch.run(pool(3))
+    # Six events, 3 ms apart: start, around each of two layers, end.
+    assert whole == pytest.approx(0.015)
+    assert layers == pytest.approx({"0": 0.003, "2": 0.003})
