@@ -511,6 +511,12 @@ class CompressionOptions:
                     f"objective={self.problem.objective!r} and "
                     f"workers={self.search.workers!r}."
                 )
+            if self.search.db is not None:
+                raise ValueError(
+                    "speedup measures networks while it searches, so that a search "
+                    "continued from a database might ask for another gamma; leave db "
+                    "out, or search with the gamma and the table of times of a result."
+                )
         if self.problem.num_samples != AUTO:
             return
         if self.search.workers is not None:

@@ -34,6 +34,7 @@ TARGETS = tuple(f.name for f in fields(Target))
 IN_STAGES = (
     *(*TARGETS, "loss", "delta", "epsilon", "level", "max_trials", "start"),
     *("sampling", "seed", "num_samples", "refit"),
+    *("size", "size_of", "latency_batch", "latency_seconds"),
 )
 """Options that `ax-pac stages` has for all its stages."""
 

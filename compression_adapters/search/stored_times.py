@@ -31,10 +31,7 @@ def with_stored_times(
         The same, with the stored table as the size where there is one and
         `size="latency"` asks for measured times.
     """
-    asked = options.problem.size == "latency" or (
-        options.target.speedup is not None and options.problem.size == "weights"
-    )
-    if not asked:
+    if options.problem.size != "latency":
         return options
     table = None
     if client is not None:

@@ -260,7 +260,7 @@ def compress_at(
         named = replace(asked.search, name=f"{asked.search.name}/{number}")
         results[gamma] = search_problem(weighted, named, client=client)
         client = results[gamma].client
-    return tuple(results[gamma] for gamma in gammas)
+    return tuple(timed(results[gamma]) for gamma in gammas)
 
 
 def _require_reachable(problem: CompressionProblem, target: float) -> None:

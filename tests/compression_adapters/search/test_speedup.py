@@ -145,6 +145,7 @@ def test_the_certificate_knows_the_times_and_their_constant(slower):
         ({"speedup": "2x"}, "speedup must be a number above 1"),
         ({"speedup": 2.0, "gamma": 1.0}, "exactly one of gamma, ratio"),
         ({"speedup": 2.0, "size": "bytes"}, "speedup is about time"),
+        ({"speedup": 2.0, "db": "a.db"}, "continued from a database might ask for an"),
         ({"speedup": 2.0, "objective": "rate"}, "needs objective='ratio'"),
     ],
 )
