@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 import warnings
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import pandas as pd
@@ -103,10 +103,9 @@ def search_speedup(
     fastest = _measured(problem, path, 0)
     if fastest.low > allowed:
         return _unreachable(path, options, fastest, began, prepared)
-    aim = _aim(problem, path, allowed)
-    position = aim.position(path)
+    position = _place(path, _aim(problem, path, allowed))
     if not search.search:
-        return _taken(path, options, aim, allowed, began, prepared)
+        return _taken(path, options, position, allowed, began, prepared)
     gamma = _slope(path, position, search.seed)
     low = high = None  # gammas whose networks were faster than needed, or too slow
     best: CompressionResult | None = None
@@ -122,7 +121,7 @@ def search_speedup(
             problem, result.network, result.ranks, seconds=_MEASURE_SECONDS
         )
         result = replace(result, latency=found)
-        meets = found.ratio <= allowed
+        meets = found.high <= allowed  # surely, for it is measured again at the end
         rows.append(
             {
                 "gamma": gamma,
@@ -162,29 +161,21 @@ def search_speedup(
     return replace(kept, timings=spent, gammas=table)
 
 
-@dataclass(frozen=True)
-class _Aim:
-    """The predicted ratio that should give the measured one.
+def _place(path: PricePath, ratio: float) -> int:
+    """Return the place of the largest network within a ratio, or of the smallest."""
+    smallest = float(path.table["compression_ratio"].iloc[0])
+    return path.at_ratio(max(ratio, smallest))
 
-    Args:
-        ratio: Predicted.
+
+def _aim(problem: CompressionProblem, path: PricePath, allowed: float) -> float:
+    """Return the predicted ratio whose network should measure what is allowed.
+
+    The target, corrected by one measurement of the network that should just meet it.
     """
-
-    ratio: float
-
-    def position(self, path: PricePath) -> int:
-        """Return the place on the path of the largest network that should meet it."""
-        smallest = float(path.table["compression_ratio"].iloc[0])
-        return path.at_ratio(max(self.ratio, smallest))
-
-
-def _aim(problem: CompressionProblem, path: PricePath, allowed: float) -> _Aim:
-    """Correct the target by one measurement of the network that should just meet it."""
-    first = _Aim(_MARGIN * allowed)
-    position = first.position(path)
+    position = _place(path, _MARGIN * allowed)
     found = _measured(problem, path, position)
     predicted = float(path.table["compression_ratio"].iloc[position])
-    return _Aim(_MARGIN * allowed * predicted / found.ratio)
+    return _MARGIN * allowed * predicted / found.ratio
 
 
 def _measured(
@@ -280,20 +271,19 @@ def _search(
 def _taken(
     path: PricePath,
     options: CompressionOptions,
-    aim: _Aim,
+    position: int,
     allowed: float,
     began: float,
     prepared: float,
 ) -> CompressionResult:
     """Take the network from the path, without a search; a smaller one if it is slow."""
-    position = aim.position(path)
     while True:
         result = timed(take_position(path, options.search, position))
         if result.latency is None or result.latency.ratio <= allowed or position == 0:
             break
         ratio = float(path.table["compression_ratio"].iloc[position])
         wanted = _MARGIN * ratio * allowed / result.latency.ratio
-        position = min(position - 1, _Aim(wanted).position(path))
+        position = min(position - 1, _place(path, wanted))
     spent = {"factorize": prepared, "total": time.perf_counter() - began}
     return replace(result, timings=result.timings | spent)
 
