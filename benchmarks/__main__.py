@@ -32,6 +32,7 @@ from benchmarks.networks.imagenet import DATA_VARIABLE, WEIGHTS_VARIABLE
 from benchmarks.paper import proxy as paper_proxy
 from benchmarks.paper.tables import TABLE_2, TABLES_3_AND_4, TABLES_6_AND_7
 from benchmarks.report import write_reports
+from benchmarks.speed import plan as speed
 
 # Those that the page of the comparison and the page of the paper come from.
 AGAINST_OTHERS = (
@@ -59,6 +60,7 @@ BENCHMARKS = {
         storage_cost,
         networks,
         data_aware,
+        speed,
         vgg16_stages,
         any_network,
         trial_speed,

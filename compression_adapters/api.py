@@ -14,6 +14,7 @@ from torch.utils.data import Dataset
 from ax_pac.experiment.settings import CertificateSettings
 from compression_adapters.evaluation.losses import Loss
 from compression_adapters.layers.selection import Choose, Selectors, choose_low_rank
+from compression_adapters.network.latency import LatencyTable
 from compression_adapters.options import (
     AUTO,
     AtMax,
@@ -21,15 +22,19 @@ from compression_adapters.options import (
     Objective,
     ProblemOptions,
     SearchOptions,
+    SizeName,
+    SizeOf,
     Start,
 )
 from compression_adapters.rank_space.parameters import Tie
 from compression_adapters.search.auto import search_auto
 from compression_adapters.search.dry_run import checked_problem
 from compression_adapters.search.no_search import take_from_path
-from compression_adapters.search.result import CompressionResult
+from compression_adapters.search.result import CompressionResult, timed
 from compression_adapters.search.run import search_problem
 from compression_adapters.search.sample_size import most_samples
+from compression_adapters.search.speedup import search_speedup
+from compression_adapters.search.stored_times import with_stored_times
 from compression_adapters.search.targets import search_target
 
 if TYPE_CHECKING:
@@ -43,6 +48,7 @@ def compress(
     gamma: float | None = None,
     ratio: float | str | None = None,
     loss_at_most: float | None = None,
+    speedup: float | None = None,
     delta: float = SearchOptions.delta,
     epsilon: float = SearchOptions.epsilon,
     level: str = SearchOptions.level,
@@ -63,6 +69,10 @@ def compress(
     skip_no_gain: bool = ProblemOptions.skip_no_gain,
     objective: Objective = ProblemOptions.objective,
     binary_loss: bool | None = None,
+    size: SizeName | LatencyTable | str | Path = ProblemOptions.size,
+    size_of: SizeOf = ProblemOptions.size_of,
+    latency_batch: int | None = None,
+    latency_seconds: float = ProblemOptions.latency_seconds,
     num_initial_trials: int | None = None,
     sampling: str = SearchOptions.sampling,
     start: Start = SearchOptions.start,
@@ -78,19 +88,23 @@ def compress(
 ) -> CompressionResult:
     """Compress a network: search its layers' ranks until a certificate holds.
 
-    Minimises `gamma * loss + compression_ratio` over the ranks, with `num_samples`
-    fresh samples per evaluation. Stops when the best network found is within `delta` of
-    the best one with the probability that `level` stands for.
+    Minimises `gamma * loss + compression_ratio` over the ranks, where the ratio counts
+    what `size` says (weights, multiply-adds, bytes, or measured time), with
+    `num_samples` fresh samples per evaluation. Stops when the best network found is
+    within `delta` of the best one with the probability that `level` stands for.
 
     Args:
         network: Any PyTorch network. It is left exactly as it is: all runs on a copy.
         inputs: A pool of inputs (tensor or dataset), or a function
             `(num_samples, rng)` that generates them.
         gamma: Weight of the loss, positive. A larger one keeps more weights. Pass
-            exactly one of this and the next two.
+            exactly one of this and the next three.
         ratio: In place of gamma: the largest compression ratio, as a number in (0, 1)
             or as text such as `"30%"`. Several gammas are tried, see `compress_to`.
         loss_at_most: In place of gamma: the largest loss, in its own unit.
+        speedup: In place of gamma: how many times faster the whole network has to be,
+            such as 2.0, measured on this machine. The size is then the time of the
+            whole network, see `search_speedup`.
         delta: Tolerance, positive. Unit: objective units (with the default objective,
             0.02 is two percentage points of compression ratio); or a share, see
             `relative`. A delta near the objective itself, which is about 0.1 for a
@@ -123,6 +137,15 @@ def compress(
         objective: `"ratio"` (Eq. 3, minimised) or `"rate"` (Eq. 2, maximised).
         binary_loss: Whether a loss of your own is 0 or 1 for each sample, so that its
             standard error gets the binomial floor. None: known for the losses here.
+        size: What the ratio counts: `"weights"`; `"multiply-adds"` per sample;
+            `"bytes"` as they are stored; or `"latency"`, seconds per batch, for which
+            the layers are first timed at their ranks, see `measure_latency`. Or a
+            `LatencyTable` of an earlier search or another machine, or the path of one.
+            See `docs/how_to/size.md`.
+        size_of: `"layers"`: the ratio is that of the layers in play; `"network"`: of
+            the whole network, what cannot be compressed included.
+        latency_batch: Inputs in a batch that is timed; None: those of an evaluation.
+        latency_seconds: Budget for timing the layers.
         num_initial_trials: Space-filling evaluations first; default `max(6, d + 2)`.
         sampling: What to evaluate next, see `pac_generation_strategy`.
         start: What to evaluate first. `"path"`: networks on the price path, where
@@ -179,6 +202,7 @@ def compress(
         gamma=gamma,
         ratio=ratio,
         loss_at_most=loss_at_most,
+        speedup=speedup,
         labels=labels,
         loss=loss,
         num_samples=num_samples,
@@ -195,6 +219,10 @@ def compress(
         skip_no_gain=skip_no_gain,
         objective=objective,
         binary_loss=binary_loss,
+        size=str(size) if isinstance(size, Path) else size,
+        size_of=size_of,
+        latency_batch=latency_batch,
+        latency_seconds=latency_seconds,
         delta=delta,
         epsilon=epsilon,
         level=level,
@@ -230,6 +258,7 @@ def compress_with(
         client: See `compress`.
     """
     options.target.require_one()
+    options = with_stored_times(options, client)
     search, gamma = options.search, options.target.gamma
     # Refuses what no certificate can be asked before a network is factorized.
     CertificateSettings(
@@ -242,7 +271,9 @@ def compress_with(
     if not search.search:
         if client is not None:
             raise ValueError("search=False evaluates anew; leave the client out.")
-        return _without_search(network, inputs, options)
+        if options.target.speedup is not None:
+            return search_speedup(network, inputs, options)
+        return timed(_without_search(network, inputs, options))
     if search.db is not None and client is not None:
         raise ValueError("Expected a client or a database to continue from; got both.")
     if gamma is None:
@@ -251,7 +282,9 @@ def compress_with(
                 f"A search for a target ({options.target.given[0]}) cannot continue a "
                 "client; pass gamma, or leave the client out."
             )
-        return search_target(network, inputs, options)
+        if options.target.speedup is not None:
+            return search_speedup(network, inputs, options)
+        return timed(search_target(network, inputs, options))
     began = time.perf_counter()
     problem = checked_problem(network, inputs, gamma, options.problem)
     factorize_seconds = time.perf_counter() - began
@@ -260,6 +293,7 @@ def compress_with(
         result = search_auto(problem, search, most=most, client=client)
     else:
         result = search_problem(problem, search, client=client)
+    result = timed(result)
     seconds = {"factorize": factorize_seconds, "total": time.perf_counter() - began}
     return replace(result, timings=result.timings | seconds)
 

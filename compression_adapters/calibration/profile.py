@@ -16,6 +16,7 @@ from compression_adapters.layers.survey import (
     unwrap,
 )
 from compression_adapters.network.costs import energy_kept
+from compression_adapters.network.latency import LatencyTable, measure_latency
 from compression_adapters.network.macs import (
     _meta_macs,
     run_counted,
@@ -45,12 +46,14 @@ class NetworkProfile:
         num_weights: Weights of the whole network, without biases and normalisation.
         num_macs: Multiply-adds of the whole network per sample, or None without an
             example input.
+        latency: The times of the layers at their ranks, None if they were not timed.
     """
 
     layers: pd.DataFrame = field(repr=False)
     skipped: pd.DataFrame = field(repr=False)
     num_weights: int
     num_macs: int | None
+    latency: LatencyTable | None = None
 
     def __str__(self) -> str:
         lines = ["No layer to compress."]
@@ -67,6 +70,8 @@ class NetworkProfile:
                 f"{self.num_macs:,} multiply-adds per sample"
                 + _share(self.layers, "macs", self.num_macs)
             )
+        if self.latency is not None:
+            lines += ["", str(self.latency)]
         if len(self.skipped):
             lines += ["", "Left out:", _as_text(self.skipped)]
         return "\n".join(lines)
@@ -84,6 +89,9 @@ def profile(
     errors: bool = False,
     calibrate: Tensor | None = None,
     seed: int = 0,
+    times: LatencyTable | Tensor | None = None,
+    latency_seconds: float = 30.0,
+    progress: bool | None = None,
 ) -> NetworkProfile:
     """Tabulate the layers of a network before any search.
 
@@ -106,6 +114,11 @@ def profile(
         calibrate: Inputs that the factors are fitted to, as in a search; with them
             there are errors too, those of the output. None: of the weights alone.
         seed: Of the choice of patches, see `gather_moments`.
+        times: A batch of inputs to time the layers on, at the ranks that matter, see
+            `measure_latency`; or a table of times, which has to be of these layers.
+            Shape `n x ...`.
+        latency_seconds: Budget for timing.
+        progress: Whether to show a bar while the layers are timed.
 
     Returns:
         The profile; print it. Pruned layers have the multiply-adds of dense ones,
@@ -135,11 +148,25 @@ def profile(
     network = unwrap(network)
     layers, skipped = survey_layers(network, choose, include=include, exclude=exclude)
     factors: dict[str, Factors] = {}
-    if errors or calibrate is not None:
+    if errors or calibrate is not None or isinstance(times, Tensor):
         # A forward pass may change what a network keeps.
         factors = calibrated_factors(
             copy_network(network), layers, calibrate, seed=seed
         )
+    latency = None
+    if isinstance(times, Tensor) and layers:
+        latency = measure_latency(
+            copy_network(network),
+            layers,
+            factors,
+            times,
+            seconds=latency_seconds,
+            seed=seed,
+            progress=progress,
+        )
+    elif isinstance(times, LatencyTable):
+        times.require_layers(layers)
+        latency = times
     inputs: dict[str, list[torch.Size]] = {}
     num_macs = None
     if example is not None:
@@ -168,6 +195,7 @@ def profile(
         ),
         num_weights=sum(weight.numel() for weight in layer_weights(network)),
         num_macs=num_macs,
+        latency=latency,
     )
 
 

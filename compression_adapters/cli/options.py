@@ -22,6 +22,7 @@ from compression_adapters.options import (
     Target,
     option,
     read_ratio,
+    require_size,
 )
 
 if TYPE_CHECKING:
@@ -33,6 +34,7 @@ TARGETS = tuple(f.name for f in fields(Target))
 IN_STAGES = (
     *(*TARGETS, "loss", "delta", "epsilon", "level", "max_trials", "start"),
     *("sampling", "seed", "num_samples", "refit"),
+    *("size", "size_of", "latency_batch", "latency_seconds"),
 )
 """Options that `ax-pac stages` has for all its stages."""
 
@@ -106,7 +108,7 @@ class Request:
         given = [name for name in TARGETS if values[name] is not None]
         if len(given) > 1:
             raise click.UsageError(
-                "expected one of --gamma, --ratio and --loss-at-most; got "
+                "expected one of --gamma, --ratio, --loss-at-most and --speedup; got "
                 + " and ".join(f"--{name.replace('_', '-')}" for name in given)
             )
         if resume:
@@ -172,7 +174,20 @@ def _ratio(
     return value
 
 
-_CALLBACKS: dict[str, Callable[..., Any]] = {"num_samples": _samples, "ratio": _ratio}
+def _size(context: click.Context, parameter: click.Parameter, value: str) -> str:
+    """Refuse an unknown size before a network is trained or read."""
+    try:
+        require_size(value, "layers")
+    except ValueError as error:
+        raise click.BadParameter(str(error)) from error
+    return value
+
+
+_CALLBACKS: dict[str, Callable[..., Any]] = {
+    "num_samples": _samples,
+    "ratio": _ratio,
+    "size": _size,
+}
 
 
 def network_options(command: Any) -> Any:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import torch
+from torch import Tensor
 
 from compression_adapters.calibration.profile import NetworkProfile, profile
 from compression_adapters.cli.sources import Source
 from compression_adapters.evaluation.calibration_split import split_inputs
+from compression_adapters.network.latency import LatencyTable
+from compression_adapters.options import FEWEST_SAMPLES, LATENCY_SECONDS
 
 
 def profile_source(
@@ -16,6 +19,10 @@ def profile_source(
     calibration_seed: int,
     encoding: str,
     min_rank: int,
+    size: str = "weights",
+    latency_batch: int | None = None,
+    latency_seconds: float = LATENCY_SECONDS,
+    progress: bool | None = None,
 ) -> NetworkProfile:
     """Profile a network with the factors that a search would have.
 
@@ -25,6 +32,10 @@ def profile_source(
         calibration_seed: Determines which.
         encoding: The meaning of the coordinate 0.5.
         min_rank: Smallest rank.
+        size: `"latency"` times the layers, the path of a table reads their times.
+        latency_batch: Inputs in a batch that is timed; None: 50.
+        latency_seconds: Budget for it.
+        progress: Whether to show a bar while they are timed.
 
     Returns:
         The profile, with predicted errors.
@@ -34,6 +45,12 @@ def profile_source(
     )
     device = next(source.network.parameters()).device
     few = sampler(2, torch.Generator().manual_seed(0)).inputs.to(device)
+    times: LatencyTable | Tensor | None = None
+    if size == "latency":
+        rng = torch.Generator().manual_seed(0)
+        times = sampler(latency_batch or FEWEST_SAMPLES, rng).inputs
+    elif size.endswith(".json"):
+        times = LatencyTable.load(size)
     return profile(
         source.network,
         few,
@@ -43,4 +60,7 @@ def profile_source(
         errors=True,
         calibrate=None if known is None else known.inputs,
         seed=calibration_seed,
+        times=times,
+        latency_seconds=latency_seconds,
+        progress=progress,
     )

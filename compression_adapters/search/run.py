@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import time
 import warnings
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Final
 
+import pandas as pd
 import torch
 from ax.api.client import Client
 from ax.generation_strategy.generation_strategy import GenerationStrategy
@@ -19,6 +21,7 @@ from compression_adapters.network.costs import layer_losses
 from compression_adapters.network.counts import layer_table
 from compression_adapters.options import SearchOptions
 from compression_adapters.rank_space.parameters import bin_edges
+from compression_adapters.rank_space.scales import Rank
 from compression_adapters.search.client import check_same_problem, new_client, quiet_ax
 from compression_adapters.search.dry_run import carrying
 from compression_adapters.search.initial_design import attach_first_points
@@ -99,6 +102,19 @@ def search_problem(
     result = replace(result, timings=timings)
     warn_if_worse_than_dense(result)
     return result
+
+
+def _with_size(
+    table: pd.DataFrame, problem: CompressionProblem, ranks: Mapping[str, Rank]
+) -> pd.DataFrame:
+    """Add to a table of layers what each costs, where that is not its weights."""
+    size = problem.measure
+    if size.name == "weights":
+        return table
+    return table.assign(
+        size=[size.layers[name].at(ranks[name]) for name in table["layer"]],
+        size_before=[size.layers[name].dense for name in table["layer"]],
+    )
 
 
 def finished(result: CompressionResult, options: SearchOptions) -> CompressionResult:
@@ -197,7 +213,9 @@ def make_result(
         parameterization=parameterization,
         ranks=ranks,
         certificate=certificate,
-        layers=layer_table(problem.layers, ranks).merge(lost, on="layer"),
+        layers=_with_size(layer_table(problem.layers, ranks), problem, ranks).merge(
+            lost, on="layer"
+        ),
         loss=problem.network_loss(compressed, seed=fresh_seed(options.seed)),
         trials=trial_table(client, problem),
         client=client,

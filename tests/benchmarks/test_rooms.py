@@ -14,6 +14,7 @@ ALLOWED_BENCHMARKS: dict[str, set[str]] = {
     "harness": set(),
     "networks": {"harness"},
     "data_aware": {"harness", "networks"},
+    "speed": {"harness", "networks"},
     "calibration": {"harness", "networks"},
     "cost": {"harness", "calibration"},
     "methods/fabolas": {"harness"},
