@@ -40,6 +40,7 @@ from benchmarks.paper import proxy as paper_proxy
 from benchmarks.paper.tables import TABLE_2, TABLES_3_AND_4, TABLES_6_AND_7
 from benchmarks.quality import plan as quality
 from benchmarks.report import write_reports
+from benchmarks.speed import plan as speed
 
 # Those that the page of the comparison and the page of the paper come from.
 AGAINST_OTHERS = (
@@ -68,6 +69,7 @@ BENCHMARKS = {
         networks,
         data_aware,
         quality,
+        speed,
         vgg16_stages,
         any_network,
         torchvision_table,

@@ -150,11 +150,26 @@ from .network.fine_tuning import (
 from .network.fine_tuning import (
     reestimate_batch_norm as reestimate_batch_norm,
 )
+from .network.latency import (
+    LatencyComparison as LatencyComparison,
+)
+from .network.latency import (
+    LatencyTable as LatencyTable,
+)
+from .network.latency import (
+    compare_latency as compare_latency,
+)
+from .network.latency import (
+    measure_latency as measure_latency,
+)
 from .network.plain import (
     plain_layers as plain_layers,
 )
 from .network.recipe import (
     CompressionRecipe as CompressionRecipe,
+)
+from .network.sizes import (
+    SizeMeasure as SizeMeasure,
 )
 from .network.truncation import (
     factorize_network as factorize_network,
@@ -251,6 +266,8 @@ __all__ = [
     "Decomposition",
     "EvaluationError",
     "IntermediateSquaredL2",
+    "LatencyComparison",
+    "LatencyTable",
     "LayerSpec",
     "Loss",
     "MeanSEM",
@@ -263,6 +280,7 @@ __all__ = [
     "RelativeSquaredL2",
     "Sampler",
     "SearchOptions",
+    "SizeMeasure",
     "Stage",
     "UnmeasuredNetworkError",
     "apply_sem_floor",
@@ -271,6 +289,7 @@ __all__ = [
     "choose_low_rank",
     "choose_pruning",
     "compare_costs",
+    "compare_latency",
     "compress",
     "compress_at",
     "compress_in_stages",
@@ -292,6 +311,7 @@ __all__ = [
     "load_weights",
     "mean_and_sem",
     "measure_cost",
+    "measure_latency",
     "num_weights",
     "open_pool",
     "pairwise_mean_and_sem",

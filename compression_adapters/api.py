@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from ax_pac.experiment.settings import CertificateSettings
 from compression_adapters.evaluation.losses import Loss
 from compression_adapters.layers.selection import Choose, Selectors, choose_low_rank
+from compression_adapters.network.latency import LatencyTable
 from compression_adapters.network.structured_inputs import OutputChoice
 from compression_adapters.options import (
     AUTO,
@@ -21,6 +22,8 @@ from compression_adapters.options import (
     Objective,
     ProblemOptions,
     SearchOptions,
+    SizeName,
+    SizeOf,
     Start,
 )
 from compression_adapters.rank_space.parameters import Tie
@@ -28,9 +31,11 @@ from compression_adapters.search.auto import search_auto
 from compression_adapters.search.dry_run import checked_problem
 from compression_adapters.search.no_search import take_from_path
 from compression_adapters.search.quality_target import stated
-from compression_adapters.search.result import CompressionResult
+from compression_adapters.search.result import CompressionResult, timed
 from compression_adapters.search.run import search_problem
 from compression_adapters.search.sample_size import most_samples
+from compression_adapters.search.speedup import search_speedup
+from compression_adapters.search.stored_times import with_stored_times
 from compression_adapters.search.targets import search_target
 from compression_adapters.search.time_limit import TimeLimit
 
@@ -47,6 +52,7 @@ def compress(
     loss_at_most: float | None = None,
     agreement_at_least: float | None = None,
     accuracy_drop_at_most: float | None = None,
+    speedup: float | None = None,
     delta: float = SearchOptions.delta,
     epsilon: float = SearchOptions.epsilon,
     level: str = SearchOptions.level,
@@ -70,6 +76,10 @@ def compress(
     skip_no_gain: bool = ProblemOptions.skip_no_gain,
     objective: Objective = ProblemOptions.objective,
     binary_loss: bool | None = None,
+    size: SizeName | LatencyTable | str | Path = ProblemOptions.size,
+    size_of: SizeOf = ProblemOptions.size_of,
+    latency_batch: int | None = None,
+    latency_seconds: float = ProblemOptions.latency_seconds,
     num_initial_trials: int | None = None,
     sampling: str = SearchOptions.sampling,
     start: Start = SearchOptions.start,
@@ -90,9 +100,10 @@ def compress(
     of the outputs in units of their squared size, and a tenth of a per cent of it
     weighs as much as one per cent of the weights (docs/benchmarks/quality.md).
 
-    Minimises `gamma * loss + compression_ratio` over the ranks, with `num_samples`
-    fresh samples per evaluation. Stops when the best network found is within `delta` of
-    the best one with the probability that `level` stands for.
+    Minimises `gamma * loss + compression_ratio` over the ranks, where the ratio counts
+    what `size` says (weights, multiply-adds, bytes, or measured time), with
+    `num_samples` fresh samples per evaluation. Stops when the best network found is
+    within `delta` of the best one with the probability that `level` stands for.
 
     Args:
         network: Any PyTorch network. It is left exactly as it is: all runs on a copy.
@@ -101,7 +112,7 @@ def compress(
             them), a tuple or a dataclass; a dataset or a list of items; or a
             `DataLoader`. See `open_pool`.
         gamma: Weight of the loss, positive. A larger one keeps more weights. Pass
-            at most one of this and the next four; with none, see above.
+            at most one of this and the next five; with none, see above.
         ratio: In place of gamma: the largest compression ratio, as a number in (0, 1)
             or as text such as `"30%"`. Several gammas are tried, see `compress_to`.
         loss_at_most: In place of gamma: the largest loss, in its own unit.
@@ -112,6 +123,9 @@ def compress(
             on those it was it is surer of itself.
         accuracy_drop_at_most: In place of gamma: the largest drop in accuracy, such as
             0.01 for one point. Needs labels.
+        speedup: In place of gamma: how many times faster the whole network has to be,
+            such as 2.0, measured on this machine. The size is then the time of the
+            whole network, see `search_speedup`.
         delta: Tolerance, positive. Unit: objective units (with the default objective,
             0.02 is two percentage points of compression ratio); or a share, see
             `relative`. A delta near the objective itself, which is about 0.1 for a
@@ -151,6 +165,15 @@ def compress(
         objective: `"ratio"` (Eq. 3, minimised) or `"rate"` (Eq. 2, maximised).
         binary_loss: Whether a loss of your own is 0 or 1 for each sample, so that its
             standard error gets the binomial floor. None: known for the losses here.
+        size: What the ratio counts: `"weights"`; `"multiply-adds"` per sample;
+            `"bytes"` as they are stored; or `"latency"`, seconds per batch, for which
+            the layers are first timed at their ranks, see `measure_latency`. Or a
+            `LatencyTable` of an earlier search or another machine, or the path of one.
+            See `docs/how_to/size.md`.
+        size_of: `"layers"`: the ratio is that of the layers in play; `"network"`: of
+            the whole network, what cannot be compressed included.
+        latency_batch: Inputs in a batch that is timed; None: those of an evaluation.
+        latency_seconds: Budget for timing the layers.
         num_initial_trials: Space-filling evaluations first; default `max(6, d + 2)`.
         sampling: What to evaluate next, see `pac_generation_strategy`.
         start: What to evaluate first. `"path"`: networks on the price path, where
@@ -215,6 +238,7 @@ def compress(
         loss_at_most=loss_at_most,
         agreement_at_least=agreement_at_least,
         accuracy_drop_at_most=accuracy_drop_at_most,
+        speedup=speedup,
         labels=labels,
         collate=collate,
         output=output,
@@ -234,6 +258,10 @@ def compress(
         skip_no_gain=skip_no_gain,
         objective=objective,
         binary_loss=binary_loss,
+        size=str(size) if isinstance(size, Path) else size,
+        size_of=size_of,
+        latency_batch=latency_batch,
+        latency_seconds=latency_seconds,
         delta=delta,
         epsilon=epsilon,
         level=level,
@@ -272,6 +300,7 @@ def compress_with(
     options = options.with_held_out().with_default_target()
     options.target.require_one()
     limit = TimeLimit.of(options.search.minutes, refit=options.search.refit)
+    options = with_stored_times(options, client)
     search, gamma = options.search, options.target.gamma
     # Refuses what no certificate can be asked before a network is factorized.
     CertificateSettings(
@@ -284,7 +313,10 @@ def compress_with(
     if not search.search:
         if client is not None:
             raise ValueError("search=False evaluates anew; leave the client out.")
-        return _without_search(network, inputs, options, limit)
+        if options.target.speedup is not None:
+            found = search_speedup(network, inputs, options)
+            return stated(found, search, options.target)
+        return timed(_without_search(network, inputs, options, limit))
     if search.db is not None and client is not None:
         raise ValueError("Expected a client or a database to continue from; got both.")
     if gamma is None:
@@ -293,7 +325,10 @@ def compress_with(
                 f"A search for a target ({options.target.given[0]}) cannot continue a "
                 "client; pass gamma, or leave the client out."
             )
-        return search_target(network, inputs, options, limit=limit)
+        if options.target.speedup is not None:
+            found = search_speedup(network, inputs, options)
+            return stated(found, search, options.target)
+        return timed(search_target(network, inputs, options, limit=limit))
     began = time.perf_counter()
     problem = checked_problem(network, inputs, gamma, options.problem)
     factorize_seconds = time.perf_counter() - began
@@ -302,6 +337,7 @@ def compress_with(
         result = search_auto(problem, search, most=most, client=client, limit=limit)
     else:
         result = search_problem(problem, search, client=client, limit=limit)
+    result = timed(result)
     seconds = {"factorize": factorize_seconds, "total": time.perf_counter() - began}
     result = stated(result, search, options.target)
     return replace(result, timings=result.timings | seconds)

@@ -30,6 +30,10 @@ AtMax = Literal["dense", "factor"]
 Objective = Literal["ratio", "rate"]
 Level = Literal["pairwise", "joint", "marginal"]
 Sampling = Literal["leader_challenger", "challenger", "expected_improvement"]
+SizeName = Literal["weights", "multiply-adds", "bytes", "latency"]
+"""What the size of a network is, see `SizeMeasure`."""
+SizeOf = Literal["layers", "network"]
+"""Whether the size is that of the layers in play or of the whole network."""
 Start = Literal["auto", "path", "line", "space-filling"]
 """What is evaluated first, see `attach_first_points`."""
 
@@ -49,6 +53,8 @@ DEFAULT_GAMMA: Final = 10.0
 A tenth of a per cent of the outputs' squared size weighs as much as one per cent of the
 weights. Measured in docs/benchmarks/quality.md: at 1, ResNet18 loses two points of
 accuracy; at 10, it and FC3 lose three tenths of a point at most."""
+LATENCY_SECONDS: Final = 30.0
+"""Budget for a table of times; measured in docs/benchmarks/speed.md."""
 DEFAULT_NAME: Final = "compression"
 PRESET_NAMES: Final = ("fc3", "vgg16", "resnet18", "resnet50")
 """Keys of `PRESETS`."""
@@ -133,6 +139,48 @@ def read_ratio(ratio: float | str) -> float:
     return value
 
 
+def read_speedup(speedup: float) -> float:
+    """Read how many times faster a network has to be.
+
+    Args:
+        speedup: Such as 2.0.
+
+    Returns:
+        The largest share of the original's time, in (0, 1).
+
+    Raises:
+        ValueError: when it is not a number above 1.
+
+    Example:
+        >>> read_speedup(2.0)
+        0.5
+    """
+    number = isinstance(speedup, int | float) and not isinstance(speedup, bool)
+    if not (number and 1.0 < speedup < math.inf):
+        raise ValueError(
+            "speedup must be a number above 1, how many times faster the network has "
+            f"to be; got {speedup!r}."
+        )
+    return 1.0 / float(speedup)
+
+
+def require_size(size: Any, size_of: str) -> None:
+    """Raise unless there is such a size; whether a table fits is seen later."""
+    known = get_args(SizeName)
+    if isinstance(size, str) and size not in known and not size.endswith(".json"):
+        near = difflib.get_close_matches(size, known, n=1)
+        hint = f" Did you mean {near[0]!r}?" if near else ""
+        raise ValueError(
+            f"size must be one of {', '.join(known)}, a table of measured times, or "
+            f"the path of one (.json); got {size!r}.{hint}"
+        )
+    if size_of not in get_args(SizeOf):
+        raise ValueError(
+            "size_of must be 'layers', those in play, or 'network', the whole one; "
+            f"got {size_of!r}."
+        )
+
+
 def require_num_samples(num_samples: int) -> None:
     """Raise unless so many samples give a standard error."""
     if not isinstance(num_samples, int) or num_samples < 2:
@@ -209,6 +257,11 @@ class Target:
         above=0.0,
         below=1.0,
     )
+    speedup: float | None = option(
+        None,
+        "In place of --gamma: the best network that is so many times faster, measured.",
+        above=1.0,
+    )
 
     def __post_init__(self) -> None:
         if self.gamma is not None:
@@ -223,6 +276,8 @@ class Target:
                 raise ValueError(
                     f"{name} must be a share between 0 and 1; got {value!r}."
                 )
+        if self.speedup is not None:
+            read_speedup(self.speedup)
 
     @property
     def given(self) -> tuple[str, ...]:
@@ -320,6 +375,26 @@ class ProblemOptions:
         choices=Objective,
     )
     binary_loss: bool | None = None
+    size: Any = option(
+        "weights",
+        "What the size is: weights, multiply-adds, bytes as stored, or latency, which "
+        "is measured here; or the .json file of a table of times.",
+        metavar="SIZE|FILE",
+    )
+    size_of: SizeOf = option(
+        "layers",
+        "Whether the size is that of the layers in play or of the whole network, which "
+        "a --speedup is always of.",
+        choices=SizeOf,
+    )
+    latency_batch: int | None = option(
+        None,
+        "Inputs in a batch that is timed.  [default: those of an evaluation]",
+        at_least=1,
+    )
+    latency_seconds: float = option(
+        LATENCY_SECONDS, "Budget for measuring the times of the layers.", above=0.0
+    )
 
     def __post_init__(self) -> None:
         if isinstance(self.loss, str) and self.loss not in get_args(LossName):
@@ -337,6 +412,14 @@ class ProblemOptions:
                 raise ValueError(
                     f"{name} must be a whole number, at least 0; got {number!r}."
                 )
+        batch, seconds = self.latency_batch, self.latency_seconds
+        if batch is not None and (type(batch) is not int or batch < 1):
+            raise ValueError(
+                f"latency_batch must be a whole number, at least 1; got {batch!r}."
+            )
+        if not (isinstance(seconds, int | float) and 0.0 < seconds < math.inf):
+            raise ValueError(f"latency_seconds must be positive; got {seconds!r}.")
+        require_size(self.size, self.size_of)
         require_objective(self.objective)
         require_tie(self.tie)
         require_rank_options(self.encoding, self.at_max, self.min_rank, self.round_to)
@@ -473,6 +556,11 @@ class CompressionOptions:
     search: SearchOptions = SearchOptions()
 
     def __post_init__(self) -> None:
+        if self.search.minutes is not None and self.target.speedup is not None:
+            raise ValueError(
+                "minutes cannot be combined with speedup so far; leave it out, or "
+                "limit the search by max_trials."
+            )
         if not self.search.search and (
             self.search.workers is not None or self.search.db is not None
         ):
@@ -486,6 +574,27 @@ class CompressionOptions:
                 "the search in a database, or save result.client with "
                 "save_to_json_file."
             )
+        if self.target.speedup is not None:
+            if isinstance(self.problem.size, str) and self.problem.size in (
+                *("multiply-adds", "bytes"),
+            ):
+                raise ValueError(
+                    "speedup is about time: leave size out, or give size='latency' or "
+                    f"a table of times; got {self.problem.size!r}."
+                )
+            if self.problem.objective != "ratio" or self.search.workers is not None:
+                raise ValueError(
+                    "speedup needs objective='ratio' and measures in this process, "
+                    "without workers; got "
+                    f"objective={self.problem.objective!r} and "
+                    f"workers={self.search.workers!r}."
+                )
+            if self.search.db is not None:
+                raise ValueError(
+                    "speedup measures networks while it searches, so that a search "
+                    "continued from a database might ask for another gamma; leave db "
+                    "out, or search with the gamma and the table of times of a result."
+                )
         if self.problem.num_samples != AUTO:
             return
         if self.search.workers is not None:

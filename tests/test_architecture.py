@@ -70,8 +70,12 @@ ROWS: dict[str, set[str]] = {
     "compression_adapters.layers": {"torch", "compression_adapters.decompositions"},
     "compression_adapters.rank_space": {"torch", "numpy"}
     | {"compression_adapters.options", "compression_adapters.layers"},
-    "compression_adapters.network": {"torch", "numpy", "pandas", "safetensors"}
-    | {"compression_adapters.decompositions", "compression_adapters.layers"}
+    "compression_adapters.network": {"torch", "numpy", "pandas", "safetensors", "tqdm"}
+    | {
+        "compression_adapters.options",
+        "compression_adapters.decompositions",
+        "compression_adapters.layers",
+    }
     | {"compression_adapters.rank_space"},
     "compression_adapters.calibration": {"torch", "tqdm", "pandas"}
     | {"compression_adapters.decompositions", "compression_adapters.layers"}

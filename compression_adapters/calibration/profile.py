@@ -17,12 +17,17 @@ from compression_adapters.layers.survey import (
     unwrap,
 )
 from compression_adapters.network.costs import energy_kept
+from compression_adapters.network.latency import LatencyTable, measure_latency
 from compression_adapters.network.macs import (
     _meta_macs,
     run_counted,
 )
 from compression_adapters.network.replacement import bare_copy, copy_network
-from compression_adapters.network.structured_inputs import Inputs, as_inputs
+from compression_adapters.network.structured_inputs import (
+    Inputs,
+    NetworkInputs,
+    as_inputs,
+)
 from compression_adapters.rank_space.scales import rank_scale
 
 _POINTS = ("min", "centre", "max")
@@ -47,12 +52,14 @@ class NetworkProfile:
         num_weights: Weights of the whole network, without biases and normalisation.
         num_macs: Multiply-adds of the whole network per sample, or None without an
             example input.
+        latency: The times of the layers at their ranks, None if they were not timed.
     """
 
     layers: pd.DataFrame = field(repr=False)
     skipped: pd.DataFrame = field(repr=False)
     num_weights: int
     num_macs: int | None
+    latency: LatencyTable | None = None
 
     def __str__(self) -> str:
         lines = ["No layer to compress."]
@@ -69,6 +76,8 @@ class NetworkProfile:
                 f"{self.num_macs:,} multiply-adds per sample"
                 + _share(self.layers, "macs", self.num_macs)
             )
+        if self.latency is not None:
+            lines += ["", str(self.latency)]
         if len(self.skipped):
             lines += ["", "Left out:", _as_text(self.skipped)]
         return "\n".join(lines)
@@ -86,6 +95,9 @@ def profile(
     errors: bool = False,
     calibrate: Any = None,
     seed: int = 0,
+    times: LatencyTable | Any = None,
+    latency_seconds: float = 30.0,
+    progress: bool | None = None,
 ) -> NetworkProfile:
     """Tabulate the layers of a network before any search.
 
@@ -109,6 +121,11 @@ def profile(
         calibrate: Inputs that the factors are fitted to, as in a search; with them
             there are errors too, those of the output. None: of the weights alone.
         seed: Of the choice of patches, see `gather_moments`.
+        times: A batch of inputs to time the layers on, at the ranks that matter, see
+            `measure_latency`; or a table of times, which has to be of these layers.
+            Shape `n x ...`.
+        latency_seconds: Budget for timing.
+        progress: Whether to show a bar while the layers are timed.
 
     Returns:
         The profile; print it. Pruned layers have the multiply-adds of dense ones,
@@ -132,11 +149,27 @@ def profile(
     network = unwrap(network)
     layers, skipped = survey_layers(network, choose, include=include, exclude=exclude)
     factors: dict[str, Factors] = {}
-    if errors or calibrate is not None:
+    if times is not None and not isinstance(times, LatencyTable):
+        times = as_inputs(times)
+    if errors or calibrate is not None or isinstance(times, Tensor | NetworkInputs):
         # A forward pass may change what a network keeps.
         factors = calibrated_factors(
             copy_network(network), layers, calibrate, seed=seed
         )
+    latency = None
+    if isinstance(times, Tensor | NetworkInputs) and layers:
+        latency = measure_latency(
+            copy_network(network),
+            layers,
+            factors,
+            times,
+            seconds=latency_seconds,
+            seed=seed,
+            progress=progress,
+        )
+    elif isinstance(times, LatencyTable):
+        times.require_layers(layers)
+        latency = times
     inputs: dict[str, list[torch.Size]] = {}
     num_macs = None
     if example is not None:
@@ -165,6 +198,7 @@ def profile(
         ),
         num_weights=sum(weight.numel() for weight in layer_weights(network)),
         num_macs=num_macs,
+        latency=latency,
     )
 
 

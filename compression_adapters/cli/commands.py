@@ -36,6 +36,13 @@ Your own objective: ax_pac.pac_generation_strategy in an Ax loop.
 """
 
 
+# What of a search's options a profile takes.
+_PROFILED = (
+    *("calibrate", "calibration_seed", "encoding", "min_rank", "output"),
+    *("size", "latency_batch", "latency_seconds"),
+)
+
+
 @click.group(help=_HELP, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="ax-pac", prog_name="ax-pac")
 def main() -> None:
@@ -95,21 +102,33 @@ main.add_command(stages)
 
 @main.command(short_help="Tabulate the layers of a network before a search.")
 @network_options
-@search_options(("calibrate", "calibration_seed", "encoding", "min_rank", "output"))
-def profile(progress: bool | None, **values: Any) -> None:
+@search_options(_PROFILED)
+@click.option(
+    "--save-times",
+    type=click.Path(path_type=Path, dir_okay=False),
+    default=None,
+    help="Keep the table of times in this .json file, for --size of a search.",
+)
+def profile(progress: bool | None, save_times: Path | None, **values: Any) -> None:
     """Tabulate layers, ranks, weights, multiply-adds and predicted errors.
 
     NETWORK is as for `ax-pac compress`. Predicted errors are the shares of the layers'
     squared outputs that the smallest, the middle and the largest rank leave out; with
-    --calibrate 0, of their squared weights.
+    --calibrate 0, of their squared weights. With --size latency the layers are timed at
+    their ranks; with --size FILE.json a table of times is printed beside them.
     """
-    names = ("calibrate", "calibration_seed", "encoding", "min_rank", "output")
-    asked = {name: values.pop(name) for name in names}
+    asked = {name: values.pop(name) for name in _PROFILED}
     from compression_adapters.cli.profile_run import profile_source
 
     try:
+        if save_times is not None and asked["size"] != "latency":
+            raise click.UsageError("--save-times keeps what --size latency measures")
         source = take_source(SourceRequest(**values))
-        click.echo(str(profile_source(source, **asked)))
+        found = profile_source(source, progress=progress, **asked)
+        click.echo(str(found))
+        if save_times is not None and found.latency is not None:
+            found.latency.save(save_times)
+            click.echo(f"times kept in {save_times}")
     except (ValueError, RuntimeError, OSError, ImportError) as error:
         raise click.ClickException(str(error)) from error
 
@@ -169,8 +188,7 @@ def _print_summary(summary: dict[str, Any], folder: Path) -> None:
         f"{ended} after {_counted(summary['num_trials'], 'evaluation')}, "
         f"{seconds:.1f} s\n"
         f"  {certificate['reason']}\n"
-        f"weights   {summary['compression_ratio']:.2%} of the layers in play, "
-        f"{summary['whole_network_ratio']:.2%} of the whole network\n"
+        f"{_size_lines(summary)}"
         f"ranks     {ranks}\n"
         f"{finished}"
         f"{stated}"
@@ -179,6 +197,25 @@ def _print_summary(summary: dict[str, Any], folder: Path) -> None:
         f"saved     {folder}/network (reloaded, {reload})\n"
         f"report    {folder}/report.html"
     )
+
+
+def _size_lines(summary: dict[str, Any]) -> str:
+    """Print the size before and after, in the unit that was asked for first."""
+    size = summary.get("size")
+    in_play = summary.get("weights_ratio", summary["compression_ratio"])
+    lines = []
+    if summary.get("latency"):
+        latency = summary["latency"]
+        lines.append(f"time      {latency['sentence']}")
+        if latency["disagreement"]:
+            lines.append(f"  {latency['disagreement']}")
+    if size is not None and size["size"] != "weights":
+        lines.append(f"size      {size['sentence']}")
+    lines.append(
+        f"weights   {in_play:.2%} of the layers in play, "
+        f"{summary['whole_network_ratio']:.2%} of the whole network"
+    )
+    return "".join(f"{line}\n" for line in lines)
 
 
 def _counted(number: int, what: str) -> str:

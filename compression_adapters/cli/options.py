@@ -23,6 +23,7 @@ from compression_adapters.options import (
     Target,
     option,
     read_ratio,
+    require_size,
 )
 
 if TYPE_CHECKING:
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 IN_STAGES = (
     *(*TARGETS, "loss", "delta", "epsilon", "level", "max_trials", "start"),
     *("sampling", "seed", "num_samples", "refit"),
+    *("size", "size_of", "latency_batch", "latency_seconds"),
 )
 """Options that `ax-pac stages` has for all its stages."""
 
@@ -182,10 +184,20 @@ def _output(_context: Any, _option: Any, value: str | None) -> str | int | None:
     return value
 
 
+def _size(context: click.Context, parameter: click.Parameter, value: str) -> str:
+    """Refuse an unknown size before a network is trained or read."""
+    try:
+        require_size(value, "layers")
+    except ValueError as error:
+        raise click.BadParameter(str(error)) from error
+    return value
+
+
 _CALLBACKS: dict[str, Callable[..., Any]] = {
     "num_samples": _samples,
     "ratio": _ratio,
     "output": _output,
+    "size": _size,
 }
 
 

@@ -29,8 +29,8 @@ DEFAULT_STAGES: Final = ("convolutions", "linear", "pruning")
 
 
 _SEARCH_SETTINGS: Final = (
-    *("gamma", "ratio", "loss_at_most", "delta", "epsilon", "max_trials", "min_rank"),
-    "round_to",
+    *("gamma", "ratio", "loss_at_most", "speedup", "delta", "epsilon"),
+    *("max_trials", "min_rank", "round_to"),
 )
 _SETTINGS: Final[Mapping[str, type]] = {
     **{name: type_of(name) for name in _SEARCH_SETTINGS},
@@ -196,8 +196,8 @@ def _stages(
         given = Target(**{k: own[k] for k in own if KEYWORDS[k] == "target"}).given
         if len(given) > 1 or not (given or options.target.given):
             raise ValueError(
-                f"stage {request.kind!r} needs one of gamma, ratio and loss_at_most, "
-                "for all stages (--gamma) or its own (--stage "
+                f"stage {request.kind!r} needs one of gamma, ratio, loss_at_most and "
+                "speedup, for all stages (--gamma) or its own (--stage "
                 f"{request.kind}:gamma=...); got {' and '.join(given) or 'none'}"
             )
         own |= _layers_of(request.kind)

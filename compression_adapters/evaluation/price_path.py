@@ -13,7 +13,6 @@ from torch import nn
 
 from compression_adapters.evaluation.loss_curves import loss_curves
 from compression_adapters.evaluation.problem import CompressionProblem
-from compression_adapters.network.counts import compression_ratio
 from compression_adapters.rank_space.parameters import (
     RankParameter,
     bin_edges,
@@ -31,10 +30,11 @@ class PricePath:
         argmin_K  loss(K) + lambda * size(K),   dense where that is cheaper
 
     with loss(K) what the network loses with this layer alone at rank K (`loss_curves`),
-    and size(K) its weights as a share of those of all layers in play. Where the losses
-    of layers add, the best network for a gamma is at the price 1 / gamma. All prices
-    together give as many networks as the lower convex hulls of the layers have corners.
-    None of them was evaluated: nothing is certified.
+    and size(K) its size as a share of the original's, in whatever the problem counts:
+    weights of the layers in play, or measured time of the whole network. Where the
+    losses of layers add, the best network for a gamma is at the price 1 / gamma. All
+    prices together give as many networks as the lower convex hulls of the layers have
+    corners. None of them was evaluated: nothing is certified.
 
     Args:
         problem: From `compression_problem`.
@@ -78,7 +78,7 @@ class PricePath:
         """Return the position of the largest network that is no larger than this.
 
         Args:
-            ratio: The largest compression ratio, over the layers in play.
+            ratio: The largest compression ratio, of the size that the problem counts.
 
         Raises:
             ValueError: when the smallest network is larger.
@@ -87,7 +87,8 @@ class PricePath:
         # Up to rounding: a ratio that was read from the table is met by its own row.
         if ratio < smallest * (1.0 - 1e-12):
             raise ValueError(
-                f"The smallest network on the path has {smallest:.2%} of the weights; "
+                f"The smallest network on the path has {smallest:.2%} of the "
+                f"{self.problem.measure.unit}; "
                 f"got a ratio of {ratio:.2%}. Ask for more, or lower min_rank."
             )
         within = self.table["compression_ratio"] <= ratio * (1.0 + 1e-12)
@@ -185,9 +186,7 @@ def price_path(
     table = pd.DataFrame(
         {
             "price": prices,
-            "compression_ratio": [
-                compression_ratio(problem.layers, each) for each in networks
-            ],
+            "compression_ratio": [problem.ratio(each) for each in networks],
             "predicted_loss": [
                 sum(_loss(losses[name], rank) for name, rank in each.items())
                 for each in networks

@@ -33,6 +33,7 @@ from compression_adapters.evaluation.sampling import (
     Sampler,
 )
 from compression_adapters.evaluation.scalarization import scalarize, scalarize_rate
+from compression_adapters.evaluation.size_choice import measured_size, worthwhile_ranks
 from compression_adapters.layers.selection import choose_low_rank
 from compression_adapters.layers.survey import LayerSpec, find_layers, unwrap
 from compression_adapters.network.checks import (
@@ -41,15 +42,21 @@ from compression_adapters.network.checks import (
     require_searchable,
     require_slices,
 )
-from compression_adapters.network.counts import compression_ratio, num_weights
+from compression_adapters.network.latency import batch_of
 from compression_adapters.network.macs import drop_ranks_without_gain
 from compression_adapters.network.modes import evaluation_mode, forward
 from compression_adapters.network.parity import (
     layers_in_use,
     require_parity,
 )
-from compression_adapters.network.recipe import calibrations_of, record_calibrations
+from compression_adapters.network.recipe import (
+    calibrations_of,
+    record_calibrations,
+    record_sizes,
+    sizes_of,
+)
 from compression_adapters.network.replacement import copy_network
+from compression_adapters.network.sizes import SizeMeasure, count_weights
 from compression_adapters.network.truncation import (
     truncate_network,
     truncated,
@@ -101,6 +108,7 @@ class CompressionProblem:
         held_out: The inputs of the statement at the end, which no trial draws either;
             None: there will be none.
         pool_size: Inputs in the pool; None of generated inputs.
+        size: What the size of a network is; None: the weights of the layers in play.
         loss_curves: What each layer alone costs, once it was measured (`loss_curves`).
     """
 
@@ -119,13 +127,17 @@ class CompressionProblem:
     calibration: CalibrationInputs | None = None
     held_out: HeldOutInputs | None = None
     pool_size: int | None = None
+    size: SizeMeasure | None = None
     loss_curves: dict[str, Sequence[float]] = field(default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
         require_gamma(self.gamma)
         require_num_samples(self.num_samples)
         require_objective(self.objective)
-        # Frozen: this sets the two defaults that depend on other fields.
+        # Frozen: this sets the defaults that depend on other fields.
+        if self.size is None:
+            counted = count_weights(self.network, self.layers)
+            object.__setattr__(self, "size", counted)
         if self.binary_loss is None:
             object.__setattr__(self, "binary_loss", self.loss in BINARY_LOSSES)
         if self.reference is None:
@@ -147,19 +159,41 @@ class CompressionProblem:
         """
         return layer_ranks(parameterization, self.parameters)
 
+    @property
+    def measure(self) -> SizeMeasure:
+        """What the size of a network is."""
+        if self.size is None:  # set when the problem was made
+            raise RuntimeError("the problem has no size; please report this")
+        return self.size
+
+    def ratio(self, ranks: Mapping[str, Rank]) -> float:
+        """Return the compression ratio of a network: its size after / before.
+
+        Args:
+            ranks: Layer name to rank or `"dense"`.
+
+        Raises:
+            ValueError: when a layer has no rank.
+        """
+        return self.measure.ratio(ranks)
+
+    @property
+    def ratio_constant(self) -> float:
+        """What everything but the layers in play adds to the compression ratio."""
+        return self.measure.constant / self.measure.before
+
     def ratio_tables(self) -> dict[str, list[float]]:
         """Return what the bins of each coordinate add to the compression ratio.
 
         Returns:
-            Parameter name to one share of all weights in play for each of its bins (see
-            `bin_edges`); a network's ratio is the sum over its coordinates.
+            Parameter name to one share of the original's size for each of its bins (see
+            `bin_edges`); a network's ratio is the sum over its coordinates, and
+            `ratio_constant`.
         """
-        layers = {layer.name: layer for layer in self.layers}
-        total = sum(layer.num_weights for layer in self.layers)
-        edges = bin_edges(self.parameters)
+        size, edges = self.measure, bin_edges(self.parameters)
         return {
             parameter.name: [
-                num_weights([layers[name] for name in parameter.layers], ranks) / total
+                size.of_layers(ranks, parameter.layers) / size.before
                 for ranks in parameter.ranks_of_bins(edges[parameter.name])
             ]
             for parameter in self.parameters
@@ -176,6 +210,10 @@ class CompressionProblem:
         if self.calibration is not None:
             earlier = calibrations_of(self.network)
             record_calibrations(small, (*earlier, self.calibration.to_dict()))
+        if not self.measure.is_default:  # of which older recipes say nothing
+            record_sizes(
+                small, (*sizes_of(self.network), self.measure.to_dict_at(ranks))
+            )
         return small
 
     def evaluate(
@@ -215,7 +253,7 @@ class CompressionProblem:
             binary=bool(self.binary_loss),
             earlier=earlier,
         )
-        return self.outcome(loss, compression_ratio(self.layers, ranks))
+        return self.outcome(loss, self.ratio(ranks))
 
     def outcome(self, loss: MeanSEM, ratio: float) -> dict[str, MeanSEM]:
         """Combine a measured loss and a ratio into the outcomes of `evaluate`.
@@ -382,7 +420,8 @@ def compression_problem(
         **options: Keywords of `compress` that say what is searched, which documents
             them: `labels`, `loss`, `num_samples` (a number), `choose`, `include`,
             `exclude`, `tie`, `encoding`, `at_max`, `min_rank`, `round_to`,
-            `skip_no_gain`, `objective`, `binary_loss`, `collate`, `output`.
+            `skip_no_gain`, `objective`, `binary_loss`, `collate`, `output`, `size`,
+            `size_of`, `latency_batch`, `latency_seconds`.
 
     Before anything is decomposed, the network runs on a few inputs. Layers that the
     outputs do not depend on take no part, with a warning; to find them takes a pass on
@@ -466,6 +505,9 @@ def build_problem(
         None if known is None else known.inputs,
         seed=options.calibration_seed,
     )
+    batch = batch_of(many, options.latency_batch or num_samples)
+    size = measured_size(network, layers, factors, batch, few, options)
+    layers, size, worthwhile = worthwhile_ranks(layers, size, options)
     spectra = {
         layer.name: layer.decomposition.singular_values(factors[layer.name])
         for layer in layers
@@ -478,6 +520,7 @@ def build_problem(
         min_rank=options.min_rank,
         round_to=options.round_to,
         singular_values=spectra,
+        options=worthwhile,
     )
     binary = options.binary_loss
     if binary is None and loss is disagreement:
@@ -501,6 +544,7 @@ def build_problem(
         calibration=known,
         held_out=held_out,
         pool_size=pool_size,
+        size=size,
     )
     if isinstance(loss, RelativeSquaredL2) and loss.scale is None:
         return _with_scale(problem, loss)

@@ -62,7 +62,7 @@ def factorize_network(
             if known is not None:
                 try:
                     fitted = layer.decomposition.factorize(module, known)
-                except torch.linalg.LinAlgError as error:
+                except torch.linalg.LinAlgError as error:  # type: ignore[attr-defined]
                     warnings.warn(
                         f"Layer {layer.name!r} is decomposed by its weights alone: "
                         "what it sees on the calibration inputs is too "

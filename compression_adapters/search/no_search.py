@@ -63,14 +63,40 @@ def take_from_path(
     Raises:
         ValueError: when no network on the path meets the target.
     """
-    began = time.perf_counter()
-    path = price_path(problem)
+    return _take(price_path(problem), options, target, limit)
+
+
+def take_position(
+    path: PricePath, options: SearchOptions, position: int
+) -> CompressionResult:
+    """Take one network of a path: `take_from_path` for a place that is known.
+
+    Args:
+        path: The path.
+        options: See `take_from_path`.
+        position: Of the network.
+    """
+    return _take(path, options, position)
+
+
+def _take(
+    path: PricePath,
+    options: SearchOptions,
+    target: Target | int,
+    limit: TimeLimit = NO_LIMIT,
+) -> CompressionResult:
+    """Take the network at a place, or the one that a target asks for."""
+    began, problem = time.perf_counter(), path.problem
     client = new_client(problem)
     tested: TestedNetwork | None = None
     with quiet_ax():
         client.set_generation_strategy(search_strategy(problem, options))
         taken = _Evaluations(path, client, options)
-        if target.ratio is not None:
+        if isinstance(target, int):
+            best = target
+            taken.evaluate([best])
+            taken.require(best)
+        elif target.ratio is not None:
             best = path.at_ratio(read_ratio(target.ratio))
             taken.evaluate([best])
             taken.require(best)
@@ -93,7 +119,9 @@ def take_from_path(
             path.point(best),
         )
         if tested is None:
-            result = stated(finished(result, options, limit), options, target)
+            result = finished(result, options, limit)
+            if isinstance(target, Target):
+                result = stated(result, options, target)
         else:
             result = with_tested(result, tested, options)
     timings = {"factorize": 0.0, **taken.loop.timings()}

@@ -6,7 +6,7 @@ import html
 import math
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import pandas as pd
@@ -22,7 +22,12 @@ from compression_adapters.evaluation.problem import CompressionProblem
 from compression_adapters.evaluation.quality import QualityStatement
 from compression_adapters.network.checkpoint import save_compressed
 from compression_adapters.network.costs import NetworkCost, compare_costs, measure_cost
-from compression_adapters.network.counts import compression_ratio, whole_network_ratio
+from compression_adapters.network.counts import whole_network_ratio
+from compression_adapters.network.latency import (
+    LatencyComparison,
+    batch_of,
+    compare_latency,
+)
 from compression_adapters.network.truncation import copy_of_trial
 from compression_adapters.rank_space.scales import DENSE, Rank
 from compression_adapters.search.loop import StopReason
@@ -47,8 +52,9 @@ class CompressionResult:
             whether the search is certified, at `certificate.level`. It is of the
             networks as the trials measured them; what was done to `network` after that
             made it better by what `finish` says.
-        layers: One row per layer: rank, weights, ratio (see `layer_table`), and errors
-            as the trials measured it (see `layer_losses`).
+        layers: One row per layer: rank, weights, ratio (see `layer_table`), `size` and
+            `size_before` where the search counted something else than weights, and
+            errors as the trials measured it (see `layer_losses`).
         loss: Loss of `network` itself, on fresh samples that no trial has used.
         trials: One row per trial: objective, loss and ratio with their SEMs, score of
             the proposal, unit coordinates and ranks.
@@ -66,6 +72,8 @@ class CompressionResult:
             None: nothing was tried.
         statement: What is true of the quality of `network`, on inputs that neither
             calibration nor a trial has drawn; None: none were held out.
+        latency: Where the size is a time: that of the whole network, measured before
+            and after, beside what was predicted. None else.
     """
 
     network: nn.Module = field(repr=False)
@@ -142,6 +150,13 @@ class CompressionResult:
         """Measure a network's loss on fresh samples that no trial has used."""
         return self.problem.network_loss(network, seed=fresh_seed(self.seed))
 
+    latency: LatencyComparison | None = None
+
+    @property
+    def size_ratio(self) -> float:
+        """Size after / before, as the search counted it. Dimensionless."""
+        return self.problem.ratio(self.ranks)
+
     def gain_over_path(self) -> MeanSEM | None:
         """Measure what the search added to the best network of the price path.
 
@@ -192,6 +207,62 @@ class CompressionResult:
     def save(self, folder: str | Path) -> None:
         """Save the compressed network, see `load_compressed`."""
         save_compressed(self.network, self.problem.layers, self.ranks, folder)
+
+
+def timed(result: CompressionResult, *, seconds: float = 10.0) -> CompressionResult:
+    """Measure the whole network before and after, where the size is a time.
+
+    Args:
+        result: Of a search; its network is the one to keep.
+        seconds: Budget.
+
+    Returns:
+        The same with `latency`; unchanged where the size is no time.
+
+    Warns:
+        UserWarning: when prediction and measurement differ by more than a tenth, with
+            the likely reason.
+    """
+    if result.problem.measure.table is None:
+        return result
+    found = measured_time(result.problem, result.network, result.ranks, seconds=seconds)
+    if found.disagreement is not None:
+        warnings.warn(found.disagreement, stacklevel=3)
+    return replace(result, latency=found)
+
+
+def measured_time(
+    problem: CompressionProblem,
+    network: nn.Module,
+    ranks: Mapping[str, Rank],
+    *,
+    seconds: float = 10.0,
+) -> LatencyComparison:
+    """Measure a network against the original, on the batch of the table of times.
+
+    Args:
+        problem: With a table of times.
+        network: The compressed network.
+        ranks: Its ranks.
+        seconds: Budget.
+
+    Raises:
+        ValueError: when the problem has no table.
+    """
+    size = problem.measure
+    if size.table is None:
+        raise ValueError("Times are predicted only with size='latency' or a table.")
+    rng = torch.Generator().manual_seed(0)
+    example = problem.sampler(problem.num_samples, rng).inputs
+    whole = size if size.size_of == "network" else replace(size, size_of="network")
+    return compare_latency(
+        problem.network,
+        network,
+        batch_of(example, size.table.machine.batch),
+        seconds=seconds,
+        predicted=whole.ratio(ranks),
+        table=size.table,
+    )
 
 
 def summed(timings: Iterable[Mapping[str, float]]) -> dict[str, float]:
@@ -309,7 +380,7 @@ def warn_if_worse_than_dense(result: CompressionResult) -> None:
     dense = all(s.at_max == DENSE for p in problem.parameters for s in p.scales)
     if not problem.minimize or not dense:
         return
-    ratio = compression_ratio(problem.layers, result.ranks)
+    ratio = problem.ratio(result.ranks)
     found = problem.gamma * loss.mean + ratio
     surely = found - 2.0 * problem.gamma * loss.sem - result.certificate.delta
     if surely <= 1.0 and is_nonnegative(problem.loss):

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Final
 
+import pandas as pd
 import torch
 from ax.api.client import Client
 from ax.generation_strategy.generation_strategy import GenerationStrategy
@@ -106,6 +107,19 @@ def search_problem(
     result = replace(result, timings=timings)
     warn_if_worse_than_dense(result)
     return result
+
+
+def _with_size(
+    table: pd.DataFrame, problem: CompressionProblem, ranks: Mapping[str, Rank]
+) -> pd.DataFrame:
+    """Add to a table of layers what each costs, where that is not its weights."""
+    size = problem.measure
+    if size.name == "weights":
+        return table
+    return table.assign(
+        size=[size.layers[name].at(ranks[name]) for name in table["layer"]],
+        size_before=[size.layers[name].dense for name in table["layer"]],
+    )
 
 
 def finished(
@@ -233,7 +247,9 @@ def make_result(
         parameterization=parameterization,
         ranks=ranks,
         certificate=certificate,
-        layers=layer_table(problem.layers, ranks).merge(lost, on="layer"),
+        layers=_with_size(layer_table(problem.layers, ranks), problem, ranks).merge(
+            lost, on="layer"
+        ),
         loss=problem.network_loss(compressed, seed=fresh_seed(options.seed)),
         trials=trial_table(client, problem),
         client=client,

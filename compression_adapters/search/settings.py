@@ -17,10 +17,13 @@ from compression_adapters.evaluation.losses import is_stored_loss, stored_loss_n
 from compression_adapters.evaluation.problem import CompressionProblem
 from compression_adapters.network.structured_inputs import NetworkInputs
 
+SIZE_TABLE: Final = "table of times"
+"""Setting with the measured times of a search by latency. Never renamed."""
+
 _NUMBERS_DIFFER: Final = 1e-9
 # Of what factors keep: of another machine, or another number of threads.
 _FACTORS_DIFFER: Final = 1e-3
-_ABSENT: Final = {"calibrate": 0}
+_ABSENT: Final = {"calibrate": 0, "size": "weights", "size_of": "layers"}
 """What a setting that was not kept stands for."""
 
 
@@ -46,11 +49,13 @@ def first_difference(
 
 def _importance(setting: str) -> tuple[int, str]:
     """Put causes first: other layers also change the digest of the network."""
-    causes = ("layers", "calibrate", "calibration_seed")
+    causes = ("size", "size_of", SIZE_TABLE, "layers", "calibrate", "calibration_seed")
     if setting in causes:
         return causes.index(setting), setting
     derived = ("calibration inputs", "network", "factors")
-    return (5 + derived.index(setting) if setting in derived else 4), setting
+    first = len(causes)
+    place = first + 1 + derived.index(setting) if setting in derived else first
+    return place, setting
 
 
 def _same(one: Any, two: Any, tolerance: float) -> bool:
@@ -86,6 +91,12 @@ def problem_settings(problem: CompressionProblem) -> dict[str, Any]:
         "loss": stored_loss_name(problem.loss),
         "num_samples": problem.num_samples,
     }
+    size = problem.measure
+    if not size.is_default:  # absent as in searches from before there was a choice
+        settings["size"] = size.name
+        settings["size_of"] = size.size_of
+    if size.table is not None:
+        settings[SIZE_TABLE] = size.table.to_dict()
     known = problem.calibration
     if known is not None:  # absent as in searches from before there was any
         settings["calibrate"] = known.count

@@ -14,7 +14,6 @@ from torch import nn
 from ax_pac.ax_internals import experiment_of
 from compression_adapters.evaluation.problem import CompressionProblem
 from compression_adapters.evaluation.quality import expected_to_pass
-from compression_adapters.network.counts import compression_ratio
 from compression_adapters.options import (
     AUTO,
     TARGETS,
@@ -30,7 +29,7 @@ from compression_adapters.search.quality_target import (
     quality_test,
     stated,
 )
-from compression_adapters.search.result import CompressionResult, summed
+from compression_adapters.search.result import CompressionResult, summed, timed
 from compression_adapters.search.run import finished, search_problem
 from compression_adapters.search.sample_size import most_samples
 from compression_adapters.search.time_limit import TimeLimit
@@ -64,8 +63,8 @@ def compress_to(
     Args:
         network: See `compress`.
         inputs: See `compress`.
-        ratio: The largest compression ratio, over the layers in play, as a number in
-            (0, 1) or as text such as `"30%"`.
+        ratio: The largest compression ratio, of the size that is counted (`size`,
+            `size_of`), as a number in (0, 1) or as text such as `"30%"`.
         loss_at_most: The largest loss, in its own unit. Pass one of the two.
         max_gammas: Largest number of searches.
         tolerance: Stop when the ratio is this close below its target.
@@ -95,6 +94,8 @@ def compress_to(
         >>> bool(result.gammas["compression_ratio"].min() <= 0.6)
         True
     """
+    if "speedup" in options:
+        raise ValueError("speedup is a target of its own: compress(..., speedup=2.0).")
     if "gamma" in options or max_gammas < 1:
         raise ValueError(
             "gamma is what is searched and cannot be given, and max_gammas must be at "
@@ -106,13 +107,14 @@ def compress_to(
             "Expected either ratio or loss_at_most, or another target; got "
             f"{' and '.join(asked.target.given) or 'none'}."
         )
-    return search_target(
+    found = search_target(
         network,
         inputs,
         asked,
         max_gammas=max_gammas,
         tolerance=tolerance,
     )
+    return timed(found)
 
 
 def search_target(
@@ -293,24 +295,24 @@ def compress_at(
         named = replace(asked.search, name=f"{asked.search.name}/{number}")
         results[gamma] = search_problem(weighted, named, client=client)
         client = results[gamma].client
-    return tuple(results[gamma] for gamma in gammas)
+    return tuple(timed(results[gamma]) for gamma in gammas)
 
 
 def _require_reachable(problem: CompressionProblem, target: float) -> None:
     """Refuse a size below that of the smallest ranks."""
     ranks = problem.ranks({parameter.name: 0.0 for parameter in problem.parameters})
-    smallest = compression_ratio(problem.layers, ranks)
+    smallest = problem.ratio(ranks)
     if smallest > target:
         raise ValueError(
             f"ratio is {target:.4g}, and the smallest network, with every layer at "
-            f"its smallest rank, has {smallest:.4g} of the weights. Choose a larger "
-            "target, or another decomposition (choose)."
+            f"its smallest rank, has {smallest:.4g} of the {problem.measure.unit}. "
+            "Choose a larger target, or another decomposition (choose)."
         )
 
 
 def _size(result: CompressionResult) -> float:
     """Return a result's compression ratio."""
-    return float(result.layers["weights"].sum() / result.layers["weights_before"].sum())
+    return result.problem.ratio(result.ranks)
 
 
 def _next(low: float | None, high: float | None) -> float:

@@ -15,6 +15,7 @@ ALLOWED_BENCHMARKS: dict[str, set[str]] = {
     "networks": {"harness"},
     "data_aware": {"harness", "networks"},
     "quality": {"harness", "networks", "data_aware"},
+    "speed": {"harness", "networks"},
     "calibration": {"harness", "networks"},
     "cost": {"harness", "calibration"},
     "methods/fabolas": {"harness"},

@@ -120,7 +120,7 @@ def test_compress_takes_a_loss_in_place_of_gamma():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({}, "exactly one of gamma, ratio and loss_at_most; got none"),
+        ({}, "exactly one of gamma, ratio, loss_at_most and speedup; got none"),
         ({"gamma": 1.0, "ratio": 0.5}, "got gamma and ratio"),
         ({"ratio": 0.5, "loss_at_most": 1.0}, "got ratio and loss_at_most"),
         ({"ratio": "half"}, "ratio must lie between 0 and 1.*got 'half'"),
