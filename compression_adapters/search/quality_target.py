@@ -251,7 +251,7 @@ def best_of_results(
         One of the results, finished, with its statement.
     """
     ordered: list[CompressionResult] = []
-    for result in sorted(results, key=lambda r: -float(r.layers["weights"].sum())):
+    for result in sorted(results, key=lambda r: -r.size_ratio):
         if result.ranks not in [one.ranks for one in ordered]:
             ordered.append(result)
 

@@ -92,6 +92,7 @@ class CompressionResult:
     gammas: pd.DataFrame | None = field(default=None, repr=False)
     finish: FinishRecord | None = None
     statement: QualityStatement | None = None
+    latency: LatencyComparison | None = None
 
     def __str__(self) -> str:
         return "\n".join(self.sentences())
@@ -116,6 +117,8 @@ class CompressionResult:
             f"{left['weights'] / left['weights_before']:.1%} of the weights of "
             f"{layers} are left, {whole:.1%} of the whole network."
         )
+        if problem.measure.name != "weights":
+            size = f"{self.size_ratio:.1%} of the {problem.measure.name}; {size}"
         if isinstance(loss, RelativeSquaredL2):
             quality = (
                 f"The squared error of the outputs is {self.loss.mean:.2%} of their "
@@ -149,8 +152,6 @@ class CompressionResult:
     def fresh_loss(self, network: nn.Module) -> MeanSEM:
         """Measure a network's loss on fresh samples that no trial has used."""
         return self.problem.network_loss(network, seed=fresh_seed(self.seed))
-
-    latency: LatencyComparison | None = None
 
     @property
     def size_ratio(self) -> float:
