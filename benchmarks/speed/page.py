@@ -59,7 +59,7 @@ def _speedups(traces: Sequence[Trace]) -> list[str]:
     rows = []
     for (factor, searched, tie, delta), results in groups.items():
         how = f"search, delta {delta}" if searched else "price path, no search"
-        coordinates = "early stages tied" if tie == "early" else "one a layer"
+        coordinates = "one a stage" if tie == "stage" else "one a layer"
         if searched:
             how += f", {coordinates}"
         certified = sum(r["holds"] for r in results)
