@@ -20,6 +20,12 @@ from ax.generation_strategy.generation_node import GenerationNode
 from ax.generation_strategy.generation_strategy import GenerationStrategy
 from ax.generation_strategy.transition_criterion import TransitionCriterion
 from ax.generators.torch.botorch_modular.acquisition import Acquisition
+from ax.generators.torch.botorch_modular.utils import (
+    _fit_botorch_model_gpytorch,
+    construct_acquisition_and_optimizer_options,
+    fit_botorch_model,
+)
+from botorch.models import SingleTaskGP
 from botorch.models.model import Model
 
 # ------------------------------------------------------------------ client
@@ -202,6 +208,24 @@ class _TransformedOnce:
         return self._last[1]
 
 
+def fit_models_by(fit: Callable[[SingleTaskGP], bool]) -> None:
+    """Have Ax ask a function first whether it fits a model.
+
+    Args:
+        fit: Fits a model and returns True, or leaves it to Ax.
+
+    Checked on Ax 1.3.1: `fit_botorch_model`, whose docstring asks for such rules;
+    `_fit_botorch_model_gpytorch` is its rule for models of GPyTorch.
+    """
+
+    @fit_botorch_model.register(SingleTaskGP)  # type: ignore[untyped-decorator]
+    def fit_or_leave(
+        model: SingleTaskGP, mll_class: Any, mll_options: dict[str, Any] | None = None
+    ) -> None:
+        if not fit(model):
+            _fit_botorch_model_gpytorch(model, mll_class, mll_options)
+
+
 # ------------------------------------------------------------------ adapter
 
 
@@ -237,6 +261,40 @@ def one_hot_groups(names: Sequence[str]) -> tuple[tuple[int, ...], ...]:
         if infix and number.isdecimal():
             groups.setdefault(parameter, []).append(j)
     return tuple(tuple(group) for group in groups.values())
+
+
+def acquisition_of(adapter: Adapter) -> Acquisition:
+    """Return the acquisition that an adapter would propose from with nothing pending.
+
+    As `Adapter.gen` makes it, without what follows: a proposal, its prediction, and the
+    records of both. The time of the fit is taken as told.
+
+    Checked on Ax 1.3.1: `Adapter.gen`, `TorchAdapter._gen`, `BoTorchGenerator.gen`.
+    """
+    transformed = adapter._get_transformed_gen_args(search_space=adapter._search_space)
+    digest, config = adapter._get_transformed_model_gen_args(
+        search_space=transformed.search_space,
+        pending_observations=transformed.pending_observations,
+        fixed_features=transformed.fixed_features,
+        model_gen_options=adapter._default_model_gen_options,
+        optimization_config=transformed.optimization_config,
+    )
+    generator = adapter.generator
+    options, of_function, _, functions = construct_acquisition_and_optimizer_options(
+        acqf_options=generator.acquisition_options,
+        botorch_acqf_options=generator._botorch_acqf_options,
+        model_gen_options=config.model_gen_options,
+        botorch_acqf_classes_with_options=generator._botorch_acqf_classes_with_options,
+    )
+    adapter.fit_time_since_gen = 0.0
+    return generator._instantiate_acquisition(
+        search_space_digest=digest,
+        torch_opt_config=config,
+        botorch_acqf_options=of_function,
+        acq_options=options,
+        botorch_acqf_classes_with_options=functions,
+        n=1,
+    )
 
 
 def last_acquisition(adapter: Adapter) -> Acquisition:

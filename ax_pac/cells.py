@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from itertools import pairwise
 
 import torch
@@ -16,6 +16,17 @@ CellEdges = Mapping[str, Sequence[float]]
 
 FrozenEdges = tuple[tuple[str, tuple[float, ...]], ...]
 """The same as a hashable value, without the parameters that have no bins."""
+
+
+# Buckets of a `Lookup`, and comparisons within one beyond which it is not worth it.
+_BUCKETS_PER_LIMIT = 8
+
+_MOST_BUCKETS = 1 << 14
+
+_MOST_STEPS = 12
+
+# In buckets.
+_ROUNDING = 1e-6
 
 
 @dataclass(frozen=True)
@@ -145,12 +156,94 @@ class Grid:
         # To the last bit what `(low + high) / 2` gives in Python.
         return cls((points[:-1] + points[1:]) / 2, points[1:-1])
 
+    @property
+    def limits(self) -> Tensor:
+        """Where the value that stands for a number changes. Shape `k - 1`."""
+        return self._limits
+
     def __len__(self) -> int:
         return len(self.values)
 
     def of(self, column: Tensor) -> Tensor:
         """Return the indices of the values that stand for numbers."""
         return torch.searchsorted(self._limits, column.contiguous(), right=True)
+
+
+class Lookup:
+    """How many limits are at most a number, for many numbers of several rows at once.
+
+    As `torch.searchsorted(limits, numbers, right=True)` row by row, five times as fast:
+    the range of a row is divided into buckets, and a number is compared with the few
+    limits around its own.
+
+    Args:
+        limits: Strictly increasing, row by row; a row may have none.
+
+    Example:
+        >>> lookup = Lookup([torch.tensor([0.5, 2.0]).double(), torch.tensor([1.0])])
+        >>> lookup(torch.tensor([[0.5, 0.5], [3.0, 1.0]]).double())
+        tensor([[1, 0],
+                [2, 1]])
+    """
+
+    def __init__(self, limits: Sequence[Tensor]) -> None:
+        self._rows = [row.double().contiguous() for row in limits]
+        longest = max((len(row) for row in self._rows), default=0)
+        number = min(max(_BUCKETS_PER_LIMIT * longest, 1), _MOST_BUCKETS)
+        ends = [
+            (float(row[0]), float(row[-1])) if len(row) else (0.0, 1.0)
+            for row in self._rows
+        ]
+        low, high = torch.tensor(ends, dtype=torch.float64).reshape(-1, 2).mT
+        self._low, self._scale = low, number / (high - low).clamp_min(1e-300)
+        self._number = number
+        # From a little before each bucket to a little behind it, for rounding.
+        edges = torch.arange(number, dtype=torch.float64)
+        counts, most = [], 0
+        for row, start, scale in zip(self._rows, low, self._scale, strict=True):
+            first, behind = (
+                torch.searchsorted(row, start + edge / scale)
+                for edge in (edges - _ROUNDING, edges + 1.0 + _ROUNDING)
+            )
+            behind[-1] = len(row)
+            counts.append(first)
+            most = max(most, int((behind - first).max()))
+        self._most = most
+        width = longest + most + 1
+        self._limits = torch.full((len(self._rows), width), math.inf).double()
+        for padded, row in zip(self._limits, self._rows, strict=True):
+            padded[: len(row)] = row
+        self._begin = width * torch.arange(len(self._rows))
+        self._first = torch.cat(
+            [count + begin for count, begin in zip(counts, self._begin, strict=True)]
+            or [self._begin]
+        )
+        self._limits = self._limits.view(-1)
+        self._bucket = number * torch.arange(len(self._rows))
+
+    @staticmethod
+    @lru_cache(maxsize=8)
+    def of(limits: tuple[tuple[float, ...], ...]) -> Lookup:
+        """Return a lookup of limits; those of a search are asked for at each trial."""
+        return Lookup([torch.tensor(row, dtype=torch.float64) for row in limits])
+
+    def __call__(self, numbers: Tensor) -> Tensor:
+        """Return the counts of numbers, `N x rows` to the same."""
+        if self._most > _MOST_STEPS:  # very uneven limits
+            columns = [
+                torch.searchsorted(row, column.contiguous(), right=True)
+                for row, column in zip(self._rows, numbers.unbind(-1), strict=True)
+            ]
+            return torch.stack(columns, -1)
+        last = self._number - 1
+        bucket = ((numbers - self._low) * self._scale).clamp_(0, last).long()
+        # Of NaN too.
+        bucket = bucket.clamp_(0, last).add_(self._bucket).view(-1)
+        found = self._first.index_select(0, bucket).view(numbers.shape)
+        for _ in range(self._most):
+            limits = self._limits.index_select(0, found.view(-1))
+            found += numbers >= limits.view(numbers.shape)
+        return found.sub_(self._begin)
 
 
 def frozen_edges(cells: Cells | CellEdges | FrozenEdges | None) -> FrozenEdges:

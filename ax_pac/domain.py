@@ -13,7 +13,7 @@ import torch
 from scipy.optimize import linprog
 from torch import Tensor
 
-from ax_pac.cells import Cells, Grid
+from ax_pac.cells import Cells, Grid, Lookup
 
 # Spaces of at most this many points are searched by enumeration.
 MAX_ENUMERATED = 4096
@@ -205,6 +205,17 @@ class Domain:
         )
 
     @cached_property
+    def _numbered_grids(self) -> tuple[list[int], Tensor, Tensor, Lookup] | None:
+        """Columns with a grid, all values, where each grid's begin, and a lookup."""
+        grids = {j: grid for j, grid in enumerate(self._grids) if grid is not None}
+        if not grids:
+            return None
+        values = torch.cat([grid.values for grid in grids.values()])
+        lengths = torch.tensor([len(grid) for grid in grids.values()])
+        lookup = Lookup.of(tuple(tuple(g.limits.tolist()) for g in grids.values()))
+        return list(grids), values, lengths.cumsum(0) - lengths, lookup
+
+    @cached_property
     def parts(self) -> tuple[tuple[tuple[int, ...], Tensor | None], ...]:
         """Coordinates that vary independently, constraints aside, with their values.
 
@@ -341,15 +352,17 @@ class Domain:
             Shape `M x d`; some may break a constraint.
         """
         found = [points[:0]]
-        for j, grid in enumerate(self._grids):
-            if grid is None:
-                continue
-            here = grid.of(points[:, j])
+        if self._numbered_grids is not None:
+            columns, values, begins, lookup = self._numbered_grids
+            lengths = torch.cat([begins[1:], begins.new_tensor([len(values)])]) - begins
+            here = lookup(points[:, columns])
+            number = torch.arange(len(columns))
             for there in (here - 1, here + 1):
-                inside = (there >= 0) & (there < len(grid))
-                moved = points[inside]
-                moved[:, j] = grid.values[there[inside]]
-                found.append(moved)
+                moved = points.unsqueeze(1).repeat(1, len(columns), 1)
+                inside = (there >= 0) & (there < lengths)
+                place = torch.minimum(there.clamp_min(0), lengths - 1) + begins
+                moved[:, number, torch.tensor(columns)] = values[place]
+                found.append(moved[inside])
         for group in self.groups:
             for chosen in group:
                 moved = points[points[:, chosen] != 1.0]
@@ -417,11 +430,15 @@ class Domain:
         """Move discrete coordinates to the nearest value, or the likeliest choice."""
         if not self.discrete:
             return points
-        columns = [
-            column if grid is None else grid.values[grid.of(column)]
-            for column, grid in zip(points.unbind(-1), self._grids, strict=True)
-        ]
-        points = torch.stack(columns, dim=-1)
+        points = points.clone()
+        if self._numbered_grids is not None:
+            columns, values, begins, lookup = self._numbered_grids
+            every = len(columns) == self.dim
+            places = lookup(points if every else points[:, columns]).add_(begins)
+            found = values.index_select(0, places.view(-1)).view(places.shape)
+            if every:
+                return found
+            points[:, columns] = found
         for group in self.groups:
             members = list(group)
             chosen = points[:, members].argmax(-1)

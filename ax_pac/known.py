@@ -12,12 +12,16 @@ from functools import cached_property
 from itertools import pairwise
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-from ax_pac.cells import FrozenEdges
+from ax_pac.cells import FrozenEdges, Lookup
 
 _LOG_10 = math.log(10.0)
+
+Array = NDArray[np.float64]
 
 Value = float | int | str | bool
 """A value of a parameter."""
@@ -358,7 +362,10 @@ class AdditiveFunction:
             x, y = (torch.tensor(list(v), dtype=torch.float64) for v in (at, values))
             self._at[row, : len(x)], self._values[row, : len(x)] = x, y
             self._rises[row, : len(x) - 1] = y.diff() / x.diff()
-        self._last = torch.tensor([[at[-1]] for at, _ in tables.values()]).double()
+        self._last = torch.tensor([at[-1] for at, _ in tables.values()]).double()
+        self._begin = longest * torch.arange(len(tables))
+        # A point between two others is on the piece behind the first.
+        self._lookup = Lookup.of(tuple(tuple(row.tolist()) for row in self._inner))
 
     @property
     def bends(self) -> tuple[tuple[float, ...], ...]:
@@ -370,6 +377,45 @@ class AdditiveFunction:
                 points = points[points > 0.0].log10()
             bends[column] = tuple(points.tolist())
         return tuple(bends)
+
+    def at(self, points: Array) -> tuple[Array, Array]:
+        """Return values, `N`, and gradients, `N x d`, of a few points, `N x d`.
+
+        In NumPy, whose calls take a fifth of PyTorch's.
+        """
+        gradient = np.repeat(self._slopes.numpy()[None], len(points), axis=0)
+        rates: Array | float = 1.0
+        if self._has_logs:
+            is_log = self._is_log.numpy()
+            powers = 10.0 ** np.where(is_log, points, 0.0)
+            rates = np.where(is_log, powers * _LOG_10, 1.0)
+            points = np.where(is_log, powers, points)
+        value = points @ self._slopes.numpy() + self._constant
+        if self._columns:
+            at, values, rises, last = self._arrays
+            x = points[:, self._columns]
+            inside = np.clip(x, at[:, 0], last)
+            piece = np.empty(x.shape, dtype=np.int64)
+            for j, row in enumerate(self._inner):
+                piece[:, j] = row.searchsorted(inside[:, j], side="right")
+            row_of = np.arange(len(at))
+            rise = rises[row_of, piece]
+            added = values[row_of, piece] + rise * (inside - at[row_of, piece])
+            value = value + added.sum(-1)
+            gradient[:, self._columns] += np.where(inside != x, 0.0, rise)
+        return value, gradient * rates
+
+    @cached_property
+    def _arrays(self) -> tuple[Array, Array, Array, Array]:
+        """Points, values and slopes of the pieces, and the last points, by table."""
+        at, values, rises = self._at.numpy(), self._values.numpy(), self._rises.numpy()
+        return at, values, rises, self._last.numpy()
+
+    @cached_property
+    def _inner(self) -> list[Array]:
+        """The points of each table but the first."""
+        rows = zip(self._at[:, 1:], self._last, strict=True)
+        return [row[row <= last].numpy() for row, last in rows]
 
     def __call__(self, points: Tensor) -> Tensor:
         """Evaluate points, `... x d` to `...`."""
@@ -395,16 +441,18 @@ class AdditiveFunction:
         total = points @ self._slopes + self._constant
         gradient = self._slopes.expand_as(points).clone() if with_gradient else None
         if self._columns:
-            x = points.reshape(-1, points.shape[-1]).mT[self._columns]
-            inside = torch.maximum(torch.minimum(x, self._last), self._at[:, :1])
-            piece = torch.searchsorted(self._at, inside, right=True) - 1
+            x = points.reshape(-1, points.shape[-1])[:, self._columns]
+            inside = torch.maximum(torch.minimum(x, self._last), self._at[:, 0])
+            piece = self._lookup(inside).add_(self._begin)
             low, value, rise = (
-                t.gather(1, piece) for t in (self._at, self._values, self._rises)
+                t.view(-1).index_select(0, piece.view(-1)).view(piece.shape)
+                for t in (self._at, self._values, self._rises)
             )
-            total = total + (value + rise * (inside - low)).sum(0).reshape(total.shape)
+            added = torch.addcmul(value, rise, inside - low)
+            total = total + added.sum(-1).reshape(total.shape)
             if gradient is not None:
                 rise = rise.masked_fill(inside != x, 0.0)
-                gradient[..., self._columns] += rise.mT.reshape(
+                gradient[..., self._columns] += rise.reshape(
                     *points.shape[:-1], len(self._columns)
                 )
         if gradient is not None and rates is not None:

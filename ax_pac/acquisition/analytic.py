@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import math
+from functools import cached_property
+from types import NoneType
 from typing import Any
 
+import numpy as np
 import torch
 from botorch.acquisition.analytic import AnalyticAcquisitionFunction
 from botorch.acquisition.input_constructors import acqf_input_constructor
@@ -18,8 +21,13 @@ from ax_pac.acquisition.difference import (
     difference_to,
     known_weight,
 )
-from ax_pac.acquisition.ruled_out import Threshold, slack_of, threshold_of
-from ax_pac.known import KnownFunction
+from ax_pac.acquisition.ruled_out import (
+    Threshold,
+    slack_of,
+    slack_of_value,
+    threshold_of,
+)
+from ax_pac.known import AdditiveFunction, KnownFunction
 
 
 def select_incumbent(
@@ -254,6 +262,49 @@ class PACAcquisition(AnalyticAcquisitionFunction):
             objective units.
         """
         return self._difference(X.squeeze(-2))
+
+    def score_with_gradient(
+        self, points: Array, penalty: float = 0.0
+    ) -> tuple[Array, Array] | None:
+        """Return the score with its gradient, without autograd; None for other models.
+
+        To rounding error the values of `forward`, for searches of many short steps.
+
+        Args:
+            points: Shape `B x d`. Unit: the model's input units.
+            penalty: What a point scores less, per delta by which it cannot win.
+
+        Returns:
+            Shapes `B` and `B x d`.
+        """
+        closed_form = getattr(self._difference, "closed_form", None)
+        value = None if self.known is None else self.known.value
+        if closed_form is None or not isinstance(value, (AdditiveFunction, NoneType)):
+            return None
+        moments = closed_form(points)
+        gap, of_gap = moments.gap, moments.gap_gradient
+        if value is not None:
+            known, of_known = value.at(points)
+            gap = gap + self.weight * (known - value.at(self._incumbent)[0])
+            of_gap = of_gap + self.weight * of_known
+        score = (gap - self.delta) / moments.deviation
+        gradient = of_gap - score[:, None] * moments.deviation_gradient
+        gradient /= moments.deviation[:, None]
+        if penalty and value is not None and self.rules_out:
+            assert self.known is not None
+            slack = slack_of_value(
+                known, self.known, self.weight, self.delta, self.threshold.value
+            )
+            lacking = np.minimum(slack, 0.0)
+            score = score + penalty / self.delta * lacking
+            rate = penalty * self.weight / self.delta
+            gradient += rate * (lacking < 0.0)[:, None] * of_known
+        return score, gradient
+
+    @cached_property
+    def _incumbent(self) -> Array:
+        """The incumbent, `1 x d`."""
+        return self.incumbent.numpy()
 
     @torch.no_grad()
     def pair_covariance(self, x: Tensor) -> Tensor:

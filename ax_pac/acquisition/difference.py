@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from functools import cached_property
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
+import numpy as np
 import torch
 from botorch.acquisition.objective import (
     PosteriorTransform,
@@ -18,6 +19,8 @@ from gpytorch.kernels import MaternKernel, ScaleKernel
 from gpytorch.likelihoods import FixedNoiseGaussianLikelihood
 from gpytorch.means import ConstantMean
 from linear_operator.utils.cholesky import psd_safe_cholesky
+from numpy.typing import NDArray
+from scipy.linalg.lapack import dtrtrs
 from torch import Tensor
 
 from ax_pac.known import KnownFunction
@@ -27,6 +30,8 @@ from ax_pac.known import KnownFunction
 # incumbent the variance is zero and its square root has no gradient. A floor makes the
 # score of a losing point larger, so it can only make a certificate harder to obtain.
 VARIANCE_FLOOR = 1e-12
+
+Array = NDArray[np.float64]
 
 
 def standardized_gap(mean: Tensor, covariance: Tensor, delta: float) -> Tensor:
@@ -152,6 +157,11 @@ class ShiftedDifference:
         gap, deviation = self._unknown(X)
         return gap + self._shift(X), deviation
 
+    @property
+    def closed_form(self) -> ClosedForm | None:
+        """That of the unknown part, if it has one."""
+        return getattr(self._unknown, "closed_form", None)
+
     def pair_covariance(self, x: Tensor) -> Tensor:
         """As in `Difference`."""
         return self._unknown.pair_covariance(x)
@@ -259,8 +269,8 @@ class DifferencePosterior:
 
     def __call__(self, X: Tensor) -> tuple[Tensor, Tensor]:
         """As in `Difference`; with gradients in closed form where there are such."""
-        if X.requires_grad and self._closed_form is not None:
-            gap, deviation = _WithGradients.apply(X, self._closed_form)
+        if X.requires_grad and self.closed_form is not None:
+            gap, deviation = _WithGradients.apply(X, self.closed_form)
             return gap, deviation
         Z = self.model.transform_inputs(X)
         covar = self.model.covar_module
@@ -272,7 +282,7 @@ class DifferencePosterior:
         return gap, _floored_deviation(square * variance, square * prior_scale)
 
     @cached_property
-    def _closed_form(self) -> ClosedForm | None:
+    def closed_form(self) -> ClosedForm | None:
         """Values and gradients without autograd; None for another kernel."""
         return ClosedForm(self) if ClosedForm.applies(self.model) else None
 
@@ -289,6 +299,15 @@ class DifferencePosterior:
         return GaussianDifference(self, X)
 
 
+class Moments(NamedTuple):
+    """Gap and deviation at points, `B` each, and their gradients, `B x d` each."""
+
+    gap: Array
+    deviation: Array
+    gap_gradient: Array
+    deviation_gradient: Array
+
+
 class ClosedForm:
     """Gap and deviation with their gradients, for a Matern-5/2 kernel.
 
@@ -301,7 +320,8 @@ class ClosedForm:
         dk/dx_j = -s 5/3 (1 + sqrt(5) r) exp(-sqrt(5) r) (x_j - z_j) / l_j^2.
 
     Values are those of `DifferencePosterior` to rounding error; where they decide, they
-    are computed there.
+    are computed there. In NumPy, whose calls take a fifth of PyTorch's: a step is for
+    a handful of points.
 
     Args:
         difference: The posterior, under a model to which this `applies`.
@@ -309,24 +329,21 @@ class ClosedForm:
 
     def __init__(self, difference: DifferencePosterior) -> None:
         model = difference.model
-        with torch.no_grad():
-            kernel = model.covar_module
-            self._outputscale = kernel.outputscale.reshape(())
-            self._lengthscale = kernel.base_kernel.lengthscale.reshape(-1)
-            transform = getattr(model, "input_transform", None)
-            ones = torch.ones_like(self._lengthscale)
-            self._coefficient = (
-                ones if transform is None else transform.coefficient.reshape(-1)
-            )
-            self._offset = 0.0 if transform is None else transform.offset.reshape(-1)
-            self._scale = difference.scale
-            # Behind the data, the incumbent: its own row of the same distances.
-            Z = torch.cat([difference.Z, difference.incumbent])
-            self._Z = Z / self._lengthscale
-            self._k_incumbent = difference.k_incumbent.reshape(-1)
-            self._alpha = torch.zeros(len(difference.Z), dtype=torch.float64)
-            self._alpha[: difference.num_observed] = difference.alpha
-            self._L = difference.L
+        kernel = model.covar_module
+        self._outputscale = float(kernel.outputscale.detach())
+        lengthscale = _array(kernel.base_kernel.lengthscale)
+        transform = getattr(model, "input_transform", None)
+        self._offset = 0.0 if transform is None else _array(transform.offset)
+        coefficient = 1.0 if transform is None else _array(transform.coefficient)
+        self._per_unit = 1.0 / (coefficient * lengthscale)
+        self._scale = difference.scale
+        # Behind the data, the incumbent: its own row of the same distances.
+        Z = torch.cat([difference.Z, difference.incumbent])
+        self._Z = Z.detach().numpy() / lengthscale
+        self._k_incumbent = _array(difference.k_incumbent)
+        self._alpha = np.zeros(len(difference.Z))
+        self._alpha[: difference.num_observed] = _array(difference.alpha)
+        self._L = np.asfortranarray(difference.L.detach().numpy())
 
     @staticmethod
     def applies(model: SingleTaskGP) -> bool:
@@ -343,41 +360,48 @@ class ClosedForm:
             and (transform is None or type(transform) is Normalize)
         )
 
-    def __call__(self, X: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def __call__(self, X: Array) -> Moments:
         """Return gap and deviation, `B` each, and their gradients, `B x d` each.
 
         Args:
             X: Points. Shape `B x d`. Unit: the model's input units.
         """
-        x = (X - self._offset) / self._coefficient / self._lengthscale
+        x = (X - self._offset) * self._per_unit
         # Not expanded: close to the incumbent the expansion has no digits left.
-        squared = (x.unsqueeze(-2) - self._Z).square().sum(-1)
-        r = (5.0 * squared).sqrt()
-        decay = self._outputscale * (-r).exp()
-        k = (1.0 + r + r.square() / 3.0) * decay
-        slope = 5.0 / 3.0 * (1.0 + r) * decay
+        apart = x[:, None] - self._Z
+        r = np.sqrt(5.0 * np.einsum("bnd,bnd->bn", apart, apart))
+        decay = self._outputscale * np.exp(-r)
+        slope = (1.0 + r) * decay
+        k = slope + r * r * decay / 3.0
+        slope *= 5.0 / 3.0
         a, to_incumbent = k[:, :-1] - self._k_incumbent, k[:, -1]
         gap = self._scale * (a @ self._alpha)
         # Solved, not multiplied by an inverse, which loses digits near the incumbent.
-        explained = torch.linalg.solve_triangular(self._L, a.mT, upper=False)
+        explained, _ = dtrtrs(self._L, a.T, lower=1)
         prior = 2.0 * self._outputscale
-        variance = prior - 2.0 * to_incumbent - explained.square().sum(0)
+        variance = prior - 2.0 * to_incumbent - (explained * explained).sum(0)
         floor = VARIANCE_FLOOR * prior
-        is_floored = variance < floor
-        deviation = abs(self._scale) * torch.maximum(variance, floor).sqrt()
+        deviation = abs(self._scale) * np.sqrt(np.maximum(variance, floor))
         of_gap = self._gradient(x, slope[:, :-1] * self._alpha, self._Z[:-1])
         # Half the variance's, with the incumbent's own row.
-        solved = torch.linalg.solve_triangular(self._L.mT, explained, upper=True).mT
-        weights = torch.cat([solved, torch.ones_like(gap).unsqueeze(-1)], -1)
+        weights = np.empty_like(slope)
+        weights[:, :-1] = dtrtrs(self._L, explained, lower=1, trans=1)[0].T
+        weights[:, -1] = 1.0
         of_variance = -self._gradient(x, slope * weights, self._Z)
-        rate = self._scale**2 / deviation
-        rate = torch.where(is_floored, torch.zeros_like(rate), rate).unsqueeze(-1)
-        return gap, deviation, self._scale * of_gap, rate * of_variance
+        rate = np.where(variance < floor, 0.0, self._scale**2 / deviation)
+        return Moments(
+            gap, deviation, self._scale * of_gap, rate[:, None] * of_variance
+        )
 
-    def _gradient(self, x: Tensor, weights: Tensor, Z: Tensor) -> Tensor:
+    def _gradient(self, x: Array, weights: Array, Z: Array) -> Array:
         """Sum of weights, `B x n`, times the kernel's gradients less their slopes."""
-        moved = x * weights.sum(-1, keepdim=True) - weights @ Z
-        return -moved / (self._lengthscale * self._coefficient)
+        moved = x * weights.sum(-1, keepdims=True) - weights @ Z
+        return -moved * self._per_unit
+
+
+def _array(tensor: Tensor) -> Array:
+    """A tensor as a flat array."""
+    return tensor.detach().reshape(-1).numpy()
 
 
 class _WithGradients(torch.autograd.Function):
@@ -385,7 +409,8 @@ class _WithGradients(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, X: Tensor, closed_form: ClosedForm) -> tuple[Tensor, Tensor]:
-        gap, deviation, of_gap, of_deviation = closed_form(X.reshape(-1, X.shape[-1]))
+        moments = closed_form(X.detach().reshape(-1, X.shape[-1]).numpy())
+        gap, deviation, of_gap, of_deviation = map(torch.from_numpy, moments)
         ctx.save_for_backward(of_gap.reshape(X.shape), of_deviation.reshape(X.shape))
         return gap.reshape(X.shape[:-1]), deviation.reshape(X.shape[:-1])
 

@@ -5,14 +5,15 @@ from __future__ import annotations
 import functools
 import math
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
 from botorch.exceptions.warnings import OptimizationWarning
-from botorch.generation import gen_candidates_scipy
+from botorch.generation import gen, gen_candidates_scipy
 from botorch.models.model import Model
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.quasirandom import SobolEngine
 
@@ -20,6 +21,8 @@ from ax_pac.acquisition.analytic import PACAcquisition
 from ax_pac.acquisition.ruled_out import best_known
 from ax_pac.cells import Cells
 from ax_pac.domain import MAX_ENUMERATED, Domain
+
+Array = NDArray[np.float64]
 
 # Size of one search for the challenger: the smallest counts at which no larger search
 # refuted a certificate in two, four and six dimensions.
@@ -33,6 +36,9 @@ _NUM_POLISHED = 8
 
 _MAX_ITERATIONS = 100
 
+# The same where every coordinate is rounded afterwards: more change no result.
+_MAX_ITERATIONS_ROUNDED = 25
+
 # Where not every point is scored, a point climbs from neighbour to neighbour, for at
 # most this many rounds.
 _MAX_CLIMBS = 50
@@ -42,6 +48,9 @@ _PENALTY = 30.0
 
 # Scores whose relative difference is smaller are the same.
 _TIE = 1e-8
+
+# Shifts and factors that spread the bits of a number (those of SplitMix64, signed).
+_MIXERS = ((30, -4658895280553007687), (27, -7723592293110705685))
 
 # Halvings of the way from a point that can win to one that cannot.
 _NUM_HALVINGS = 16
@@ -244,15 +253,7 @@ def _searched(
         return _ranked(points, scores)
     lower, width = domain.box[0], domain.box[1] - domain.box[0]
 
-    def score_in_unit_box(U: Tensor) -> Tensor:
-        return acquisition(lower + width * U)
-
-    def score_to_climb(U: Tensor) -> Tensor:
-        if not _rules_out(acquisition):
-            return score_in_unit_box(U)
-        X = lower + width * U
-        return acquisition(X) + _PENALTY * _slack(acquisition, X).clamp_max(0.0)
-
+    score_to_climb = _ScoreToClimb(acquisition, domain.box)
     starts = _starting_points(acquisition, X_observed, domain.box, seed, effort)
     if _rules_out(acquisition):
         starts = _moved_to_open(acquisition, lower + width * starts, domain)
@@ -287,11 +288,76 @@ def _last_open_in_unit_box(
     return ((moved - lower) / width).clamp(0.0, 1.0)
 
 
+class _ScoreToClimb:
+    """The score in the unit box, made smooth where points cannot win.
+
+    Args:
+        acquisition: The score.
+        box: Lower and upper bound of each coordinate, `2 x d`.
+        penalized: Whether points that cannot win score less, the more so the further
+            they are from those that can.
+    """
+
+    def __init__(
+        self, acquisition: Any, box: Tensor, *, penalized: bool = True
+    ) -> None:
+        self._acquisition = acquisition
+        self._lower, self._width = box[0], box[1] - box[0]
+        self._penalized = penalized and _rules_out(acquisition)
+
+    def __call__(self, U: Tensor) -> Tensor:
+        """Evaluate points, `... x 1 x d` to `...`; with gradients by autograd."""
+        X = self._lower + self._width * U
+        score: Tensor = self._acquisition(X)
+        if self._penalized:
+            score = score + _PENALTY * _slack(self._acquisition, X).clamp_max(0.0)
+        return score
+
+    def with_gradient(self, U: Array) -> tuple[Array, Array] | None:
+        """Evaluate points, `B x d`, with gradients in closed form; None without one."""
+        find = getattr(self._acquisition, "score_with_gradient", None)
+        if find is None:
+            return None
+        lower, width = self._lower.numpy(), self._width.numpy()
+        found = find(lower + width * U, penalty=_PENALTY if self._penalized else 0.0)
+        if found is None:
+            return None
+        score, gradient = found
+        return score, width * gradient
+
+
+def _climbed_in_closed_form(
+    score: _ScoreToClimb, starts: Tensor, held: Sequence[int], max_iterations: int
+) -> Tensor | None:
+    """As `_polished`, `k x d` to the same; None where that cannot be."""
+    minimize = getattr(gen, "fmin_l_bfgs_b_batched", None)
+    if minimize is None or score.with_gradient(starts[:1].numpy()) is None:
+        return None
+    fixed = list(held)
+
+    def negative(x: Array) -> tuple[Array, Array]:
+        found = score.with_gradient(x)
+        assert found is not None
+        value, gradient = found
+        gradient = -gradient / np.sqrt(1.0 + value * value)[:, None]
+        gradient[:, fixed] = 0.0
+        return -np.arcsinh(value), gradient
+
+    points, _, _ = minimize(
+        negative,
+        starts.numpy().copy(),
+        bounds=[(0.0, 1.0)] * starts.shape[-1],
+        maxiter=max_iterations,
+    )
+    return torch.from_numpy(points)
+
+
 def _polished(
-    score: Callable[[Tensor], Tensor],
+    score: _ScoreToClimb,
     starts: Tensor,
     held: Sequence[int] = (),
     constraints: Sequence[tuple[Tensor, Tensor, float]] = (),
+    max_iterations: int = _MAX_ITERATIONS,
 ) -> Tensor:
     """Climb from each start, `k x d`, within the unit box; return `k x 1 x d`.
 
@@ -301,7 +367,12 @@ def _polished(
         held: Coordinates that stay as they are.
         constraints: As in BoTorch, `(indices, coefficients, rhs)` with the sum at least
             `rhs`. The starts keep them.
+        max_iterations: Of each start.
     """
+    if not constraints:
+        points = _climbed_in_closed_form(score, starts, held, max_iterations)
+        if points is not None:
+            return points.unsqueeze(-2)
     zeros = torch.zeros(starts.shape[-1], dtype=torch.float64)
     keep = torch.zeros(starts.shape[-1], dtype=torch.bool)
     keep[list(held)] = True
@@ -322,7 +393,7 @@ def _polished(
             fixed_features={j: float(starts[0, 0, j]) for j in held}
             if constraints
             else None,
-            options={"maxiter": _MAX_ITERATIONS},
+            options={"maxiter": max_iterations},
         )
     for warning in caught:
         # A line search that ends early, as at the drop around a point without noise,
@@ -335,7 +406,7 @@ def _polished(
 
 
 def _polished_within(
-    score: Callable[[Tensor], Tensor], starts: Tensor, domain: Domain, *, relaxed: bool
+    score: _ScoreToClimb, starts: Tensor, domain: Domain, *, relaxed: bool
 ) -> Tensor:
     """Climb from points of a domain, in units of its box; shape `k x d` as they came.
 
@@ -351,7 +422,10 @@ def _polished_within(
     if len(held) == domain.dim or len(starts) == 0:
         return starts
     if not domain.constraints:
-        return _polished(score, starts.clamp(0.0, 1.0), held).squeeze(-2)
+        starts = starts.clamp(0.0, 1.0)
+        is_rounded = len(domain.discrete) == domain.dim
+        iterations = _MAX_ITERATIONS_ROUNDED if is_rounded else _MAX_ITERATIONS
+        return _polished(score, starts, held, max_iterations=iterations).squeeze(-2)
     lower, width = domain.box[0], domain.box[1] - domain.box[0]
     A, b = domain.linear_constraints
     rows = [
@@ -401,13 +475,40 @@ def scored_points(
         Points of the domain, `M x d` with M at most N, and their scores, `M`: minus
         infinity for what is the same as the incumbent, and for what cannot win.
     """
-    points = domain.nearest(points).unique(dim=0)
+    points = distinct(domain.nearest(points))
     if domain.constraints:
         points = points[domain.contains(points)]
     scores = open_scores(acquisition, points).nan_to_num(nan=-math.inf)
     return points, scores.masked_fill(
         domain.are_same(points, acquisition.incumbent), -math.inf
     )
+
+
+def distinct(points: Tensor) -> Tensor:
+    """Return each of the points once, `N x d` to `M x d`, in their order.
+
+    By a 64-bit key of their bits: two different points out of a million have the same
+    one with a probability of 3e-8, and one of them is then left out.
+    """
+    return points[_first_of_each(_keys(points))]
+
+
+def _keys(points: Tensor) -> Tensor:
+    """Return a number for each point, the same for the same points, `N x d` to `N`."""
+    bits = (points + 0.0).contiguous().view(torch.int64)  # a zero has no sign
+    for shift, factor in _MIXERS:
+        bits = (bits ^ (bits >> shift)) * factor
+    bits ^= bits >> 32
+    column = torch.arange(1, points.shape[-1] + 1)
+    return (bits * ((2 * column + 1) * _MIXERS[0][1])).sum(-1)
+
+
+def _first_of_each(keys: Tensor) -> Tensor:
+    """Return the index of the first of equal keys, in ascending order."""
+    ordered, order = keys.sort(stable=True)
+    is_first = torch.ones_like(ordered, dtype=torch.bool)
+    is_first[1:] = ordered[1:] != ordered[:-1]
+    return order[is_first].sort().values
 
 
 def _climbed(
@@ -418,32 +519,49 @@ def _climbed(
     points, scores = found[0]
     best = points[scores.topk(min(num_best, len(scores))).indices]
     level = torch.full((len(best),), -math.inf, dtype=torch.float64)
+    seen = [points[:0]]
     for _ in range(_MAX_CLIMBS if domain.discrete else 0):
         around = torch.cat([best, domain.neighbours(best)])
-        points, scores = scored_points(acquisition, around, domain)
-        found.append((points, scores))
+        points, scores = _scored_on_the_way(acquisition, around, domain)
+        seen.append(points)
         top = scores.topk(len(best))
         # Scored in another batch, a point differs by rounding.
         if not (top.values > level + 1e-9).any():
             break
         best, level = points[top.indices], top.values
+    found.append(scored_points(acquisition, torch.cat(seen), domain))
     if 0 < len(domain.discrete) < domain.dim:
         # What is continuous was optimised beside other values.
         lower, width = domain.box[0], domain.box[1] - domain.box[0]
         polished = _polished_within(
-            lambda U: acquisition(lower + width * U),
+            _ScoreToClimb(acquisition, domain.box, penalized=False),
             (best - lower) / width,
             domain,
             relaxed=False,
         )
         found.append(scored_points(acquisition, lower + width * polished, domain))
-    points, where = torch.cat([points for points, _ in found]).unique(
-        dim=0, return_inverse=True
-    )
-    scores = torch.full((len(points),), -math.inf, dtype=torch.float64).scatter_reduce(
-        0, where, torch.cat([scores for _, scores in found]), "amax"
-    )
+    points = torch.cat([points for points, _ in found])
+    scores = torch.cat([scores for _, scores in found])
+    once = _first_of_each(_keys(points))
+    points, scores = points[once], scores[once]
     return _ranked(points, scores)
+
+
+def _scored_on_the_way(
+    acquisition: Any, points: Tensor, domain: Domain
+) -> tuple[Tensor, Tensor]:
+    """As `scored_points`, of points of the domain, to rounding error."""
+    find = getattr(acquisition, "score_with_gradient", None)
+    if find is None or domain.constraints:
+        return scored_points(acquisition, points, domain)
+    points = distinct(points)
+    if _rules_out(acquisition):
+        points = points[_can_win(acquisition, points)]
+    found = find(points.numpy())
+    if found is None:
+        return scored_points(acquisition, points, domain)
+    same = domain.are_same(points, acquisition.incumbent)
+    return points, torch.from_numpy(found[0]).masked_fill(same, -math.inf)
 
 
 def _starting_points(

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from functools import lru_cache
+from typing import NamedTuple, TypeVar
 
+import numpy as np
 import torch
 from botorch.models.model import Model
 from gpytorch.likelihoods import FixedNoiseGaussianLikelihood
+from numpy.typing import NDArray
 from torch import Tensor
 
 from ax_pac.acquisition.difference import is_plain_gp
 from ax_pac.domain import Domain
 from ax_pac.known import KnownFunction
+
+Value = TypeVar("Value", Tensor, NDArray[np.float64])
 
 # Probability, over all observations, that one as far beyond the bound is chance.
 _CHANCE = 1e-4
@@ -124,9 +129,28 @@ def slack_of(
         Shape `...`. Unit: objective units, times the size of w. A point of which it is
         not positive is no challenger.
     """
+    return slack_of_value(known(points), known, weight, delta, threshold)
+
+
+def slack_of_value(
+    value: Value,
+    known: KnownFunction,
+    weight: float,
+    delta: float,
+    threshold: float,
+) -> Value:
+    """As `slack_of`, of points where the known part is known already.
+
+    Args:
+        value: The known part at the points. Shape `...`.
+        known: As in `slack_of`.
+        weight: As in `slack_of`.
+        delta: As in `slack_of`.
+        threshold: As in `slack_of`.
+    """
     limit = known.limit(weight)
     assert limit is not None
-    return weight * known(points) + (limit - delta - threshold)
+    return weight * value + (limit - delta - threshold)
 
 
 class BestKnown(NamedTuple):
@@ -145,6 +169,7 @@ class BestKnown(NamedTuple):
     is_discrete: bool
 
 
+@lru_cache(maxsize=4)
 def best_known(known: KnownFunction, weight: float, domain: Domain) -> BestKnown | None:
     """Return where the known part is best, constraints aside; None for no sum.
 

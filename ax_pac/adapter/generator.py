@@ -16,9 +16,11 @@ from ax_pac.acquisition.expected_improvement import LogPACExpectedImprovement
 from ax_pac.adapter.acquisition import CertifyingAcquisition
 from ax_pac.adapter.transforms import CanonicalPoints, SmoothedNoise, UnevaluatedPoints
 from ax_pac.adapter.unknown_part import UnknownPart
+from ax_pac.ax_internals import fit_models_by
 from ax_pac.experiment.settings import CertificateSettings
 from ax_pac.surrogate.fit import (
     SMALLEST_SPREAD,
+    fit_in_closed_form,
     lengthscale_constraint,
     outputscale_constraint,
 )
@@ -35,6 +37,9 @@ class BoundedMaternKernel(ScaleMaternKernel):
         **kwargs: As in `ScaleMaternKernel`, without constraints.
     """
 
+    # Which models `fit_surrogate` fits itself.
+    is_fitted_in_closed_form = True
+
     def __init__(self, ard_num_dims: int | None = None, **kwargs: Any) -> None:
         super().__init__(
             ard_num_dims=ard_num_dims,
@@ -42,6 +47,21 @@ class BoundedMaternKernel(ScaleMaternKernel):
             outputscale_constraint=outputscale_constraint(),
             **kwargs,
         )
+
+
+def fit_surrogate(model: SingleTaskGP) -> bool:
+    """Fit a model that was made by `surrogate_spec`; False for any other.
+
+    Args:
+        model: A model that Ax is about to fit.
+    """
+    kernel = model.covar_module
+    return getattr(kernel, "is_fitted_in_closed_form", False) and fit_in_closed_form(
+        model
+    )
+
+
+fit_models_by(fit_surrogate)
 
 
 def surrogate_spec() -> SurrogateSpec:

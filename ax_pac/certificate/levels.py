@@ -24,7 +24,7 @@ from ax_pac.acquisition.optimize import (
 from ax_pac.cells import CellEdges, Cells
 from ax_pac.certificate.exhaustive import exhaustive_failure
 from ax_pac.certificate.joint import JointFailure, filled_in, joint_failure
-from ax_pac.certificate.marginal import MarginalFailure, marginal_failure
+from ax_pac.certificate.marginal import MarginalCheck, MarginalFailure
 from ax_pac.certificate.record import (
     DEFAULT_LEVEL,
     EXHAUSTIVE,
@@ -166,7 +166,7 @@ def certify(
             known=known,
             negligible=negligible,
         )
-        search, gap = _search_twice(acquisition, X_observed, domain, epsilon, seeds)
+        search = find_challenger(acquisition, X_observed, domain, seed=seeds[0])
         if search.none_can_win or bool(acquisition.can_win(search.points).any()):
             break
         # No point was found that can win, though some may: nothing is ruled out.
@@ -178,9 +178,11 @@ def certify(
         epsilon=epsilon,
         level=level,
         inputs=inputs,
-        seeds={"joint": seeds[2], "marginal": seeds[3]},
+        observed=X_observed,
+        seeds={"second": seeds[1], "joint": seeds[2], "marginal": seeds[3]},
     )
-    reached, finding = _evaluated(check)
+    check, reached, finding = _evaluated(check)
+    search = check.search
     certificate = PACCertificate(
         delta=acquisition.delta,
         epsilon=epsilon,
@@ -190,49 +192,55 @@ def certify(
         incumbent=tuple(acquisition.incumbent.squeeze(0).tolist()),
         num_observations=len(inputs),
         pairwise_probability=_pairwise_probability(acquisition, search),
-        second_search_gap=gap,
+        second_search_gap=check.gap,
         reached=reached,
         **finding.fields,
     )
     return dataclasses.replace(certificate, reason=reason_of(certificate))
 
 
-def _evaluated(check: _Check) -> tuple[str, _Finding]:
-    """Evaluate the levels in turn; where every point was observed, that first."""
-    every = _exhaustive(check)
-    if every is not None and every.fields["failure_probability"] <= check.epsilon:
-        return EXHAUSTIVE, every
-    for reached in LEVELS[: LEVELS.index(check.level) + 1]:
-        finding = _EVALUATE[reached](check)
-        if not finding.passes:
-            break
-    if every is not None and not finding.fields["certifiable"]:
-        return EXHAUSTIVE, every
-    return reached, finding
-
-
-def _search_twice(
-    acquisition: PACAcquisition,
-    X_observed: Tensor,
-    domain: Domain,
-    epsilon: float,
-    seeds: list[int],
-) -> tuple[ChallengerSearch, float | None]:
-    """Search for the challenger, again and harder where a certificate may be issued.
+def _evaluated(check: _Check) -> tuple[_Check, str, _Finding]:
+    """Evaluate the levels in turn; where every point was observed, that first.
 
     Returns:
-        Both searches as one, and by how much the second found a higher score; None
-        where there was one search.
+        The check, searched again where that was due, the level reached and its finding.
     """
-    search = find_challenger(acquisition, X_observed, domain, seed=seeds[0])
-    if search.none_can_win:
-        return search, None
-    if _pairwise_probability(acquisition, search) > epsilon:
-        return search, None
+    every = _exhaustive(check)
+    if every is not None and every.fields["failure_probability"] <= check.epsilon:
+        return check, EXHAUSTIVE, every
+    reached, finding = "pairwise", _pairwise(check)
+    if finding.passes and check.level == "marginal":
+        check = dataclasses.replace(check, looks=_looks(check))
+        refusal = _first_look(check)
+        if refusal is not None:
+            return check, "marginal", refusal
+    if finding.passes:
+        check = _searched_again(check)
+        for reached in LEVELS[: LEVELS.index(check.level) + 1]:
+            finding = _EVALUATE[reached](check)
+            if not finding.passes:
+                break
+    if every is not None and not finding.fields["certifiable"]:
+        return check, EXHAUSTIVE, every
+    return check, reached, finding
+
+
+def _searched_again(check: _Check) -> _Check:
+    """Search for the challenger again and harder, before a certificate is issued."""
+    if check.search.none_can_win:
+        return check
     second = find_challenger(
-        acquisition, X_observed, domain, seed=seeds[1], effort=_SECOND_EFFORT
+        check.acquisition,
+        check.observed,
+        check.domain,
+        seed=check.seeds["second"],
+        effort=_SECOND_EFFORT,
     )
-    return _union(search, second, domain), second.score - search.score
+    return dataclasses.replace(
+        check,
+        search=_union(check.search, second, check.domain),
+        gap=second.score - check.search.score,
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -246,7 +254,10 @@ class _Check:
         epsilon: Allowed failure probability.
         level: The level that is asked for.
         inputs: Where observations were made, repetitions included. Shape `n x d`.
-        seeds: Seed of the draws of each level.
+        observed: Visited points. Shape `n x d`.
+        seeds: Seed of the second search, and of the draws of each level.
+        gap: Score that the second search found, less that of the first; None before.
+        looks: At level `marginal`, whose first look and check share their chains.
     """
 
     acquisition: PACAcquisition
@@ -255,7 +266,10 @@ class _Check:
     epsilon: float
     level: str
     inputs: Tensor
+    observed: Tensor
     seeds: dict[str, int]
+    gap: float | None = None
+    looks: MarginalCheck | None = None
 
 
 class _Finding(NamedTuple):
@@ -349,9 +363,9 @@ def _joint(check: _Check) -> _Finding:
     return _Finding(result.estimate + worse <= check.epsilon, fields)
 
 
-def _marginal(check: _Check) -> _Finding:
-    """Bound the same probability, averaged over the posterior of hyperparameters."""
-    acquisition, search = check.acquisition, check.search
+def _looks(check: _Check) -> MarginalCheck:
+    """Return the looks at level `marginal`."""
+    acquisition = check.acquisition
     weight = scalar_weight(acquisition.posterior_transform)
     if weight is None:
         raise ValueError(
@@ -361,29 +375,61 @@ def _marginal(check: _Check) -> _Finding:
     alpha, alpha_of_check = spending(check.epsilon, len(check.inputs))
     # No check is made on fewer observations, so their share can be spent as well.
     first = fewest_observations(check.domain.dim)
-    seed = check.seeds["marginal"]
-    rng = torch.Generator().manual_seed(seed)
-    points, scores = _candidates(check, rng)
-    if len(points):
-        points = points[_mixed(points, scores, rng)]
-    first_one = acquisition.incumbent if search.none_can_win else search.challenger
-    candidates = torch.cat([first_one, points])
-    result = marginal_failure(
+    return MarginalCheck(
         acquisition.model,
         acquisition.incumbent,
-        candidates,
         delta=acquisition.delta / abs(weight),
         epsilon=check.epsilon - alpha,
         alpha=min(alpha, alpha_of_check * first),
         weight=math.copysign(1.0, weight),
-        seed=seed,
+        seed=check.seeds["marginal"],
         bounds=check.domain,
         known=acquisition.known,
         threshold=acquisition.threshold.value / abs(weight),
     )
+
+
+def _first_look(check: _Check) -> _Finding | None:
+    """Return a refusal of level `marginal` before anything else is computed, if any.
+
+    On the candidates of the first search: to leave some out can only hide failures.
+    """
+    assert check.looks is not None
+    candidates = _shared_candidates(check)
+    result = check.looks.first_look(candidates)
+    return None if result is None else _marginal_finding(check, candidates, result)
+
+
+def _marginal(check: _Check) -> _Finding:
+    """Bound the same probability, averaged over the posterior of hyperparameters."""
+    assert check.looks is not None
+    candidates = _shared_candidates(check)
+    return _marginal_finding(check, candidates, check.looks.decided(candidates))
+
+
+def _shared_candidates(check: _Check) -> Tensor:
+    """Return what may beat the incumbent under the fitted model, and some others.
+
+    The challenger of the search comes first.
+    """
+    search = check.search
+    rng = torch.Generator().manual_seed(check.seeds["marginal"])
+    points, scores = _candidates(check, rng)
+    if len(points):
+        points = points[_mixed(points, scores, rng)]
+    none = search.none_can_win
+    first_one = check.acquisition.incumbent if none else search.challenger
+    return torch.cat([first_one, points])
+
+
+def _marginal_finding(
+    check: _Check, candidates: Tensor, result: MarginalFailure
+) -> _Finding:
+    """Return what goes into the certificate."""
+    alpha, _ = spending(check.epsilon, len(check.inputs))
     challenger = candidates[result.challenger or 0]  # the first is the search's
-    if search.none_can_win:
-        challenger = search.challenger.squeeze(0)
+    if check.search.none_can_win:
+        challenger = check.search.challenger.squeeze(0)
     fields = {
         "failure_probability": _reported(result, check.epsilon, alpha),
         "certifiable": result.hyperparameter_status == "ok",

@@ -35,7 +35,7 @@ from ax_pac.surrogate.mcmc import (
 
 # Draws at most, in multiples of the fewest independent ones that could certify if none
 # had any probability of failing.
-_MOST_DRAWS = 9.0
+_MOST_DRAWS = 4.0
 
 # Candidates that fail with at most this share of epsilon are left out, and a bound on
 # their probability is added.
@@ -51,6 +51,11 @@ _BATCH = 64
 _FEWEST_TO_GIVE_UP = 16
 
 _ERRORS_TO_GIVE_UP = 2.5
+
+
+# Sweeps of the chains before the first look at a check. After two, of 64 chains, the
+# failure probability is what it is later, to within its error; it is less before.
+_SWEEPS_OF_FIRST_LOOK = 2
 
 
 @dataclasses.dataclass(frozen=True)
@@ -165,34 +170,174 @@ def marginal_failure(
         >>> failure.upper_bound <= 0.05
         True
     """
-    _check_arguments(model, incumbent, candidates, epsilon, alpha, weight)
-    problem = DifferenceProblem(
+    check = MarginalCheck(
         model,
         incumbent,
-        candidates,
-        check_delta(delta),
-        weight,
-        bounds,
-        known,
-        threshold,
+        delta=delta,
+        epsilon=epsilon,
+        alpha=alpha,
+        weight=weight,
+        seed=seed,
+        bounds=bounds,
+        known=known,
+        threshold=threshold,
     )
-    refusal = _refusal(model, problem)
-    if refusal != _OK:
-        return MarginalFailure(1.0, 0, 0.0, 1.0, 0, None, *refusal)
-    generator = torch.Generator().manual_seed(seed)
-    kernel = model.covar_module
-    with _one_thread():
-        chains = HyperparameterChains(
-            problem.Z,
-            problem.Y,
-            problem.noise,
-            generator=generator,
-            initial=(
-                kernel.base_kernel.lengthscale.detach().reshape(-1),
-                float(kernel.outputscale.detach()),
-            ),
+    return check.decided(candidates)
+
+
+class MarginalCheck:
+    """The check of `marginal_failure`, and a first look that can only refuse.
+
+    Most checks of a search are far above epsilon, and most of what a check costs is
+    spent to be sure of its bound. The first look takes the chains on their way, when
+    they have just left their starting points, and the candidates that all settings
+    share. It underestimates the failure probability, by half as a rule, since the
+    maximum of a draw lies between candidates. Where even that is far above epsilon, no
+    certificate is issued. The check that follows otherwise draws anew, so that its
+    bound is what it is without a first look.
+
+    Args:
+        model: As in `marginal_failure`, as all arguments.
+        incumbent: Shape `1 x d`.
+        delta: Tolerance.
+        epsilon: Allowed failure probability.
+        alpha: Allowed probability of a certificate by sampling error alone.
+        weight: 1 to maximise, -1 to minimise.
+        seed: Seed of every random number.
+        bounds: What the maximum is over.
+        known: What is added to the model's outcome.
+        threshold: Points that could only beat a worse incumbent are left out.
+    """
+
+    def __init__(
+        self,
+        model: SingleTaskGP,
+        incumbent: Tensor,
+        *,
+        delta: float,
+        epsilon: float,
+        alpha: float,
+        weight: float = 1.0,
+        seed: int,
+        bounds: Tensor | Domain | None = None,
+        known: KnownFunction | None = None,
+        threshold: float = -math.inf,
+    ) -> None:
+        self._model, self._incumbent = model, incumbent
+        self._delta, self._epsilon, self._alpha = delta, epsilon, alpha
+        self._weight, self._seed = weight, seed
+        self._bounds, self._known, self._threshold = bounds, known, threshold
+        self._generator = torch.Generator().manual_seed(seed)
+        self._chains: HyperparameterChains | None = None
+
+    def first_look(self, candidates: Tensor) -> MarginalFailure | None:
+        """Return a refusal, or None where the check may end otherwise.
+
+        Args:
+            candidates: Shape `N x d`.
+        """
+        problem = self._problem(candidates)
+        refusal = self._refusal(problem)
+        if refusal is not None:
+            return refusal
+        # Its own draws, so that those of the check do not depend on it.
+        generator = torch.Generator().manual_seed(self._seed + 1)
+        most = math.ceil(_MOST_DRAWS * self._fewest)
+        none = torch.zeros(0, dtype=torch.float64)
+        gives_up = functools.partial(
+            _is_hopeless_with, none, self._epsilon, self._alpha, 1.0, most
         )
-        return _draw_until_decided(chains, problem, epsilon, alpha, generator)
+        with _one_thread():
+            chains = self._chains_on(problem)
+            chains.sweep_until(_SWEEPS_OF_FIRST_LOOK)
+            draws = draw_failures(
+                problem,
+                HyperparameterSample(*chains.current(), math.nan, math.nan),
+                NEGLIGIBLE_SHARE * self._epsilon,
+                generator,
+                num_rounds=0,
+                is_enough=gives_up,
+            )
+        estimate = float(draws.failure.mean())
+        if estimate <= self._epsilon or not gives_up(draws.failure):
+            return None
+        number = len(draws.failure)
+        return MarginalFailure(
+            estimate=estimate,
+            num_draws=number,
+            effective_sample_size=float(number),
+            upper_bound=betting_upper(draws.failure, self._alpha),
+            active_set_size=draws.active_set_size,
+            challenger=int(draws.pairwise.argmax()),
+            hyperparameter_status="ok",
+            worse_incumbent_probability=draws.worse_incumbent / number,
+        )
+
+    def decided(self, candidates: Tensor) -> MarginalFailure:
+        """Return the result of the check, see `marginal_failure`.
+
+        Args:
+            candidates: Shape `N x d`.
+        """
+        problem = self._problem(candidates)
+        refusal = self._refusal(problem)
+        if refusal is not None:
+            return refusal
+        with _one_thread():
+            chains = self._chains_on(problem)
+            return _draw_until_decided(
+                chains, problem, self._epsilon, self._alpha, self._generator
+            )
+
+    @property
+    def _fewest(self) -> float:
+        """Fewest draws that could certify."""
+        return math.log(self._alpha) / math.log1p(-self._epsilon)
+
+    def _problem(self, candidates: Tensor) -> DifferenceProblem:
+        """Return the problem with candidates, or refuse arguments out of range."""
+        _check_arguments(
+            self._model,
+            self._incumbent,
+            candidates,
+            self._epsilon,
+            self._alpha,
+            self._weight,
+        )
+        return DifferenceProblem(
+            self._model,
+            self._incumbent,
+            candidates,
+            check_delta(self._delta),
+            self._weight,
+            self._bounds,
+            self._known,
+            self._threshold,
+        )
+
+    def _refusal(self, problem: DifferenceProblem) -> MarginalFailure | None:
+        """Return the result where the data support no claim."""
+        refusal = _refusal(self._model, problem)
+        if refusal == _OK:
+            return None
+        return MarginalFailure(1.0, 0, 0.0, 1.0, 0, None, *refusal)
+
+    def _chains_on(self, problem: DifferenceProblem) -> HyperparameterChains:
+        """Return the chains, which do not depend on the candidates."""
+        if self._chains is None:
+            kernel = self._model.covar_module
+            self._chains = HyperparameterChains(
+                problem.Z,
+                problem.Y,
+                problem.noise,
+                generator=self._generator,
+                initial=(
+                    kernel.base_kernel.lengthscale.detach().reshape(-1),
+                    float(kernel.outputscale.detach()),
+                ),
+                settle=False,
+            )
+        return self._chains
 
 
 @contextlib.contextmanager

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -11,7 +12,7 @@ from botorch.models import SingleTaskGP
 from torch import Tensor
 
 from ax_pac.acquisition.difference import VARIANCE_FLOOR
-from ax_pac.acquisition.ruled_out import slack_of
+from ax_pac.acquisition.ruled_out import slack_of_value
 from ax_pac.domain import Domain
 from ax_pac.known import KnownFunction
 from ax_pac.surrogate.mcmc import (
@@ -41,8 +42,16 @@ _NUM_ADDED = (150, 600)
 
 _ADDED_DISTANCES = (-1.5, 0.3)
 
-# Doubles in the largest temporary: settings are scored in chunks of this size.
+# Doubles in the largest temporary while settings are scored, and while their values are
+# revealed: what fits into the caches of a core, and what makes a step longer than the
+# call that starts it.
 _CHUNK_SIZE = 500_000
+
+_REVEAL_SIZE = 1_000_000
+
+# Settings between two looks at whether they are enough: few at first, as most checks
+# that fail are far above epsilon.
+_FIRST_SETTINGS = 16
 
 
 class DifferenceProblem:
@@ -123,10 +132,11 @@ class DifferenceProblem:
             if self._transform is not None:
                 raw = self._transform.untransform(points.reshape(-1, points.shape[-1]))
                 raw = raw.reshape(points.shape)
-            shift = self._shift(raw)
+            value = self._known(raw)
+            shift = self._weight * (value - self._at_incumbent) / self._scale
             if self.threshold > -math.inf:
-                slack = slack_of(
-                    raw,
+                slack = slack_of_value(
+                    value,
                     self._known,
                     self._weight,
                     self._raw_delta,
@@ -158,6 +168,17 @@ class DifferenceProblem:
             if lost is not None:  # the incumbent cannot beat itself
                 inside = torch.where(lost.unsqueeze(-1), self.incumbent, inside)
         return inside.reshape(shape)
+
+
+# What `_Functions` holds of each candidate, of each setting, and of each setting until
+# values are revealed.
+_PER_CANDIDATE = ("X", "known", "mean", "variance", "k_incumbent")
+
+_PER_SETTING = ("floor", "scale", "survival", "dropped")
+
+_BEFORE_REVEALING = (
+    *("Z", "incumbent", "lengthscale", "whitener", "weights", "k_incumbent_data"),
+)
 
 
 class _Functions:
@@ -200,7 +221,8 @@ class _Functions:
         mean = (known @ self.weights).squeeze(-1)
         k_incumbent = _kernel(X, self.incumbent, self.scale).squeeze(-1)
         prior = 2.0 * (self.scale.squeeze(-1) - k_incumbent)
-        return known, mean, k_incumbent, prior - known.square().sum(-1)
+        explained = torch.linalg.vector_norm(known, dim=-1).square_()
+        return known, mean, k_incumbent, prior.sub_(explained)
 
     def worse_incumbent(self) -> Tensor:
         """Probability under each setting that the incumbent is below the threshold."""
@@ -279,11 +301,43 @@ class _Functions:
             self.revealed = []
 
     def keep_settings(self, which: Tensor) -> None:
-        """Drop the settings whose draw has ended."""
+        """Keep some settings, in the order given: those whose draw has not ended."""
         self._absorb()
-        names = "X known mean variance k_incumbent floor scale survival dropped"
-        for name in names.split():
+        for name in (*_PER_CANDIDATE, *_PER_SETTING):
             setattr(self, name, getattr(self, name)[which])
+
+    def part(self, which: Tensor) -> _Functions:
+        """Return some of the settings on their own, before any value is revealed."""
+        part = copy.copy(self)
+        part.revealed = []
+        for name in (*_PER_CANDIDATE, *_PER_SETTING, *_BEFORE_REVEALING):
+            setattr(part, name, getattr(self, name)[which])
+        return part
+
+    @staticmethod
+    def joined(parts: Sequence[_Functions]) -> _Functions:
+        """Return the settings of several together, to reveal their values at once.
+
+        Those with fewer candidates get some that cannot fail.
+        """
+        if len(parts) == 1:
+            return parts[0]
+        whole = copy.copy(parts[0])
+        whole.revealed = []
+        most = max(part.mean.shape[-1] for part in parts)
+        for name in _PER_CANDIDATE:
+            tensors = [getattr(part, name) for part in parts]
+            value = -math.inf if name == "mean" else 0.0
+            shape = (sum(len(t) for t in tensors), most, *tensors[0].shape[2:])
+            padded = torch.full(shape, value, dtype=torch.float64)
+            row = 0
+            for t in tensors:
+                padded[row : row + len(t), : t.shape[1]] = t
+                row += len(t)
+            setattr(whole, name, padded)
+        for name in _PER_SETTING:
+            setattr(whole, name, torch.cat([getattr(part, name) for part in parts]))
+        return whole
 
     def reveal(self, pivot: Tensor, uniform: Tensor) -> None:
         """Draw one value of each setting, below delta, and condition on it.
@@ -367,34 +421,117 @@ def draw_failures(
     Source: Geweke 1991, Hajivassiliou and McFadden 1998, Keane 1994 (the GHK simulator
     of a Gaussian orthant). Deviation: the order of the points is chosen adaptively.
     """
-    num_candidates, dim = problem.candidates.shape
-    num_added = min(_NUM_ADDED[0] * dim, _NUM_ADDED[1])
-    most = num_candidates + num_rounds * num_added
-    chunk = max(1, _CHUNK_SIZE // (most * len(problem.Z)))
+    num_settings = len(sample.outputscale)
     failure, largest = torch.zeros(0, dtype=torch.float64), 0
     worse_sum = 0.0
-    pairwise = torch.zeros(num_candidates, dtype=torch.float64)
-    enough = False
-    for lengthscale, outputscale in zip(
-        sample.lengthscale.split(chunk), sample.outputscale.split(chunk), strict=True
-    ):
-        functions = _Functions(problem, lengthscale, outputscale)
-        scores = functions.scores()
-        pairwise += torch.special.ndtr(scores).sum(0)
+    pairwise = torch.zeros(len(problem.candidates), dtype=torch.float64)
+    begin, enough = 0, False
+    while begin < num_settings:
+        end = min(max(_FIRST_SETTINGS, 2 * begin), num_settings)
+        settings = sample.lengthscale[begin:end], sample.outputscale[begin:end]
+        begin = end
         if enough:
+            pairwise += _pairwise(problem, *settings)
             continue
-        worse = functions.worse_incumbent()
+        parts, order = _scored(problem, *settings, tolerance, generator, num_rounds)
+        pairwise += torch.stack([part.pairwise for part in parts]).sum(0)
+        worse = torch.cat([part.worse for part in parts])
         worse_sum += float(worse.sum())
-        size = functions.keep_candidates(scores, tolerance)
-        for _ in range(num_rounds):
-            functions.add_candidates(num_added, generator)
-            size = functions.keep_candidates(functions.scores(), tolerance)
-        largest = max(largest, size)
-        drawn = _reveal_until_negligible(functions, tolerance, generator)
-        failure = torch.cat([failure, (drawn + worse).clamp_max(1.0)])
+        functions = [part.functions for part in parts]
+        largest = max(largest, *(f.mean.shape[-1] for f in functions))
+        drawn = torch.empty(len(order), dtype=torch.float64)
+        drawn[order] = worse + _drawn(functions, tolerance, generator)
+        failure = torch.cat([failure, drawn.clamp_max(1.0)])
         enough = is_enough is not None and is_enough(failure)
-    pairwise /= len(sample.outputscale)
-    return FunctionDraws(failure, largest, pairwise, worse_sum)
+    return FunctionDraws(failure, largest, pairwise / num_settings, worse_sum)
+
+
+def _pairwise(
+    problem: DifferenceProblem, lengthscale: Tensor, outputscale: Tensor
+) -> Tensor:
+    """Each shared candidate's own probability of failing, summed over settings."""
+    size = max(1, _CHUNK_SIZE // (len(problem.candidates) * len(problem.Z)))
+    chunks = zip(lengthscale.split(size), outputscale.split(size), strict=True)
+    scores = [_Functions(problem, *chunk).scores() for chunk in chunks]
+    return torch.special.ndtr(torch.cat(scores)).sum(0)
+
+
+class _Part(NamedTuple):
+    """Some settings with their candidates.
+
+    Args:
+        functions: Under the settings, with the candidates that are not negligible.
+        pairwise: Each shared candidate's own probability of failing, summed over them.
+        worse: Probability of an incumbent below the threshold. Shape `S`.
+    """
+
+    functions: _Functions
+    pairwise: Tensor
+    worse: Tensor
+
+
+def _scored(
+    problem: DifferenceProblem,
+    lengthscale: Tensor,
+    outputscale: Tensor,
+    tolerance: float,
+    generator: torch.Generator,
+    num_rounds: int,
+) -> tuple[list[_Part], Tensor]:
+    """Find the candidates that are not negligible under each setting.
+
+    Returns:
+        The settings in parts, and the index of each in their order.
+    """
+    num_candidates, dim = problem.candidates.shape
+    num_data = len(problem.Z)
+    num_added = min(_NUM_ADDED[0] * dim, _NUM_ADDED[1])
+    most = num_candidates + num_rounds * num_added
+    many = max(1, _CHUNK_SIZE // (num_candidates * num_data))
+    few = max(1, _CHUNK_SIZE // (most * num_data))
+    parts, orders = [], []
+    for begin in range(0, len(outputscale), many):
+        chunk = slice(begin, begin + many)
+        functions = _Functions(problem, lengthscale[chunk], outputscale[chunk])
+        probability = torch.special.ndtr(functions.scores())
+        worse = functions.worse_incumbent()
+        # Settings that keep about as many candidates go together.
+        order = probability.sum(-1).argsort()
+        orders.append(begin + order)
+        for which in order.split(few):
+            part = functions.part(which)
+            part.keep_candidates(part.scores(), tolerance)
+            for _ in range(num_rounds):
+                part.add_candidates(num_added, generator)
+                part.keep_candidates(part.scores(), tolerance)
+            parts.append(_Part(part, probability[which].sum(0), worse[which]))
+    return parts, torch.cat(orders)
+
+
+def _drawn(
+    parts: Sequence[_Functions], tolerance: float, generator: torch.Generator
+) -> Tensor:
+    """Draw a function under each setting, as many at once as is fast."""
+    numbers = [len(part.mean) for part in parts]
+    sizes = [part.mean.shape[-1] for part in parts]
+    found: dict[int, Tensor] = {}
+    together: list[int] = []
+
+    def reveal() -> None:
+        functions = _Functions.joined([parts[i] for i in together])
+        drawn = _reveal_until_negligible(functions, tolerance, generator)
+        found.update(
+            zip(together, drawn.split([numbers[i] for i in together]), strict=True)
+        )
+        together.clear()
+
+    for i in sorted(range(len(parts)), key=sizes.__getitem__):
+        number = sum(numbers[j] for j in [*together, i])
+        if together and number * parts[i].known[0].numel() > _REVEAL_SIZE:
+            reveal()
+        together.append(i)
+    reveal()
+    return torch.cat([found[i] for i in range(len(parts))])
 
 
 def _reveal_until_negligible(
@@ -438,7 +575,11 @@ def _kernel(A: Tensor, B: Tensor, scale: Tensor) -> Tensor:
     Squared distances are expanded: their rounding error, about 1e-13 at the shortest
     length scales, is far below the variance floor's share of what it is compared with.
     """
-    squared = (-2.0 * A) @ B.mT
-    squared += A.square().sum(-1, keepdim=True)
-    squared += B.square().sum(-1).unsqueeze(-2)
-    return matern(squared.clamp_min_(0.0).mul_(5.0)).mul_(scale)
+    squared = torch.baddbmm(
+        B.square().sum(-1).mul_(5.0).unsqueeze(-2).expand(-1, A.shape[-2], -1),
+        A,
+        B.mT,
+        alpha=-10.0,
+    )
+    squared += A.square().sum(-1, keepdim=True).mul_(5.0)
+    return matern(squared.clamp_min_(0.0)).mul_(scale)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import functools
 import hashlib
@@ -113,8 +114,16 @@ class CertificateSettings:
             ValueError: When a value is out of its range, or when there is an option
                 that this version does not know.
         """
-        refuse_unknown(fields, cls.__dataclass_fields__, "settings of a certificate")
-        return cls(**fields)
+        global _last
+        if _last is None or fields != _last[0]:
+            refuse_unknown(
+                fields, cls.__dataclass_fields__, "settings of a certificate"
+            )
+            settings = cls(**fields)
+            if fields.get("seed", cls.seed) is None:
+                return settings  # which draws another one next time
+            _last = copy.deepcopy(fields), settings
+        return _last[1]
 
     def to_dict(self) -> dict[str, Any]:
         """Return the settings as plain JSON values."""
@@ -156,6 +165,11 @@ class CertificateSettings:
         question["cells"] = _digest(self.cells)
         question["known"] = "" if self.known is None else self.known.digest
         return all(stored.get(name) == value for name, value in question.items())
+
+
+# The fields that were read last and their settings: a search reads its own several
+# times per trial, and to check thousands of edges takes longer than to compare them.
+_last: tuple[dict[str, Any], CertificateSettings] | None = None
 
 
 @functools.lru_cache

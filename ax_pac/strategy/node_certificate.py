@@ -16,7 +16,7 @@ from ax.generation_strategy.generation_node import GenerationNode
 
 from ax_pac.adapter.fitted import state_of
 from ax_pac.adapter.transforms import CanonicalPoints
-from ax_pac.ax_internals import fit, is_of, last_acquisition
+from ax_pac.ax_internals import acquisition_of, fit, is_of
 from ax_pac.experiment.observations import Source
 from ax_pac.experiment.records import find_record, keep_record
 from ax_pac.experiment.session import session_of
@@ -108,8 +108,7 @@ def certify_adapter(
     """
     start = time.perf_counter()
     # Without pending observations: a certificate is about completed data.
-    adapter.gen(n=1)
-    certificate = last_acquisition(adapter).certificate
+    certificate = acquisition_of(adapter).certificate
     seconds = {"fit": fit_seconds, "propose": time.perf_counter() - start}
     with torch.no_grad():
         incumbent = torch.tensor([certificate.incumbent], dtype=torch.float64)

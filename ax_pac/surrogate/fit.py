@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import torch
 from botorch.fit import fit_gpytorch_mll
 from botorch.models import SingleTaskGP
@@ -12,7 +13,14 @@ from botorch.models.transforms.outcome import Standardize
 from gpytorch.constraints import Interval
 from gpytorch.kernels import MaternKernel, ScaleKernel
 from gpytorch.mlls import ExactMarginalLogLikelihood
+from numpy.typing import NDArray
+from scipy.linalg.lapack import dpotrf, dpotri, dpotrs
+from scipy.optimize import minimize
+from scipy.special import expit
+from threadpoolctl import threadpool_limits
 from torch import Tensor
+
+Array = NDArray[np.float64]
 
 # In units of the box (inputs are normalised) and of the outcome's variance (outcomes
 # are standardised). Without bounds the likelihood of a flat direction has no maximum
@@ -140,8 +148,116 @@ def fit_model(
         input_transform=Normalize(d, bounds=bounds, min_range=SMALLEST_SPREAD),
         outcome_transform=Standardize(m=1, min_stdv=SMALLEST_SPREAD),
     )
-    with torch.random.fork_rng(devices=[]):
-        # BoTorch retries a failed fit from random hyperparameters.
-        torch.manual_seed(0)
-        fit_gpytorch_mll(ExactMarginalLogLikelihood(model.likelihood, model))
+    if not fit_in_closed_form(model):
+        with torch.random.fork_rng(devices=[]):
+            # BoTorch retries a failed fit from random hyperparameters.
+            torch.manual_seed(0)
+            fit_gpytorch_mll(ExactMarginalLogLikelihood(model.likelihood, model))
     return model.eval()
+
+
+def fit_in_closed_form(model: SingleTaskGP) -> bool:
+    """Fit by maximum likelihood with gradients in closed form, a tenth of the time.
+
+    The problem, the start and the optimiser are those of BoTorch, which goes through
+    the modules of the kernel and autograd at every step; so is the result, to the
+    tolerance of the optimiser.
+
+    Args:
+        model: A `SingleTaskGP` with a scaled Matern-5/2 kernel whose hyperparameters
+            are bounded, a constant mean and known noise, unfitted.
+
+    Returns:
+        Whether it was fitted. If not, as where the optimiser gave up, the model is
+        unchanged.
+    """
+    likelihood = _NegativeLikelihood(model)
+    with threadpool_limits(limits=1, user_api="blas"):
+        try:
+            found = minimize(
+                likelihood, likelihood.start, jac=True, method="L-BFGS-B"
+            )
+        except np.linalg.LinAlgError:
+            return False
+    if not found.success:
+        return False
+    likelihood.keep(found.x)
+    # What it computed before is out of date.
+    model.train()
+    model.eval()
+    return True
+
+
+class _NegativeLikelihood:
+    """Negative log marginal likelihood per observation, of raw hyperparameters.
+
+    Raw length scales come first, then the raw output scale and the mean. GPyTorch's
+    bounded hyperparameters are `lower + (upper - lower) sigmoid(raw)`.
+    """
+
+    def __init__(self, model: SingleTaskGP) -> None:
+        model.eval()  # in which the inputs are those of the kernel
+        self._kernel, self._mean = model.covar_module, model.mean_module
+        (X,) = model.train_inputs
+        self._Y = model.train_targets.detach().numpy()
+        self._noise = model.likelihood.noise.detach().expand(len(X)).numpy()
+        n, d = X.shape
+        self._row, self._column = np.tril_indices(n, -1)
+        Z = X.detach().numpy()
+        self._squared = np.square(Z[self._row] - Z[self._column]).T.copy()
+        bounds = [
+            self._kernel.base_kernel.raw_lengthscale_constraint,
+            self._kernel.raw_outputscale_constraint,
+        ]
+        self._lower, upper = (
+            np.repeat([float(getattr(bound, side)) for bound in bounds], [d, 1])
+            for side in ("lower_bound", "upper_bound")
+        )
+        self._width = upper - self._lower
+        self._parameters = [
+            self._kernel.base_kernel.raw_lengthscale,
+            self._kernel.raw_outputscale,
+            self._mean.raw_constant,
+        ]
+        flat = [p.detach().reshape(-1) for p in self._parameters]
+        self.start = torch.cat(flat).double().numpy().copy()
+
+    def __call__(self, raw: Array) -> tuple[float, Array]:
+        """Return the value and its gradient."""
+        n, d = len(self._Y), len(raw) - 2
+        sigmoid = expit(raw[:-1])
+        theta = self._lower + self._width * sigmoid
+        lengthscale, outputscale = theta[:-1], theta[-1]
+        r = np.sqrt(5.0 * (lengthscale**-2.0 @ self._squared))
+        decay = np.exp(-r)
+        slope = (1.0 + r) * decay
+        correlation = slope + r * r * decay / 3.0
+        K = np.empty((n, n), order="F")
+        K[self._row, self._column] = outputscale * correlation
+        np.fill_diagonal(K, outputscale + self._noise)
+        L, failed = dpotrf(K, lower=1, overwrite_a=1)
+        if failed:
+            raise np.linalg.LinAlgError("the covariance has no Cholesky factor")
+        residual = self._Y - raw[-1]
+        alpha, _ = dpotrs(L, residual, lower=1)
+        value = 0.5 * (residual @ alpha) + np.log(L.diagonal()).sum()
+        value += 0.5 * n * math.log(2.0 * math.pi)
+        # Of the pairs below the diagonal, twice: half of the trace's derivative.
+        inverse, _ = dpotri(L, lower=1)
+        weights = inverse[self._row, self._column]
+        weights -= alpha[self._row] * alpha[self._column]
+        of_lengthscale = self._squared @ (weights * slope)
+        of_lengthscale *= 5.0 / 3.0 * outputscale * lengthscale**-3.0
+        diagonal = inverse.diagonal().sum() - alpha @ alpha
+        of_outputscale = weights @ correlation + 0.5 * diagonal
+        gradient = np.append(of_lengthscale, [of_outputscale, -alpha.sum()])
+        gradient[:-1] *= self._width * sigmoid * (1.0 - sigmoid)
+        return value / n, gradient / n
+
+    def keep(self, raw: Array) -> None:
+        """Give the model these hyperparameters."""
+        with torch.no_grad():
+            values = torch.from_numpy(raw)
+            sizes = [p.numel() for p in self._parameters]
+            for p, value in zip(self._parameters, values.split(sizes), strict=True):
+                p.copy_(value.reshape(p.shape))

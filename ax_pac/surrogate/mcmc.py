@@ -85,6 +85,8 @@ class HyperparameterChains:
         initial: Length scales (shape `d`) and output scale around which half of the
             starting points are scattered, such as the maximum-likelihood estimate.
             Default: all starting points come from the prior.
+        settle: Whether to sweep until the starting points are forgotten; if not, that
+            is done before the first draw is kept.
 
     Raises:
         ValueError: When a shape is wrong or a value not finite.
@@ -114,6 +116,7 @@ class HyperparameterChains:
         *,
         generator: torch.Generator,
         initial: tuple[Tensor, float] | None = None,
+        settle: bool = True,
     ) -> None:
         _check_data(X, Y, Yvar)
         self._likelihood = _Likelihood(X, Y, Yvar)
@@ -131,8 +134,19 @@ class HyperparameterChains:
         self._state = self._starting_states(initial)
         self._value = self._log_likelihood(self._state)
         self._start = self._quantities()
-        for _ in range(10 + dim):
+        self._num_settling = 10 + dim
+        if settle:
+            self.sweep_until(self._num_settling)
+
+    def sweep_until(self, num_sweeps: int) -> None:
+        """Sweep until so many sweeps were made in all."""
+        while self._num_sweeps < num_sweeps:
             self._sweep()
+
+    def current(self) -> tuple[Tensor, Tensor]:
+        """Return where the chains are: length scales, `64 x d`, and output scales."""
+        theta = (self._centre + self._spread * self._state).exp()
+        return theta[:, :-1], theta[:, -1]
 
     @property
     def num_samples(self) -> int:
@@ -141,6 +155,7 @@ class HyperparameterChains:
 
     def extend(self, num_samples: int) -> None:
         """Continue until at least `num_samples` draws are kept in all."""
+        self.sweep_until(self._num_settling)
         while self.num_samples < num_samples:
             for _ in range(self.thin):
                 self._sweep()

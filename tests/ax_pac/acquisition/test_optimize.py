@@ -104,6 +104,8 @@ def test_a_line_search_that_ends_early_is_no_news_but_other_warnings_are(monkeyp
         return starts, score(starts)
 
     monkeypatch.setattr("ax_pac.acquisition.optimize.gen_candidates_scipy", failing)
+    # As of a model without gradients in closed form.
+    monkeypatch.setattr(PACAcquisition, "score_with_gradient", lambda *_, **__: None)
     model, X = model_with_noise(lambda X: torch.full((len(X),), 0.01))
     score = PACAcquisition(model, X, 0.1)
     box = torch.tensor([[0.0, 0.0], [1.0, 1.0]], dtype=torch.float64)
