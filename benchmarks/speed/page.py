@@ -30,7 +30,8 @@ def render_speed(traces: Sequence[Trace]) -> dict[str, str]:
         "with all of its convolutions and its linear layer in play, on one core of a "
         "CPU. Convolutions from the second stage on, which see 4 x 4 pixels or fewer, "
         "go to few channels and back (`channel_conv`), the others are separable (the "
-        f"default); factors are fitted to {CALIBRATE:,} images. No labels and no training are used.",
+        f"default); factors are fitted to {CALIBRATE:,} images. No labels and no "
+        "training are used.",
         f"Times are of the whole network, of batches of {BATCH} unless said "
         "otherwise, measured in interleaved pairs with the original; another process "
         "usually runs on the other core, which pairs take out. Top-1 is on all 10,000 "
