@@ -11,7 +11,7 @@ from benchmarks.harness.charts import Axis, Series, chart
 from benchmarks.harness.tables import opening, revisions, spread, table
 from benchmarks.harness.traces import Trace
 from benchmarks.speed import plan as speed
-from benchmarks.speed.runs import BATCH, NETWORKS
+from benchmarks.speed.runs import BATCH, CALIBRATE, NETWORKS
 
 Result = Mapping[str, Any]
 _FIGURE = "figures/speed_prediction.svg"
@@ -28,9 +28,10 @@ def render_speed(traces: Sequence[Trace]) -> dict[str, str]:
         "For those who compress a network so that it becomes faster: "
         "`compress(network, inputs, speedup=2.0)` on ResNet18 (CIFAR-10 at 32 pixels), "
         "with all of its convolutions and its linear layer in play, on one core of a "
-        "CPU. Convolutions of the last two stages, which see 2 x 2 pixels and one, go "
-        "to few channels and back (`channel_conv`), the others are separable (the "
-        "default). No labels and no training are used.",
+        "CPU. Convolutions from the second stage on, which see 4 x 4 pixels or fewer, "
+        "go to few channels and back (`channel_conv`), the others are separable (the "
+        f"default); factors are fitted to {CALIBRATE:,} images. No labels and no "
+        "training are used.",
         f"Times are of the whole network, of batches of {BATCH} unless said "
         "otherwise, measured in interleaved pairs with the original; another process "
         "usually runs on the other core, which pairs take out. Top-1 is on all 10,000 "
@@ -59,7 +60,7 @@ def _speedups(traces: Sequence[Trace]) -> list[str]:
     rows = []
     for (factor, searched, tie, delta), results in groups.items():
         how = f"search, delta {delta}" if searched else "price path, no search"
-        coordinates = "early stages tied" if tie == "early" else "one a layer"
+        coordinates = "one a stage" if tie == "stage" else "one a layer"
         if searched:
             how += f", {coordinates}"
         certified = sum(r["holds"] for r in results)

@@ -27,7 +27,7 @@ BATCHES = (BATCH, 8)
 
 
 def speedup(
-    search: bool, tie: str = "early", factor: float = SPEEDUP
+    search: bool, tie: str = "stage", factor: float = SPEEDUP
 ) -> dict[str, Any]:
     """Settings of a network that has to be so many times faster."""
     settings = {"search": search, "speedup": factor, "batch": BATCH}

@@ -36,7 +36,7 @@ from compression_adapters.search.run import finished, search_problem
 from compression_adapters.search.sample_size import most_samples
 from compression_adapters.search.trials import fresh_seed
 
-_MARGIN = 0.97
+_MARGIN = 0.985
 """Predicted time that is aimed at, as a share of the time that is allowed."""
 
 _BESIDE = 1.25
@@ -47,7 +47,7 @@ _ABOVE = 1.3
 
 _MEASURE_SECONDS = 6.0
 
-_CLOSE = 0.1
+_CLOSE = 0.05
 """A result whose time is this close below what is allowed is not improved."""
 
 
