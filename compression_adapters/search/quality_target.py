@@ -215,8 +215,8 @@ def smallest_on_path(
 
     # The dense network, which is the last one, meets every target.
     largest = max(len(path) - 2, 0)
-    sure = _first(largest, lambda position: is_expected(position, _SURELY))
-    likely = _first(sure, lambda position: is_expected(position, 0.0))
+    sure = first_that(largest, lambda position: is_expected(position, _SURELY))
+    likely = first_that(sure, lambda position: is_expected(position, 0.0))
     positions = _between(path, sure, likely)
 
     def made(position: int) -> tuple[nn.Module, FinishRecord | None]:
@@ -307,8 +307,13 @@ def stated(
     return replace(result, statement=statement)
 
 
-def _first(last: int, passes: Callable[[int], bool]) -> int:
-    """Return the first position up to `last` that passes, by bisection; else `last`."""
+def first_that(last: int, passes: Callable[[int], bool]) -> int:
+    """Return the first position up to `last` that passes, by bisection; else `last`.
+
+    Args:
+        last: The last position.
+        passes: Whether a position does; true of all later ones, too.
+    """
     low, high = -1, last
     while high - low > 1:
         middle = (low + high) // 2

@@ -12,8 +12,9 @@ import pandas as pd
 from torch import nn
 
 from ax_pac.ax_internals import experiment_of
+from compression_adapters.evaluation.price_path import price_path
 from compression_adapters.evaluation.problem import CompressionProblem
-from compression_adapters.evaluation.quality import expected_to_pass
+from compression_adapters.evaluation.quality import QualityTest, expected_to_pass
 from compression_adapters.options import (
     AUTO,
     TARGETS,
@@ -23,6 +24,7 @@ from compression_adapters.options import (
 from compression_adapters.search.auto import search_auto
 from compression_adapters.search.client import new_client, reweighted_client
 from compression_adapters.search.dry_run import carrying, checked_problem
+from compression_adapters.search.first_gamma import gamma_for, gamma_for_ratio
 from compression_adapters.search.quality_target import (
     best_of_results,
     choosing_seeds,
@@ -33,10 +35,9 @@ from compression_adapters.search.result import CompressionResult, summed, timed
 from compression_adapters.search.run import finished, search_problem
 from compression_adapters.search.sample_size import most_samples
 from compression_adapters.search.time_limit import TimeLimit
-from compression_adapters.search.trials import trial_seed
 
-_FIRST_STEP = 8.0
-"""Factor between two gammas until they bracket the target."""
+_FIRST_STEP = 1.5
+"""Factor between the first two gammas; its square between the next two, and so on."""
 
 
 def compress_to(
@@ -153,7 +154,7 @@ def search_target(
     if wanted.is_quality:
         test = quality_test(problem, options.search, wanted)
     results: list[CompressionResult] = []
-    gamma = 1.0 / _largest_loss(problem, search.seed)
+    gamma = _first_gamma(problem, options, test)
     low = high = None  # gammas that keep too little, or too much
     rows: list[dict[str, Any]] = []
     timings: list[dict[str, float]] = []
@@ -211,7 +212,7 @@ def search_target(
             low = gamma  # may keep more
         else:
             high = gamma
-        gamma = _next(low, high)
+        gamma = _next(low, high, number)
     if best is None and test is None:
         with carrying(client or new_client(problem)):
             raise ValueError(
@@ -315,24 +316,40 @@ def _size(result: CompressionResult) -> float:
     return result.problem.ratio(result.ranks)
 
 
-def _next(low: float | None, high: float | None) -> float:
-    """Return the gamma to try next."""
+def _first_gamma(
+    problem: CompressionProblem, options: CompressionOptions, test: QualityTest | None
+) -> float:
+    """Return the gamma at which the price path meets the target."""
+    path, wanted, seed = price_path(problem), options.target, options.search.seed
+    if wanted.ratio is not None:
+        return gamma_for_ratio(path, read_ratio(wanted.ratio))
+    if test is None:
+        losses, most = path.table["predicted_loss"], wanted.loss_at_most or 0.0
+        return gamma_for(path, lambda position: float(losses.iloc[position]) <= most)
+    seeds = choosing_seeds(problem, seed)
+
+    def is_expected(position: int) -> bool:
+        return expected_to_pass(
+            test.of_ranks(path.networks[position], seeds),
+            test.quality,
+            test.held_out.count,
+            options.search.epsilon,
+        )
+
+    return gamma_for(path, is_expected)
+
+
+def _next(low: float | None, high: float | None, number: int) -> float:
+    """Return the gamma to try next, after a number of them.
+
+    The first one should be near, so that steps begin small; they grow in case it is
+    not.
+    """
     if low is not None and high is not None:
         return math.sqrt(low * high)
+    step = _FIRST_STEP ** (2.0 ** (number - 1))
     if low is not None:
-        return low * _FIRST_STEP
+        return low * step
     if high is not None:
-        return high / _FIRST_STEP
+        return high / step
     raise ValueError("No gamma has been tried yet.")
-
-
-def _largest_loss(problem: CompressionProblem, seed: int) -> float:
-    """Return the loss at the smallest rank of every layer, the scale of gamma."""
-    point = {parameter.name: 0.0 for parameter in problem.parameters}
-    loss = problem.evaluate(point, seed=trial_seed(seed, 2**31))["loss"].mean
-    if loss <= 0.0:
-        raise ValueError(
-            "The loss is zero even at the smallest rank of every layer, so any size "
-            "meets the target; compress by giving ranks to truncate_network."
-        )
-    return loss
