@@ -197,8 +197,8 @@ def render_search_cost(traces: Sequence[Trace]) -> str:
     lines = opening(
         "Cost of a search without its network",
         "CPU seconds of whole searches at level `marginal` on a stand-in for a "
-        "network: ranks of convolutions, an error per layer, a known size; evaluations cost "
-        f"nothing. delta = {DELTA}, epsilon = {EPSILON}, standard errors of "
+        "network: ranks of convolutions, an error per layer, a known size; evaluations "
+        f"cost nothing. delta = {DELTA}, epsilon = {EPSILON}, standard errors of "
         f"{_RELATIVE_SEM:.0%} of the loss.",
         "*Seconds per trial*: mean over a search, Ax included, from the first proposal "
         "to the certificate; the median over searches and their range. *Pairwise*, "
