@@ -33,12 +33,21 @@ from benchmarks.data_aware import plan as data_aware
 from benchmarks.harness.traces import Trace, append_trace, missing
 from benchmarks.harness.workers import completed_runs
 from benchmarks.methods.fabolas import profile as fabolas_profile
-from benchmarks.networks import any_network, fc3, gammas, sample_size, vgg16_stages
+from benchmarks.networks import (
+    any_network,
+    fc3,
+    gammas,
+    sample_size,
+    torchvision_table,
+    vgg16_stages,
+)
 from benchmarks.networks import resnets as networks
 from benchmarks.networks.imagenet import DATA_VARIABLE, WEIGHTS_VARIABLE
 from benchmarks.paper import proxy as paper_proxy
 from benchmarks.paper.tables import TABLE_2, TABLES_3_AND_4, TABLES_6_AND_7
+from benchmarks.quality import plan as quality
 from benchmarks.report import write_reports
+from benchmarks.speed import plan as speed
 
 # Those that the page of the comparison and the page of the paper come from.
 AGAINST_OTHERS = (
@@ -67,8 +76,11 @@ BENCHMARKS = {
         storage_cost,
         networks,
         data_aware,
+        quality,
+        speed,
         vgg16_stages,
         any_network,
+        torchvision_table,
         trial_speed,
         sample_size,
         gammas,

@@ -150,11 +150,26 @@ from .network.fine_tuning import (
 from .network.fine_tuning import (
     reestimate_batch_norm as reestimate_batch_norm,
 )
+from .network.latency import (
+    LatencyComparison as LatencyComparison,
+)
+from .network.latency import (
+    LatencyTable as LatencyTable,
+)
+from .network.latency import (
+    compare_latency as compare_latency,
+)
+from .network.latency import (
+    measure_latency as measure_latency,
+)
 from .network.plain import (
     plain_layers as plain_layers,
 )
 from .network.recipe import (
     CompressionRecipe as CompressionRecipe,
+)
+from .network.sizes import (
+    SizeMeasure as SizeMeasure,
 )
 from .network.truncation import (
     factorize_network as factorize_network,
@@ -223,6 +238,22 @@ from .stages import (
 
 __version__: str
 
+from .evaluation.sampling import (
+    open_pool as open_pool,
+)
+from .network.modes import (
+    forward as forward,
+)
+from .network.outputs import (
+    read_output as read_output,
+)
+from .network.structured_inputs import (
+    NetworkInputs as NetworkInputs,
+)
+from .network.structured_inputs import (
+    as_inputs as as_inputs,
+)
+
 __all__ = [
     "DECOMPOSITIONS",
     "ENCODINGS",
@@ -235,10 +266,13 @@ __all__ = [
     "Decomposition",
     "EvaluationError",
     "IntermediateSquaredL2",
+    "LatencyComparison",
+    "LatencyTable",
     "LayerSpec",
     "Loss",
     "MeanSEM",
     "NetworkCost",
+    "NetworkInputs",
     "NetworkProfile",
     "ProblemOptions",
     "Rank",
@@ -246,13 +280,16 @@ __all__ = [
     "RelativeSquaredL2",
     "Sampler",
     "SearchOptions",
+    "SizeMeasure",
     "Stage",
     "UnmeasuredNetworkError",
     "apply_sem_floor",
+    "as_inputs",
     "choose_linear",
     "choose_low_rank",
     "choose_pruning",
     "compare_costs",
+    "compare_latency",
     "compress",
     "compress_at",
     "compress_in_stages",
@@ -264,6 +301,7 @@ __all__ = [
     "factorize_network",
     "find_layers",
     "fine_tune",
+    "forward",
     "generator_sampler",
     "kl_divergence",
     "layer_losses",
@@ -273,7 +311,9 @@ __all__ = [
     "load_weights",
     "mean_and_sem",
     "measure_cost",
+    "measure_latency",
     "num_weights",
+    "open_pool",
     "pairwise_mean_and_sem",
     "parameterization_from_ranks",
     "plain_layers",
@@ -281,6 +321,7 @@ __all__ = [
     "range_parameters",
     "rank_parameters",
     "rank_scale",
+    "read_output",
     "reestimate_batch_norm",
     "save_compressed",
     "scalarize",

@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from torch import Tensor, nn
-from torch.utils.data import Dataset
 
 from ax_pac.experiment.settings import CertificateSettings
 from compression_adapters.evaluation.losses import Loss
 from compression_adapters.layers.selection import Choose, Selectors, choose_low_rank
+from compression_adapters.network.latency import LatencyTable
+from compression_adapters.network.structured_inputs import OutputChoice
 from compression_adapters.options import (
     AUTO,
     AtMax,
@@ -21,16 +22,22 @@ from compression_adapters.options import (
     Objective,
     ProblemOptions,
     SearchOptions,
+    SizeName,
+    SizeOf,
     Start,
 )
 from compression_adapters.rank_space.parameters import Tie
 from compression_adapters.search.auto import search_auto
 from compression_adapters.search.dry_run import checked_problem
 from compression_adapters.search.no_search import take_from_path
-from compression_adapters.search.result import CompressionResult
+from compression_adapters.search.quality_target import stated
+from compression_adapters.search.result import CompressionResult, timed
 from compression_adapters.search.run import search_problem
 from compression_adapters.search.sample_size import most_samples
+from compression_adapters.search.speedup import search_speedup
+from compression_adapters.search.stored_times import with_stored_times
 from compression_adapters.search.targets import search_target
+from compression_adapters.search.time_limit import TimeLimit
 
 if TYPE_CHECKING:
     from ax.api.client import Client
@@ -38,20 +45,26 @@ if TYPE_CHECKING:
 
 def compress(
     network: nn.Module,
-    inputs: Tensor | Dataset[Any] | Callable[..., Tensor],
+    inputs: Any,
     *,
     gamma: float | None = None,
     ratio: float | str | None = None,
     loss_at_most: float | None = None,
+    agreement_at_least: float | None = None,
+    accuracy_drop_at_most: float | None = None,
+    speedup: float | None = None,
     delta: float = SearchOptions.delta,
     epsilon: float = SearchOptions.epsilon,
     level: str = SearchOptions.level,
     relative: bool = SearchOptions.relative,
     labels: Tensor | None = None,
+    collate: Callable[[list[Any]], Any] | None = ProblemOptions.collate,
+    output: OutputChoice = ProblemOptions.output,
     loss: str | Loss = ProblemOptions.loss,
     num_samples: int | Literal["auto"] = ProblemOptions.num_samples,
     calibrate: int = ProblemOptions.calibrate,
     calibration_seed: int = ProblemOptions.calibration_seed,
+    held_out: int | None = ProblemOptions.held_out,
     choose: Choose = choose_low_rank,
     include: Selectors | None = None,
     exclude: Selectors = (),
@@ -63,11 +76,16 @@ def compress(
     skip_no_gain: bool = ProblemOptions.skip_no_gain,
     objective: Objective = ProblemOptions.objective,
     binary_loss: bool | None = None,
+    size: SizeName | LatencyTable | str | Path = ProblemOptions.size,
+    size_of: SizeOf = ProblemOptions.size_of,
+    latency_batch: int | None = None,
+    latency_seconds: float = ProblemOptions.latency_seconds,
     num_initial_trials: int | None = None,
     sampling: str = SearchOptions.sampling,
     start: Start = SearchOptions.start,
     search: bool = SearchOptions.search,
     max_trials: int = SearchOptions.max_trials,
+    minutes: float | None = SearchOptions.minutes,
     seed: int = SearchOptions.seed,
     refit: bool = SearchOptions.refit,
     progress: bool | None = None,
@@ -78,19 +96,36 @@ def compress(
 ) -> CompressionResult:
     """Compress a network: search its layers' ranks until a certificate holds.
 
-    Minimises `gamma * loss + compression_ratio` over the ranks, with `num_samples`
-    fresh samples per evaluation. Stops when the best network found is within `delta` of
-    the best one with the probability that `level` stands for.
+    `compress(network, inputs)` needs no number: the loss is then the squared distance
+    of the outputs in units of their squared size, and a tenth of a per cent of it
+    weighs as much as one per cent of the weights (docs/benchmarks/quality.md).
+
+    Minimises `gamma * loss + compression_ratio` over the ranks, where the ratio counts
+    what `size` says (weights, multiply-adds, bytes, or measured time), with
+    `num_samples` fresh samples per evaluation. Stops when the best network found is
+    within `delta` of the best one with the probability that `level` stands for.
 
     Args:
         network: Any PyTorch network. It is left exactly as it is: all runs on a copy.
-        inputs: A pool of inputs (tensor or dataset), or a function
-            `(num_samples, rng)` that generates them.
+        inputs: A pool of inputs, or a function `(num_samples, rng)` that generates
+            them. A pool is a tensor; several in a mapping (as a tokenizer returns
+            them), a tuple or a dataclass; a dataset or a list of items; or a
+            `DataLoader`. See `open_pool`.
         gamma: Weight of the loss, positive. A larger one keeps more weights. Pass
-            exactly one of this and the next two.
+            at most one of this and the next five; with none, see above.
         ratio: In place of gamma: the largest compression ratio, as a number in (0, 1)
             or as text such as `"30%"`. Several gammas are tried, see `compress_to`.
         loss_at_most: In place of gamma: the largest loss, in its own unit.
+        agreement_at_least: In place of gamma: the smallest share of inputs on which the
+            largest output is the original's, such as 0.98. Needs no labels. The result
+            says on how many it surely is (`CompressionResult.statement`), by inputs
+            that are held out; pass inputs that the network was not trained on, because
+            on those it was it is surer of itself.
+        accuracy_drop_at_most: In place of gamma: the largest drop in accuracy, such as
+            0.01 for one point. Needs labels.
+        speedup: In place of gamma: how many times faster the whole network has to be,
+            such as 2.0, measured on this machine. The size is then the time of the
+            whole network, see `search_speedup`.
         delta: Tolerance, positive. Unit: objective units (with the default objective,
             0.02 is two percentage points of compression ratio); or a share, see
             `relative`. A delta near the objective itself, which is about 0.1 for a
@@ -99,6 +134,11 @@ def compress(
         level: What the certificate accounts for, see `PACCertificate`.
         relative: Whether delta is a share of the objective at the incumbent.
         labels: Class indices of a tensor pool, for losses that need them.
+        collate: Makes a batch of a list of items of a dataset, for items that differ in
+            size or are of an unusual type; that of a `DataLoader` is used by default.
+        output: Which output is compared, of a network that returns several: a name, an
+            index, the path of a module, or a function of what it returns. None: the
+            logits, the last hidden state or whatever there is, see `read_output`.
         loss: `"squared_l2"`, `"relative_squared_l2"` (relative to the size of the
             outputs) and `"kl_divergence"` need no labels, `"cross_entropy"` and
             `"top1_error"` do; or a function `(network, batch) -> (m,)`, such as
@@ -109,6 +149,8 @@ def compress(
             fifth of a pool. Trials draw from the others only. 0: the factors are those
             of the weights alone, the paper's way. See `docs/how_to/data_aware.md`.
         calibration_seed: Determines which; a search that is continued needs the same.
+        held_out: How many inputs are kept apart from both calibration and trials, for
+            the statement about quality at the end; at most 40 % of a pool.
         choose: Which layers to compress, and how; by default all linear layers and 2d
             convolutions. See `find_layers`, and `profile` to inspect them first.
         include: Globs for layer names, types, or predicates; only layers that match.
@@ -123,6 +165,15 @@ def compress(
         objective: `"ratio"` (Eq. 3, minimised) or `"rate"` (Eq. 2, maximised).
         binary_loss: Whether a loss of your own is 0 or 1 for each sample, so that its
             standard error gets the binomial floor. None: known for the losses here.
+        size: What the ratio counts: `"weights"`; `"multiply-adds"` per sample;
+            `"bytes"` as they are stored; or `"latency"`, seconds per batch, for which
+            the layers are first timed at their ranks, see `measure_latency`. Or a
+            `LatencyTable` of an earlier search or another machine, or the path of one.
+            See `docs/how_to/size.md`.
+        size_of: `"layers"`: the ratio is that of the layers in play; `"network"`: of
+            the whole network, what cannot be compressed included.
+        latency_batch: Inputs in a batch that is timed; None: those of an evaluation.
+        latency_seconds: Budget for timing the layers.
         num_initial_trials: Space-filling evaluations first; default `max(6, d + 2)`.
         sampling: What to evaluate next, see `pac_generation_strategy`.
         start: What to evaluate first. `"path"`: networks on the price path, where
@@ -135,6 +186,9 @@ def compress(
             certificate: for `ratio` the largest that is no larger, for a gamma or a
             loss after some twenty evaluations.
         max_trials: Evaluations after which to stop without a certificate.
+        minutes: Minutes after which to end with the best network so far, certified or
+            not. Kept to between two evaluations; what comes before the first one
+            (calibration, decomposition) is not interrupted. Not with `workers`.
         seed: Determines samples and proposals.
         refit: Whether to refit the network that is kept, in sequence, and to move the
             statistics of its batch norm, on the calibration inputs. Each step is kept
@@ -174,16 +228,25 @@ def compress(
         >>> result = compress(network, pool, gamma=1.0, delta=0.5, epsilon=0.05)
         >>> result.certificate.holds
         True
+        >>> size, quality, certified = result.sentences()
+        >>> certified.split(":")[0]
+        'Certified'
     """
     options = CompressionOptions.of(
         gamma=gamma,
         ratio=ratio,
         loss_at_most=loss_at_most,
+        agreement_at_least=agreement_at_least,
+        accuracy_drop_at_most=accuracy_drop_at_most,
+        speedup=speedup,
         labels=labels,
+        collate=collate,
+        output=output,
         loss=loss,
         num_samples=num_samples,
         calibrate=calibrate,
         calibration_seed=calibration_seed,
+        held_out=held_out,
         choose=choose,
         include=include,
         exclude=exclude,
@@ -195,6 +258,10 @@ def compress(
         skip_no_gain=skip_no_gain,
         objective=objective,
         binary_loss=binary_loss,
+        size=str(size) if isinstance(size, Path) else size,
+        size_of=size_of,
+        latency_batch=latency_batch,
+        latency_seconds=latency_seconds,
         delta=delta,
         epsilon=epsilon,
         level=level,
@@ -204,6 +271,7 @@ def compress(
         start=start,
         search=search,
         max_trials=max_trials,
+        minutes=minutes,
         seed=seed,
         refit=refit,
         progress=progress,
@@ -216,7 +284,7 @@ def compress(
 
 def compress_with(
     network: nn.Module,
-    inputs: Tensor | Dataset[Any] | Callable[..., Tensor],
+    inputs: Any,
     options: CompressionOptions,
     *,
     client: Client | None = None,
@@ -229,7 +297,10 @@ def compress_with(
         options: What is asked for.
         client: See `compress`.
     """
+    options = options.with_held_out().with_default_target()
     options.target.require_one()
+    limit = TimeLimit.of(options.search.minutes, refit=options.search.refit)
+    options = with_stored_times(options, client)
     search, gamma = options.search, options.target.gamma
     # Refuses what no certificate can be asked before a network is factorized.
     CertificateSettings(
@@ -242,7 +313,10 @@ def compress_with(
     if not search.search:
         if client is not None:
             raise ValueError("search=False evaluates anew; leave the client out.")
-        return _without_search(network, inputs, options)
+        if options.target.speedup is not None:
+            found = search_speedup(network, inputs, options)
+            return stated(found, search, options.target)
+        return timed(_without_search(network, inputs, options, limit))
     if search.db is not None and client is not None:
         raise ValueError("Expected a client or a database to continue from; got both.")
     if gamma is None:
@@ -251,29 +325,35 @@ def compress_with(
                 f"A search for a target ({options.target.given[0]}) cannot continue a "
                 "client; pass gamma, or leave the client out."
             )
-        return search_target(network, inputs, options)
+        if options.target.speedup is not None:
+            found = search_speedup(network, inputs, options)
+            return stated(found, search, options.target)
+        return timed(search_target(network, inputs, options, limit=limit))
     began = time.perf_counter()
     problem = checked_problem(network, inputs, gamma, options.problem)
     factorize_seconds = time.perf_counter() - began
     if options.problem.num_samples == AUTO:
-        most = most_samples(inputs, problem)
-        result = search_auto(problem, search, most=most, client=client)
+        most = most_samples(problem)
+        result = search_auto(problem, search, most=most, client=client, limit=limit)
     else:
-        result = search_problem(problem, search, client=client)
+        result = search_problem(problem, search, client=client, limit=limit)
+    result = timed(result)
     seconds = {"factorize": factorize_seconds, "total": time.perf_counter() - began}
+    result = stated(result, search, options.target)
     return replace(result, timings=result.timings | seconds)
 
 
 def _without_search(
     network: nn.Module,
-    inputs: Tensor | Dataset[Any] | Callable[..., Tensor],
+    inputs: Any,
     options: CompressionOptions,
+    limit: TimeLimit,
 ) -> CompressionResult:
     """Take a network from the price path."""
     began = time.perf_counter()
     gamma = 1.0 if options.target.gamma is None else options.target.gamma
     problem = checked_problem(network, inputs, gamma, options.problem)
     factorize_seconds = time.perf_counter() - began
-    result = take_from_path(problem, options.search, options.target)
+    result = take_from_path(problem, options.search, options.target, limit=limit)
     seconds = {"factorize": factorize_seconds, "total": time.perf_counter() - began}
     return replace(result, timings=result.timings | seconds)

@@ -17,13 +17,23 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 LossName = Literal[
-    "squared_l2", "relative_squared_l2", "kl_divergence", "cross_entropy", "top1_error"
+    "squared_l2",
+    "relative_squared_l2",
+    "kl_divergence",
+    "cross_entropy",
+    "top1_error",
+    "disagreement",
+    "cosine_distance",
 ]
 EncodingName = Literal["log", "energy", "linear"]
 AtMax = Literal["dense", "factor"]
 Objective = Literal["ratio", "rate"]
 Level = Literal["pairwise", "joint", "marginal"]
 Sampling = Literal["leader_challenger", "challenger", "expected_improvement"]
+SizeName = Literal["weights", "multiply-adds", "bytes", "latency"]
+"""What the size of a network is, see `SizeMeasure`."""
+SizeOf = Literal["layers", "network"]
+"""Whether the size is that of the layers in play or of the whole network."""
 Start = Literal["auto", "path", "line", "space-filling"]
 """What is evaluated first, see `attach_first_points`."""
 
@@ -32,6 +42,19 @@ FEWEST_SAMPLES: Final = 50
 """The paper's m: the start and the minimum of `num_samples="auto"`."""
 CALIBRATE: Final = 500
 """Calibration inputs by default; measured in docs/benchmarks/data_aware.md."""
+HELD_OUT: Final = 4000
+"""Inputs that are held out for a statement by default, at most.
+
+With so many, a network whose true agreement is .985 is shown to have .98 in three of
+four cases; with a quarter of them, one of .99."""
+DEFAULT_GAMMA: Final = 10.0
+"""Weight of a loss in units of the outputs' squared size, where none is given.
+
+A tenth of a per cent of the outputs' squared size weighs as much as one per cent of the
+weights. Measured in docs/benchmarks/quality.md: at 1, ResNet18 loses two points of
+accuracy; at 10, it and FC3 lose three tenths of a point at most."""
+LATENCY_SECONDS: Final = 30.0
+"""Budget for a table of times; measured in docs/benchmarks/speed.md."""
 DEFAULT_NAME: Final = "compression"
 PRESET_NAMES: Final = ("fc3", "vgg16", "resnet18", "resnet50")
 """Keys of `PRESETS`."""
@@ -116,6 +139,48 @@ def read_ratio(ratio: float | str) -> float:
     return value
 
 
+def read_speedup(speedup: float) -> float:
+    """Read how many times faster a network has to be.
+
+    Args:
+        speedup: Such as 2.0.
+
+    Returns:
+        The largest share of the original's time, in (0, 1).
+
+    Raises:
+        ValueError: when it is not a number above 1.
+
+    Example:
+        >>> read_speedup(2.0)
+        0.5
+    """
+    number = isinstance(speedup, int | float) and not isinstance(speedup, bool)
+    if not (number and 1.0 < speedup < math.inf):
+        raise ValueError(
+            "speedup must be a number above 1, how many times faster the network has "
+            f"to be; got {speedup!r}."
+        )
+    return 1.0 / float(speedup)
+
+
+def require_size(size: Any, size_of: str) -> None:
+    """Raise unless there is such a size; whether a table fits is seen later."""
+    known = get_args(SizeName)
+    if isinstance(size, str) and size not in known and not size.endswith(".json"):
+        near = difflib.get_close_matches(size, known, n=1)
+        hint = f" Did you mean {near[0]!r}?" if near else ""
+        raise ValueError(
+            f"size must be one of {', '.join(known)}, a table of measured times, or "
+            f"the path of one (.json); got {size!r}.{hint}"
+        )
+    if size_of not in get_args(SizeOf):
+        raise ValueError(
+            "size_of must be 'layers', those in play, or 'network', the whole one; "
+            f"got {size_of!r}."
+        )
+
+
 def require_num_samples(num_samples: int) -> None:
     """Raise unless so many samples give a standard error."""
     if not isinstance(num_samples, int) or num_samples < 2:
@@ -164,7 +229,8 @@ class Target:
 
     gamma: float | None = option(
         None,
-        "Weight of the loss; larger keeps more weights.  [default: the preset's]",
+        "Weight of the loss; larger keeps more weights.  [default: the preset's, or 10 "
+        "on the loss in units of the outputs' size]",
         above=0.0,
     )
     ratio: float | str | None = option(
@@ -177,6 +243,25 @@ class Target:
         "In place of --gamma: the smallest network that loses no more than this.",
         above=0.0,
     )
+    agreement_at_least: float | None = option(
+        None,
+        "In place of --gamma: the smallest network whose largest output is the "
+        "original's on at least this share of inputs, such as 0.98. Needs no labels.",
+        above=0.0,
+        below=1.0,
+    )
+    accuracy_drop_at_most: float | None = option(
+        None,
+        "In place of --gamma: the smallest network that loses no more accuracy than "
+        "this, such as 0.01. Needs labels.",
+        above=0.0,
+        below=1.0,
+    )
+    speedup: float | None = option(
+        None,
+        "In place of --gamma: the best network that is so many times faster, measured.",
+        above=1.0,
+    )
 
     def __post_init__(self) -> None:
         if self.gamma is not None:
@@ -185,11 +270,24 @@ class Target:
             read_ratio(self.ratio)
         if self.loss_at_most is not None and not 0.0 < self.loss_at_most < math.inf:
             raise ValueError(f"loss_at_most must be positive; got {self.loss_at_most}.")
+        for name in ("agreement_at_least", "accuracy_drop_at_most"):
+            value = getattr(self, name)
+            if value is not None and not 0.0 < value < 1.0:
+                raise ValueError(
+                    f"{name} must be a share between 0 and 1; got {value!r}."
+                )
+        if self.speedup is not None:
+            read_speedup(self.speedup)
 
     @property
     def given(self) -> tuple[str, ...]:
         """Names of the fields that were given."""
         return tuple(f.name for f in fields(self) if getattr(self, f.name) is not None)
+
+    @property
+    def is_quality(self) -> bool:
+        """Whether the target is shown on held-out inputs."""
+        return bool({"agreement_at_least", "accuracy_drop_at_most"} & {*self.given})
 
     def require_one(self) -> None:
         """Refuse none and several.
@@ -199,8 +297,8 @@ class Target:
         """
         if len(self.given) != 1:
             raise ValueError(
-                "Expected exactly one of gamma, ratio and loss_at_most; got "
-                f"{' and '.join(self.given) or 'none'}."
+                f"Expected exactly one of {', '.join(f.name for f in fields(self))}; "
+                f"got {' and '.join(self.given) or 'none'}."
             )
 
 
@@ -217,10 +315,24 @@ class ProblemOptions:
     """
 
     labels: Tensor | None = None
+    collate: Callable[[list[Any]], Any] | None = None
+    output: str | int | Callable[[Any], Tensor] | None = option(
+        None,
+        "Which output is compared, of a network that returns several: its name, its "
+        "index, or the path of a module.  [default: logits, last hidden state, ...]",
+        metavar="NAME",
+    )
+    held_out: int | None = option(
+        None,
+        "Inputs that are kept apart for the statement about quality at the end.  "
+        "[default: with a target up to 4000, at most 40 % of a pool; else none]",
+        at_least=0,
+    )
     loss: str | Callable[..., Tensor] = option(
         "squared_l2",
-        "What is measured. The first three compare with the outputs of the original "
-        "network, without labels; relative_squared_l2 is 1 for outputs of zero.",
+        "What is measured. All but cross_entropy and top1_error compare with the "
+        "outputs of the original network, without labels; relative_squared_l2 is 1 for "
+        "outputs of zero, disagreement the share of other predictions.",
         choices=LossName,
     )
     num_samples: int | Literal["auto"] = option(
@@ -263,6 +375,26 @@ class ProblemOptions:
         choices=Objective,
     )
     binary_loss: bool | None = None
+    size: Any = option(
+        "weights",
+        "What the size is: weights, multiply-adds, bytes as stored, or latency, which "
+        "is measured here; or the .json file of a table of times.",
+        metavar="SIZE|FILE",
+    )
+    size_of: SizeOf = option(
+        "layers",
+        "Whether the size is that of the layers in play or of the whole network, which "
+        "a --speedup is always of.",
+        choices=SizeOf,
+    )
+    latency_batch: int | None = option(
+        None,
+        "Inputs in a batch that is timed.  [default: those of an evaluation]",
+        at_least=1,
+    )
+    latency_seconds: float = option(
+        LATENCY_SECONDS, "Budget for measuring the times of the layers.", above=0.0
+    )
 
     def __post_init__(self) -> None:
         if isinstance(self.loss, str) and self.loss not in get_args(LossName):
@@ -272,12 +404,22 @@ class ProblemOptions:
             )
         if self.num_samples != AUTO:
             require_num_samples(self.num_samples)
-        for name in ("calibrate", "calibration_seed"):
+        for name in ("calibrate", "calibration_seed", "held_out"):
             number = getattr(self, name)
+            if name == "held_out" and number is None:
+                continue
             if type(number) is not int or number < 0:
                 raise ValueError(
                     f"{name} must be a whole number, at least 0; got {number!r}."
                 )
+        batch, seconds = self.latency_batch, self.latency_seconds
+        if batch is not None and (type(batch) is not int or batch < 1):
+            raise ValueError(
+                f"latency_batch must be a whole number, at least 1; got {batch!r}."
+            )
+        if not (isinstance(seconds, int | float) and 0.0 < seconds < math.inf):
+            raise ValueError(f"latency_seconds must be positive; got {seconds!r}.")
+        require_size(self.size, self.size_of)
         require_objective(self.objective)
         require_tie(self.tie)
         require_rank_options(self.encoding, self.at_max, self.min_rank, self.round_to)
@@ -342,6 +484,11 @@ class SearchOptions:
     max_trials: int = option(
         200, "Evaluations after which to stop without a certificate.", at_least=2
     )
+    minutes: float | None = option(
+        None,
+        "Minutes after which to end with the best network so far.  [default: no limit]",
+        above=0.0,
+    )
     seed: int = option(0, "Determines samples and proposals.", at_least=0)
     refit: bool = option(
         True,
@@ -371,6 +518,15 @@ class SearchOptions:
                 )
         if self.max_trials < 2:
             raise ValueError(f"max_trials must be at least 2, got {self.max_trials}")
+        if self.minutes is not None and not 0.0 < self.minutes < math.inf:
+            raise ValueError(
+                f"minutes must be positive and finite; got {self.minutes!r}."
+            )
+        if self.minutes is not None and self.workers is not None:
+            raise ValueError(
+                "minutes cannot be combined with workers so far; leave one of them "
+                "out, or limit the search by max_trials."
+            )
         if self.seed < 0:
             raise ValueError(f"seed must be at least 0; got {self.seed}.")
         known = get_args(Start)
@@ -400,6 +556,11 @@ class CompressionOptions:
     search: SearchOptions = SearchOptions()
 
     def __post_init__(self) -> None:
+        if self.search.minutes is not None and self.target.speedup is not None:
+            raise ValueError(
+                "minutes cannot be combined with speedup so far; leave it out, or "
+                "limit the search by max_trials."
+            )
         if not self.search.search and (
             self.search.workers is not None or self.search.db is not None
         ):
@@ -413,6 +574,27 @@ class CompressionOptions:
                 "the search in a database, or save result.client with "
                 "save_to_json_file."
             )
+        if self.target.speedup is not None:
+            if isinstance(self.problem.size, str) and self.problem.size in (
+                *("multiply-adds", "bytes"),
+            ):
+                raise ValueError(
+                    "speedup is about time: leave size out, or give size='latency' or "
+                    f"a table of times; got {self.problem.size!r}."
+                )
+            if self.problem.objective != "ratio" or self.search.workers is not None:
+                raise ValueError(
+                    "speedup needs objective='ratio' and measures in this process, "
+                    "without workers; got "
+                    f"objective={self.problem.objective!r} and "
+                    f"workers={self.search.workers!r}."
+                )
+            if self.search.db is not None:
+                raise ValueError(
+                    "speedup measures networks while it searches, so that a search "
+                    "continued from a database might ask for another gamma; leave db "
+                    "out, or search with the gamma and the table of times of a result."
+                )
         if self.problem.num_samples != AUTO:
             return
         if self.search.workers is not None:
@@ -471,6 +653,43 @@ class CompressionOptions:
             search=replace(self.search, **groups["search"]),
         )
 
+    def with_default_target(self) -> CompressionOptions:
+        """Return these options with a gamma, where neither it nor a target is given.
+
+        The loss is then the squared distance of the outputs in units of their squared
+        size, at weight `DEFAULT_GAMMA`. A loss of `"disagreement"` or
+        `"cosine_distance"`, which have such a unit of their own, stays.
+
+        Raises:
+            ValueError: when another loss was chosen, whose unit says nothing.
+        """
+        if self.target.given:
+            return self
+        loss = self.problem.loss
+        if loss == "squared_l2":
+            loss = "relative_squared_l2"
+        if loss not in ("relative_squared_l2", "disagreement", "cosine_distance"):
+            raise ValueError(
+                f"Expected one of {', '.join(TARGETS)}; got none. Only the losses "
+                "squared_l2, relative_squared_l2, disagreement and cosine_distance "
+                "need none, because they have a unit of their own."
+            )
+        return replace(
+            self,
+            target=Target(gamma=DEFAULT_GAMMA),
+            problem=replace(self.problem, loss=loss),
+        )
+
+    def with_held_out(self) -> CompressionOptions:
+        """Return these options with inputs held out, unless a gamma was given.
+
+        A search for a gamma holds none out unless it is told how many: its trials draw
+        from the whole pool, as they did before there were statements.
+        """
+        if self.problem.held_out is not None or self.target.given == ("gamma",):
+            return self
+        return replace(self, problem=replace(self.problem, held_out=HELD_OUT))
+
     def to_keywords(self) -> dict[str, Any]:
         """Return the options as keywords of `compress`."""
         return {
@@ -478,6 +697,9 @@ class CompressionOptions:
             for name, group in KEYWORDS.items()
         }
 
+
+TARGETS: Final = tuple(f.name for f in fields(Target))
+"""Names of the options of which a search takes exactly one."""
 
 KEYWORDS: Final[Mapping[str, str]] = {
     f.name: group

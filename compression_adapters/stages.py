@@ -14,7 +14,6 @@ from torch import nn
 from compression_adapters.api import compress_with
 from compression_adapters.layers.survey import layer_weights, unwrap
 from compression_adapters.network.checkpoint import load_compressed, save_compressed
-from compression_adapters.network.counts import compression_ratio
 from compression_adapters.options import CompressionOptions
 from compression_adapters.report.versioned_json import read_versioned, write_versioned
 from compression_adapters.search.dry_run import carrying
@@ -185,7 +184,7 @@ def run_stages(
             "level": result.certificate.level,
             "reason": result.certificate.reason,
             "trials": len(result.trials),
-            "compression_ratio": compression_ratio(layers, ranks),
+            "compression_ratio": result.problem.ratio(ranks),
             "whole_network_ratio": left / whole,
             "loss": result.loss.mean,
             "loss_sem": result.loss.sem,

@@ -70,8 +70,12 @@ ROWS: dict[str, set[str]] = {
     "compression_adapters.layers": {"torch", "compression_adapters.decompositions"},
     "compression_adapters.rank_space": {"torch", "numpy"}
     | {"compression_adapters.options", "compression_adapters.layers"},
-    "compression_adapters.network": {"torch", "numpy", "pandas", "safetensors"}
-    | {"compression_adapters.decompositions", "compression_adapters.layers"}
+    "compression_adapters.network": {"torch", "numpy", "pandas", "safetensors", "tqdm"}
+    | {
+        "compression_adapters.options",
+        "compression_adapters.decompositions",
+        "compression_adapters.layers",
+    }
     | {"compression_adapters.rank_space"},
     "compression_adapters.calibration": {"torch", "tqdm", "pandas"}
     | {"compression_adapters.decompositions", "compression_adapters.layers"}
@@ -80,6 +84,7 @@ ROWS: dict[str, set[str]] = {
         "torch",
         "numpy",
         "pandas",
+        "scipy",
         "compression_adapters.options",
     }
     | {"compression_adapters.decompositions", "compression_adapters.layers"}
@@ -95,7 +100,8 @@ ROWS: dict[str, set[str]] = {
     | {"compression_adapters.evaluation", "compression_adapters.calibration"}
     | {"compression_adapters.decompositions"},
     "compression_adapters.api": {"torch", "ax", "ax_pac", "compression_adapters.layers"}
-    | {"compression_adapters.rank_space", "compression_adapters.evaluation"}
+    | {"compression_adapters.rank_space", "compression_adapters.network"}
+    | {"compression_adapters.evaluation"}
     | {"compression_adapters.options", "compression_adapters.search"},
     "compression_adapters.stages": {"torch", "pandas", "compression_adapters.layers"}
     | {"compression_adapters.options", "compression_adapters.network"}

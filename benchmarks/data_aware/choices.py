@@ -26,6 +26,7 @@ from benchmarks.networks.rank_rules import (
     Rule,
     at_ratio,
     energy_rule,
+    errors_rule,
     evbmf_rule,
     fraction_rule,
     greedy_rule,
@@ -33,6 +34,8 @@ from benchmarks.networks.rank_rules import (
     sensitivity_rule,
 )
 from compression_adapters import CompressionProblem, compress, compression_problem
+from compression_adapters.evaluation.loss_curves import ERRORS
+from compression_adapters.evaluation.price_path import price_path
 from compression_adapters.network.truncation import truncated
 from compression_adapters.options import SearchOptions, Target
 from compression_adapters.search.no_search import take_from_path
@@ -41,7 +44,13 @@ from compression_adapters.search.result import CompressionResult
 TEST_IMAGES = 10_000
 MAX_TRIALS = 200
 _FEW = 16
-RULES = ("path", "greedy", "fraction", "sensitivity", "energy", "evbmf")
+RULES = (
+    *("path", "errors", "greedy", "fraction"),
+    *("sensitivity", "energy", "evbmf"),
+)
+# Prices of size, times gamma, at which its network is taken: where losses of layers
+# add up the first is the best.
+PRICE_SHARES = (1.0, 0.5)
 # Compression ratios at which every rule is measured.
 RATIOS: Mapping[str, tuple[float, ...]] = {
     "fc3": (0.01, 0.015, 0.02, 0.03, 0.04, 0.06, 0.09, 0.12, 0.2),
@@ -80,13 +89,16 @@ def _followed(problem: CompressionProblem, method: str, seed: int) -> tuple[int,
     if method == "greedy":
         larger = dataclasses.replace(problem, num_samples=GREEDY_IMAGES)
         return 9 * layers * GREEDY_IMAGES, greedy_rule(larger, seed)
+    if method == "path":
+        most = 1 + len(ERRORS) * layers
+        return most * problem.num_samples, path_rule(problem)
     if method == "sensitivity":
         return layers * problem.num_samples, sensitivity_rule(problem, seed)
     rules: dict[str, Callable[[CompressionProblem], Rule]] = {
         "fraction": fraction_rule,
         "energy": energy_rule,
         "evbmf": evbmf_rule,
-        "path": path_rule,
+        "errors": errors_rule,
     }
     return 0, rules[method](problem)
 
@@ -104,6 +116,24 @@ def run_path(seed: int, settings: dict[str, Any]) -> dict[str, Any]:
     )
     seconds = time.process_time() - start
     return _result(found, seconds, settings)
+
+
+def run_predicted(seed: int, settings: dict[str, Any]) -> dict[str, Any]:
+    """Take the network of a gamma from the path, by predicted losses alone."""
+    name, gamma = settings["network"], settings["gamma"]
+    problem = problem_of(name, settings["factors"], seed)
+    start = time.process_time()
+    path = price_path(problem)
+    seconds = time.process_time() - start
+    number = settings.get("images", TEST_IMAGES)
+    points = []
+    for share in PRICE_SHARES:
+        position = path.at_price(share / gamma)
+        ranks = path.networks[position]
+        found = measured_cut(name, problem.layers, problem.factors, ranks, number)
+        predicted = float(path.table["predicted_loss"].iloc[position])
+        points.append({"share": share, "predicted_loss": predicted, **found})
+    return {"seconds": seconds, "points": points}
 
 
 def run_taken(seed: int, settings: dict[str, Any]) -> dict[str, Any]:

@@ -15,7 +15,6 @@ from benchmarks.harness.charts import Axis, Series, chart
 from benchmarks.harness.tables import folded, opening, revisions, spread, table
 from benchmarks.harness.traces import Trace
 from benchmarks.networks import vgg16_stages
-from benchmarks.networks.rank_rules import GREEDY_IMAGES
 
 KINDS = {"data": "data-aware", "weights": "weights alone"}
 _TITLES = {
@@ -30,7 +29,7 @@ _DRAWN_TO = {"fc3": 0.2, "resnet18": 0.42, "resnet50": 0.42, "transformer": 0.7}
 # Weights kept at which the transformer is looked at.
 _TRANSFORMER_RATIOS = (0.3, 0.5)
 # Rules that stand beside the searches; the others are folded.
-_SHOWN = ("path", "sensitivity", "greedy")
+_SHOWN = ("path", "errors", "sensitivity", "greedy")
 
 Result = Mapping[str, Any]
 
@@ -63,6 +62,7 @@ def render_data_aware(
         data_aware.NAME,
     )
     lines += _summary(runs)
+    lines += _predicted_section(runs)
     for name in SUBJECTS:
         lines += _network_section(name, runs, files)
     lines += _taken_section(runs)
@@ -119,9 +119,14 @@ class Runs:
 
     def looks(self, network: str, factors: str, method: str) -> int:
         """Evaluations of 50 images that a rule makes before it knows its ranks."""
-        layers = len(self.points(network, factors, method)[0]["ranks"])
-        each = {"sensitivity": 1, "greedy": 9 * GREEDY_IMAGES // 50}
-        return layers * each.get(method, 0)
+        settings = {"network": network, "factors": factors, "method": method}
+        images = [result["images"] for result in self.results("rules", **settings)]
+        images += [
+            trace.result["images"]
+            for trace in self.networks
+            if all(trace.settings.get(k) == v for k, v in settings.items())
+        ]
+        return int(images[0]) // 50 if images else 0
 
     def searches(self, network: str, factors: str, gamma: float) -> list[Result]:
         """Searches as `compress` makes them, at the usual delta."""
@@ -174,6 +179,47 @@ def _summary(runs: Runs) -> list[str]:
         *table(
             f"network | gamma | search, weights alone: {each} | path: {each} "
             f"| search: {each}",
+            rows,
+        ),
+    ]
+
+
+def _predicted_section(runs: Runs) -> list[str]:
+    """The network at the price of a gamma, beside the best of any choice."""
+    rows = []
+    for name in SUBJECTS:
+        for gamma in data_aware.GAMMAS.get(name, ()):
+            settings = {"network": name, "factors": "data", "gamma": gamma}
+            results = runs.results("predicted", **settings)
+            if not results:
+                continue
+            cells: list[object] = [name, gamma, len(results)]
+            for each in zip(*(r["points"] for r in results), strict=True):
+                cells.append(f"{100 * np.median([p['ratio'] for p in each]):.1f}")
+                cells.append(f"{np.median([p['predicted_loss'] for p in each]):.3g}")
+                cells.append(f"{np.median([p['loss'] for p in each]):.3g}")
+                cells.append(spread([objective(gamma, p) for p in each], 3))
+            others = [
+                *runs.results("path", **settings),
+                *runs.searches(name, "data", gamma),
+            ]
+            best = min((objective(gamma, r) for r in others), default=None)
+            rows.append([*cells, "-" if best is None else f"{best:.3f}"])
+    if not rows:
+        return []
+    each = "ratio % | L predicted | L | J"
+    return [
+        "## The price of a gamma",
+        "",
+        "Without any evaluation of a whole network: each layer was measured alone, at "
+        "three ranks, and the price path gives the network at the price 1 / gamma, "
+        "which is the best where losses of layers add up, and that at half of it. "
+        "*Best*: the lowest J of any evaluated choice of the path and of any search "
+        "here.",
+        "",
+        *table(
+            f"network | gamma | runs | at 1 / gamma: {each} "
+            f"| at 1 / (2 gamma): {each} | best J",
             rows,
         ),
     ]

@@ -9,6 +9,7 @@ from typing import Any
 from benchmarks.data_aware.choices import (
     RULES,
     run_path,
+    run_predicted,
     run_rule,
     run_search,
     run_taken,
@@ -55,6 +56,11 @@ def on_path(network: str, factors: str, gamma: float) -> dict[str, Any]:
     return part("path", network=network, factors=factors, gamma=gamma)
 
 
+def predicted(network: str, gamma: float) -> dict[str, Any]:
+    """Settings of the network at the price of a gamma."""
+    return part("predicted", network=network, factors="data", gamma=gamma)
+
+
 def taken(network: str, factors: str, ratio: float) -> dict[str, Any]:
     """Settings of a network of the path that is taken by its size."""
     return part("taken", network=network, factors=factors, ratio=ratio)
@@ -93,6 +99,11 @@ _PLAN: tuple[tuple[dict[str, Any], int, float], ...] = (
         for gamma in gammas
     ),
     *(
+        (predicted(name, gamma), 3, 0.3)
+        for name, gammas in GAMMAS.items()
+        for gamma in gammas
+    ),
+    *(
         (taken(name, factors, ratio), 3, _SEARCH_MINUTES[name] / 4)
         for name, ratios in TAKEN.items()
         for factors in ("data", "weights")
@@ -124,6 +135,7 @@ _PARTS: dict[str, Callable[[int, dict[str, Any]], dict[str, Any]]] = {
     "counts": run_counts,
     "rules": run_rule,
     "path": run_path,
+    "predicted": run_predicted,
     "taken": run_taken,
     "search": run_search,
     "stages": run_stages,
@@ -153,7 +165,7 @@ def plan(seeds: int | None, **changes: Any) -> list[tuple[dict[str, Any], int]]:
         key=lambda job: (
             places[job[0]["part"]],
             (job[0]["network"], job[0]["factors"], job[1])
-            if job[0]["part"] in ("rules", "path")
+            if job[0]["part"] in ("rules", "path", "predicted")
             else ("", "", 0),
         ),
     )

@@ -13,7 +13,8 @@ import numpy as np
 from scipy.optimize import minimize_scalar
 
 from compression_adapters import CompressionProblem, Rank, compression_ratio
-from compression_adapters.evaluation.price_path import price_path, relative_errors
+from compression_adapters.evaluation.loss_curves import relative_errors
+from compression_adapters.evaluation.price_path import PricePath, price_path
 
 Ranks = dict[str, Rank]
 Rule = Callable[[float], Ranks]
@@ -164,8 +165,20 @@ def greedy_rule(problem: CompressionProblem, seed: int) -> Rule:
 
 
 def path_rule(problem: CompressionProblem) -> Rule:
-    """The price path of the package: one price of size for all layers."""
-    path = price_path(problem)
+    """The price path of the package: one price of size for the losses of all layers."""
+    return _along(price_path(problem))
+
+
+def errors_rule(problem: CompressionProblem) -> Rule:
+    """One price of size for the layers' relative errors, each counted alike."""
+    errors = {
+        layer.name: relative_errors(layer, problem.factors[layer.name])
+        for layer in problem.layers
+    }
+    return _along(price_path(problem, errors))
+
+
+def _along(path: PricePath) -> Rule:
     return lambda share: path.networks[round(share * (len(path) - 1))]
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Final
 
-from torch import Tensor, nn
+from torch import nn
 
 from compression_adapters.calibration.gather import gather_moments
 from compression_adapters.decompositions import (
@@ -14,6 +14,7 @@ from compression_adapters.decompositions import (
     is_transposed_linear,
 )
 from compression_adapters.layers.survey import LayerSpec
+from compression_adapters.network.structured_inputs import Inputs
 from compression_adapters.network.truncation import factorize_network
 
 MOST_BYTES: Final = 2**30
@@ -23,7 +24,7 @@ MOST_BYTES: Final = 2**30
 def calibrated_factors(
     network: nn.Module,
     layers: Sequence[LayerSpec],
-    inputs: Tensor | None,
+    inputs: Inputs | None,
     *,
     seed: int = 0,
     progress: bool | None = None,

@@ -13,6 +13,12 @@ from tqdm import tqdm
 
 from compression_adapters.decompositions import MomentKind, Moments, parts_of
 from compression_adapters.network.modes import evaluation_mode
+from compression_adapters.network.structured_inputs import (
+    Inputs,
+    call_network,
+    mask_of,
+    real_positions,
+)
 
 BATCH: Final = 50
 """Calibration inputs in one forward pass."""
@@ -31,7 +37,7 @@ _BLOCK = 512  # columns; products of symmetric matrices are made in blocks
 def gather_moments(
     network: nn.Module,
     wanted: Mapping[str, MomentKind],
-    inputs: Tensor,
+    inputs: Inputs,
     *,
     seed: int = 0,
     progress: bool | None = None,
@@ -46,7 +52,8 @@ def gather_moments(
     Args:
         network: Runs in eval mode; its modes are restored.
         wanted: Layer name to what is gathered.
-        inputs: Calibration inputs. Shape `n x ...`.
+        inputs: Calibration inputs, one tensor or several. Shape `n x ...`. Positions of
+            a sequence that are padding (`NetworkInputs.mask`) are left out.
         seed: Of the choice of patches.
         progress: Whether to show a progress bar; None: on a terminal, where it takes
             more than three seconds.
@@ -73,8 +80,11 @@ def gather_moments(
         for one in sums.values():
             stack.enter_context(one.watching())
         for batch in _shown(inputs.split(BATCH), progress):
-            # A copy: the network may change it.
-            network(batch.to(device, copy=True))
+            here = batch.to(device)
+            mask = mask_of(here)
+            for one in sums.values():
+                one.mask = mask
+            call_network(network, here)
     found = {name: one.moments() for name, one in sums.items()}
     return {name: moments for name, moments in found.items() if moments is not None}
 
@@ -168,6 +178,7 @@ class _Sums:
         self.second: Tensor | None = None  # of the differences to the origins
         self.mean: Tensor | None = None
         self.count = 0
+        self.mask: Tensor | None = None  # of the batch: positions that count
         self.waiting: list[Tensor] = []  # rows that are not yet in the products
 
     @contextmanager
@@ -224,6 +235,8 @@ class _Sums:
         layer = self.layer
         if self.kind == "frequencies":
             rows = inputs.flatten()
+            real = real_positions(self.mask, inputs.shape)
+            rows = rows if real is None else rows[real]
             counts = rows.bincount(
                 minlength=layer.get_parameter("weight").shape[0]
             ).double()[None]
@@ -234,6 +247,7 @@ class _Sums:
             return
         found = self.kind == "outputs"
         rows = output_rows(layer, outputs) if found else rows_of(layer, inputs)
+        rows = self._without_padding(rows, inputs)
         rows = self._about_origin(0, self._some(rows, len(inputs)))
         if not rows.shape[1]:
             return
@@ -260,7 +274,8 @@ class _Sums:
         parts, batch = parts_of(layer), len(inputs)
         second, first, count = [], [], 0
         for i, part in enumerate(parts):
-            rows = self._about_origin(i, self._some(rows_of(part, inputs), batch))
+            rows = self._without_padding(rows_of(part, inputs), inputs)
+            rows = self._about_origin(i, self._some(rows, batch))
             if not rows.shape[1]:
                 return
             count = count or rows.shape[1]
@@ -275,6 +290,11 @@ class _Sums:
             return
         flat = [torch.cat([one.flatten() for one in sums]) for sums in (second, first)]
         self._sum(flat[0][None], flat[1][None], count)
+
+    def _without_padding(self, rows: Tensor, inputs: Tensor) -> Tensor:
+        """Leave out the rows of positions that are padding."""
+        real = real_positions(self.mask, inputs.shape[:-1])
+        return rows if real is None else rows[:, real]
 
     def _about_origin(self, part: int, rows: Tensor) -> Tensor:
         """Subtract the mean of the first rows, the same one from all."""
@@ -305,7 +325,7 @@ class _Sums:
         self.count += count
 
 
-def _shown(batches: Sequence[Tensor], progress: bool | None) -> Iterable[Tensor]:
+def _shown(batches: Sequence[Inputs], progress: bool | None) -> Iterable[Inputs]:
     """Iterate with a progress bar where it takes a while."""
     disable = None if progress is None else not progress
     return tqdm(batches, desc="calibrating", unit="batch", delay=3.0, disable=disable)

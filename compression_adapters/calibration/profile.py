@@ -1,6 +1,7 @@
 """A table of a network's layers and possible ranks, before any search."""
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import pandas as pd
 import torch
@@ -16,11 +17,17 @@ from compression_adapters.layers.survey import (
     unwrap,
 )
 from compression_adapters.network.costs import energy_kept
+from compression_adapters.network.latency import LatencyTable, measure_latency
 from compression_adapters.network.macs import (
     _meta_macs,
     run_counted,
 )
 from compression_adapters.network.replacement import bare_copy, copy_network
+from compression_adapters.network.structured_inputs import (
+    Inputs,
+    NetworkInputs,
+    as_inputs,
+)
 from compression_adapters.rank_space.scales import rank_scale
 
 _POINTS = ("min", "centre", "max")
@@ -45,12 +52,14 @@ class NetworkProfile:
         num_weights: Weights of the whole network, without biases and normalisation.
         num_macs: Multiply-adds of the whole network per sample, or None without an
             example input.
+        latency: The times of the layers at their ranks, None if they were not timed.
     """
 
     layers: pd.DataFrame = field(repr=False)
     skipped: pd.DataFrame = field(repr=False)
     num_weights: int
     num_macs: int | None
+    latency: LatencyTable | None = None
 
     def __str__(self) -> str:
         lines = ["No layer to compress."]
@@ -67,6 +76,8 @@ class NetworkProfile:
                 f"{self.num_macs:,} multiply-adds per sample"
                 + _share(self.layers, "macs", self.num_macs)
             )
+        if self.latency is not None:
+            lines += ["", str(self.latency)]
         if len(self.skipped):
             lines += ["", "Left out:", _as_text(self.skipped)]
         return "\n".join(lines)
@@ -74,7 +85,7 @@ class NetworkProfile:
 
 def profile(
     network: nn.Module,
-    example: Tensor | None = None,
+    example: Any = None,
     *,
     choose: Choose = choose_low_rank,
     include: Selectors | None = None,
@@ -82,8 +93,11 @@ def profile(
     encoding: str = "log",
     min_rank: int = 1,
     errors: bool = False,
-    calibrate: Tensor | None = None,
+    calibrate: Any = None,
     seed: int = 0,
+    times: LatencyTable | Any = None,
+    latency_seconds: float = 30.0,
+    progress: bool | None = None,
 ) -> NetworkProfile:
     """Tabulate the layers of a network before any search.
 
@@ -94,8 +108,9 @@ def profile(
 
     Args:
         network: Any network, in any mode; not modified.
-        example: A batch of inputs; one sample is enough. Shape `n x ...`. None omits
-            the multiply-adds.
+        example: A batch of inputs, one tensor or several (a mapping, a tuple, a
+            dataclass); one sample is enough. Shape `n x ...`. None omits the
+            multiply-adds.
         choose: See `find_layers`.
         include: See `find_layers`.
         exclude: See `find_layers`.
@@ -106,13 +121,18 @@ def profile(
         calibrate: Inputs that the factors are fitted to, as in a search; with them
             there are errors too, those of the output. None: of the weights alone.
         seed: Of the choice of patches, see `gather_moments`.
+        times: A batch of inputs to time the layers on, at the ranks that matter, see
+            `measure_latency`; or a table of times, which has to be of these layers.
+            Shape `n x ...`.
+        latency_seconds: Budget for timing.
+        progress: Whether to show a bar while the layers are timed.
 
     Returns:
         The profile; print it. Pruned layers have the multiply-adds of dense ones,
         because zeros are multiplied as well.
 
     Raises:
-        TypeError: when `calibrate` is no tensor of inputs, such as their number.
+        TypeError: when `calibrate` is no batch of inputs, such as their number.
         ValueError: when a selector matches nothing, a layer is chosen that its
             decomposition does not support, or the network does not return one output
             per sample of the example.
@@ -124,22 +144,32 @@ def profile(
           layer  max_rank  weights  weights_centre  macs_centre
         0     0        12      600             150          150
     """
-    if calibrate is not None and not (
-        isinstance(calibrate, Tensor) and calibrate.ndim and len(calibrate)
-    ):
-        got = "none" if isinstance(calibrate, Tensor) else type(calibrate).__name__
-        raise TypeError(
-            "calibrate must be a tensor of inputs here, one at least, such as "
-            f"inputs[:500]; got {got}."
-        )
+    example = None if example is None else as_inputs(example)
+    calibrate = _calibration_inputs(calibrate)
     network = unwrap(network)
     layers, skipped = survey_layers(network, choose, include=include, exclude=exclude)
     factors: dict[str, Factors] = {}
-    if errors or calibrate is not None:
+    if times is not None and not isinstance(times, LatencyTable):
+        times = as_inputs(times)
+    if errors or calibrate is not None or isinstance(times, Tensor | NetworkInputs):
         # A forward pass may change what a network keeps.
         factors = calibrated_factors(
             copy_network(network), layers, calibrate, seed=seed
         )
+    latency = None
+    if isinstance(times, Tensor | NetworkInputs) and layers:
+        latency = measure_latency(
+            copy_network(network),
+            layers,
+            factors,
+            times,
+            seconds=latency_seconds,
+            seed=seed,
+            progress=progress,
+        )
+    elif isinstance(times, LatencyTable):
+        times.require_layers(layers)
+        latency = times
     inputs: dict[str, list[torch.Size]] = {}
     num_macs = None
     if example is not None:
@@ -168,7 +198,22 @@ def profile(
         ),
         num_weights=sum(weight.numel() for weight in layer_weights(network)),
         num_macs=num_macs,
+        latency=latency,
     )
+
+
+def _calibration_inputs(calibrate: Any) -> Inputs | None:
+    """Return calibration inputs, or refuse what is none."""
+    if calibrate is None:
+        return None
+    empty = isinstance(calibrate, Tensor) and not (calibrate.ndim and len(calibrate))
+    if empty or isinstance(calibrate, int | float | str):
+        got = "none" if empty else type(calibrate).__name__
+        raise TypeError(
+            "calibrate must be a tensor of inputs here, or several, one input at "
+            f"least, such as inputs[:500]; got {got}."
+        )
+    return as_inputs(calibrate)
 
 
 def _weights_row(

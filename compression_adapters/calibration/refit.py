@@ -18,6 +18,12 @@ from compression_adapters.decompositions import LowRankLinear
 from compression_adapters.decompositions.moments import RIDGE
 from compression_adapters.network.modes import evaluation_mode
 from compression_adapters.network.replacement import copy_network
+from compression_adapters.network.structured_inputs import (
+    Inputs,
+    call_network,
+    mask_of,
+    real_positions,
+)
 
 ROWS_PER_COLUMN: Final = 10
 """Patches or tokens of a layer that are used, at most, as a multiple of the unknowns of
@@ -39,11 +45,12 @@ def refit_in_sequence(
     reference: nn.Module,
     compressed: nn.Module,
     layers: Iterable[str],
-    inputs: Tensor,
+    inputs: Inputs,
     *,
     seed: int = 0,
     ridge: float = RIDGE,
     progress: bool | None = None,
+    is_over: Callable[[], bool] | None = None,
 ) -> nn.Module:
     """Refit the last factor of each cut layer, so that it makes up for those before it.
 
@@ -68,14 +75,19 @@ def refit_in_sequence(
         layers: Names of the layers in play. Left as they are: dense and pruned ones,
             those that are not called, complex ones, and those whose last part is no
             linear layer or 2d convolution that returns the output.
-        inputs: Calibration inputs. Shape `n x ...`.
+        inputs: Calibration inputs, one tensor or several. Shape `n x ...`. Positions of
+            a sequence that are padding are left out.
         seed: Of the choice of patches.
         ridge: Share of the trace that holds the present factor, positive.
         progress: Whether to show a progress bar; None: on a terminal, where it takes
             more than three seconds.
+        is_over: Asked before each layer whether time is up; None: it never is.
 
     Returns:
         A copy of `compressed` with other last factors and biases.
+
+    Raises:
+        TimeoutError: when `is_over` says so.
 
     Example:
         >>> _ = torch.manual_seed(0)
@@ -111,6 +123,10 @@ def refit_in_sequence(
                 wanted = [last for group in together for last in group]
                 outputs = batches.outputs(reference, wanted)
                 for group in together:
+                    if is_over is not None and is_over():
+                        raise TimeoutError(
+                            "there was no time left to refit all layers (minutes)"
+                        )
                     for last, sums in batches.sums(refitted, group, outputs).items():
                         _fit(last, sums, ridge)
                     bar.update()
@@ -227,7 +243,7 @@ _Outputs = Mapping[str, Sequence[tuple[int, Tensor]]]
 class _Batches:
     """Calibration inputs, passed through both networks with the same choice of rows."""
 
-    batches: Sequence[Tensor]
+    batches: Sequence[Inputs]
     device: torch.device
     seed: int
 
@@ -235,14 +251,17 @@ class _Batches:
         """Gather outputs of layers of the original network."""
         found: dict[str, list[tuple[int, Tensor]]] = defaultdict(list)
         rngs = self._rngs(lasts)
+        mask: Tensor | None = None
 
         def see(last: _LastFactor, _: Tensor, outputs: Tensor) -> None:
             rows = last.output_rows(outputs)
-            chosen = self._chosen(last, rows.shape[1], rngs[last.name])
+            real = real_positions(mask, outputs.shape[:-1])
+            chosen = self._chosen(last, rows.shape[1], rngs[last.name], real)
             some = rows if chosen is None else rows[:, chosen]
             found[last.name].append((rows.shape[1], _single(some).clone()))
 
         for batch in self.batches:
+            mask = mask_of(batch.to(self.device))
             _pass(reference, batch.to(self.device), lasts, "dense", see)
         return found
 
@@ -253,6 +272,7 @@ class _Batches:
         left = {last.name: iter(outputs.get(last.name, ())) for last in lasts}
         found: dict[str, _Sums] = {}
         rngs, other = self._rngs(lasts), set[str]()
+        mask: Tensor | None = None
 
         def see(last: _LastFactor, inputs: Tensor, own: Tensor) -> None:
             count, rows = next(left[last.name], (0, own))
@@ -260,7 +280,8 @@ class _Batches:
                 other.add(last.name)
             if last.name in other:
                 return
-            chosen = self._chosen(last, count, rngs[last.name])
+            real = real_positions(mask, own.shape[:-1])
+            chosen = self._chosen(last, count, rngs[last.name], real)
             z = _single(last.input_rows(last.inputs(inputs), chosen))
             cross = (z.transpose(1, 2) @ rows).double()
             sums = (gram(z), cross, z.sum(1).double(), rows.sum(1).double())
@@ -277,6 +298,7 @@ class _Batches:
             known.count += z.shape[1]
 
         for batch in self.batches:
+            mask = mask_of(batch.to(self.device))
             _pass(refitted, batch.to(self.device), lasts, "part", see)
         other |= {n for n, rest in left.items() if next(rest, None) is not None}
         return {
@@ -290,10 +312,20 @@ class _Batches:
         return {last.name: torch.Generator().manual_seed(self.seed) for last in lasts}
 
     def _chosen(
-        self, last: _LastFactor, rows: int, rng: torch.Generator
+        self,
+        last: _LastFactor,
+        rows: int,
+        rng: torch.Generator,
+        real: Tensor | None,
     ) -> Tensor | None:
-        """Choose as many rows as are of use, spread evenly over all batches."""
+        """Choose as many rows as are of use, spread evenly over all batches.
+
+        Of those that are no padding, if `real` lists them.
+        """
         enough = max(1, last.most_rows // len(self.batches))
+        if real is not None:
+            order = torch.randperm(len(real), generator=rng)[:enough]
+            return real[order.sort().values.to(real.device)]
         if rows <= enough:
             return None
         order = torch.randperm(rows, generator=rng)[:enough]
@@ -309,7 +341,7 @@ _See = Callable[[_LastFactor, Tensor, Tensor], None]
 
 def _pass(
     network: nn.Module,
-    batch: Tensor,
+    batch: Inputs,
     lasts: Sequence[_LastFactor],
     where: str,
     see: _See,
@@ -334,7 +366,7 @@ def _pass(
 
     with _watched([(last, getattr(last, where)) for last in lasts], seen):
         try:
-            network(batch.clone())  # the network may change it
+            call_network(network, batch)
         except _Seen:
             return
 
@@ -381,7 +413,7 @@ def _in_order(
     reference: nn.Module,
     refitted: nn.Module,
     lasts: Sequence[_LastFactor],
-    few: Tensor,
+    few: Inputs,
 ) -> list[list[_LastFactor]]:
     """Group layers by their input, in the order of their first call.
 
@@ -412,13 +444,13 @@ def _in_order(
             otherwise.add(last.name)
 
     with _watched([(last, last.dense) for last in lasts], see_dense):
-        reference(few.clone())
+        call_network(reference, few)
     with (
         # The hook that is registered last is called first, where both are one module.
         _watched([(last, last.small) for last in lasts], see_whole),
         _watched([(last, last.part) for last in lasts], see_part),
     ):
-        refitted(few.clone())
+        call_network(refitted, few)
     groups: list[list[_LastFactor]] = []
     for last in order:
         name = last.name

@@ -26,7 +26,7 @@ _HELP = """Compress neural networks until a certificate holds.
 Start here:
   ax-pac compress fc3 --out runs/fc3   train, compress and report (one minute)
   ax-pac report runs/fc3               write the report of a run again
-  ax-pac compress torchvision:resnet18 --data IMAGES --gamma 0.001 --out runs/r18
+  ax-pac compress torchvision:resnet18 --data IMAGES --out runs/r18
   ax-pac compress my_module:my_network --data my_module:my_inputs ...
   ax-pac profile fc3                   its layers, and what each rank would lose
   ax-pac stages vgg16 --data IMAGES --gamma 0.001 --epochs 3 --out runs/vgg16
@@ -34,6 +34,13 @@ Start here:
 From Python: compression_adapters.compress(network, inputs, gamma=...).
 Your own objective: ax_pac.pac_generation_strategy in an Ax loop.
 """
+
+
+# What of a search's options a profile takes.
+_PROFILED = (
+    *("calibrate", "calibration_seed", "encoding", "min_rank", "output"),
+    *("size", "latency_batch", "latency_seconds"),
+)
 
 
 @click.group(help=_HELP, context_settings={"help_option_names": ["-h", "--help"]})
@@ -59,7 +66,8 @@ def compress(out: Path, resume: bool, **values: Any) -> None:
     NETWORK is a preset (fc3, vgg16, resnet18, resnet50), torchvision:NAME, or
     module.path:factory, a function of yours that returns a network. fc3 is
     784-1000-1000-10 on MNIST; it is trained in one minute the first time and kept in
-    your cache folder. The others need --data and --gamma.
+    your cache folder. The others need --data; without --gamma and the like, a tenth of
+    a per cent of the outputs' squared size weighs as much as one of the weights.
     """
     request = Request.of(out, resume, **values)
     if not request.options.target.given:
@@ -85,11 +93,7 @@ def _with_default_gamma(request: Request) -> Request:
     network = request.source.network
     gamma = PRESETS[network].gamma if network in PRESETS else None
     if gamma is None:
-        raise click.UsageError(
-            f"{network} has no default weight of the loss: pass --gamma, or --ratio or "
-            "--loss-at-most instead. With --loss relative_squared_l2, relative to the "
-            "size of the outputs, start at --gamma 1"
-        )
+        return request  # `compress` needs no number
     return replace(request, options=request.options.changed(gamma=gamma))
 
 
@@ -98,21 +102,33 @@ main.add_command(stages)
 
 @main.command(short_help="Tabulate the layers of a network before a search.")
 @network_options
-@search_options(("calibrate", "calibration_seed", "encoding", "min_rank"))
-def profile(progress: bool | None, **values: Any) -> None:
+@search_options(_PROFILED)
+@click.option(
+    "--save-times",
+    type=click.Path(path_type=Path, dir_okay=False),
+    default=None,
+    help="Keep the table of times in this .json file, for --size of a search.",
+)
+def profile(progress: bool | None, save_times: Path | None, **values: Any) -> None:
     """Tabulate layers, ranks, weights, multiply-adds and predicted errors.
 
     NETWORK is as for `ax-pac compress`. Predicted errors are the shares of the layers'
     squared outputs that the smallest, the middle and the largest rank leave out; with
-    --calibrate 0, of their squared weights.
+    --calibrate 0, of their squared weights. With --size latency the layers are timed at
+    their ranks; with --size FILE.json a table of times is printed beside them.
     """
-    names = ("calibrate", "calibration_seed", "encoding", "min_rank")
-    asked = {name: values.pop(name) for name in names}
+    asked = {name: values.pop(name) for name in _PROFILED}
     from compression_adapters.cli.profile_run import profile_source
 
     try:
+        if save_times is not None and asked["size"] != "latency":
+            raise click.UsageError("--save-times keeps what --size latency measures")
         source = take_source(SourceRequest(**values))
-        click.echo(str(profile_source(source, **asked)))
+        found = profile_source(source, progress=progress, **asked)
+        click.echo(str(found))
+        if save_times is not None and found.latency is not None:
+            found.latency.save(save_times)
+            click.echo(f"times kept in {save_times}")
     except (ValueError, RuntimeError, OSError, ImportError) as error:
         raise click.ClickException(str(error)) from error
 
@@ -164,21 +180,42 @@ def _print_summary(summary: dict[str, Any], folder: Path) -> None:
     ended = f"{verdict} (level {certificate['level']})"
     if summary["stop_reason"] == "no_search":
         ended = "not searched"
+    said = summary.get("statement")
+    stated = f"quality   {said['sentence']}\n" if said else ""
     finish = summary.get("finish")
     finished = f"after     {finish['sentence']}\n" if finish else ""
     click.echo(
         f"{ended} after {_counted(summary['num_trials'], 'evaluation')}, "
         f"{seconds:.1f} s\n"
         f"  {certificate['reason']}\n"
-        f"weights   {summary['compression_ratio']:.2%} of the layers in play, "
-        f"{summary['whole_network_ratio']:.2%} of the whole network\n"
+        f"{_size_lines(summary)}"
         f"ranks     {ranks}\n"
         f"{finished}"
+        f"{stated}"
         f"accuracy  {accuracy}\n"
         f"{_costs(summary)}"
         f"saved     {folder}/network (reloaded, {reload})\n"
         f"report    {folder}/report.html"
     )
+
+
+def _size_lines(summary: dict[str, Any]) -> str:
+    """Print the size before and after, in the unit that was asked for first."""
+    size = summary.get("size")
+    in_play = summary.get("weights_ratio", summary["compression_ratio"])
+    lines = []
+    if summary.get("latency"):
+        latency = summary["latency"]
+        lines.append(f"time      {latency['sentence']}")
+        if latency["disagreement"]:
+            lines.append(f"  {latency['disagreement']}")
+    if size is not None and size["size"] != "weights":
+        lines.append(f"size      {size['sentence']}")
+    lines.append(
+        f"weights   {in_play:.2%} of the layers in play, "
+        f"{summary['whole_network_ratio']:.2%} of the whole network"
+    )
+    return "".join(f"{line}\n" for line in lines)
 
 
 def _counted(number: int, what: str) -> str:

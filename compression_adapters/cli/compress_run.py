@@ -35,10 +35,14 @@ from compression_adapters.network.truncation import truncated
 from compression_adapters.report.run import (
     NETWORK_FOLDER,
     read_run,
+    readable,
     write_report,
     write_run,
 )
 from compression_adapters.search.result import CompressionResult
+
+TIMES_FILE: Final = "times.json"
+"""The table of times of a run by latency, for `--size` of another."""
 
 _PACKAGES: Final = (
     *("ax-pac", "ax-platform", "botorch"),
@@ -62,10 +66,15 @@ def compress_source(source: Source, request: Request) -> dict[str, Any]:
     """
     out = request.out
     labels = source.labels_for(request.options.problem.loss)
+    if request.options.target.accuracy_drop_at_most is not None:
+        labels = source.labels
     options = request.options.changed(labels=labels, choose=source.choose)
     result = compress_with(source.network, source.inputs, options)
     result.save(out / NETWORK_FOLDER)
     result.client.save_to_json_file(str(out / "experiment.json"))
+    times = result.problem.measure.table
+    if times is not None:
+        times.save(out / TIMES_FILE)
     summary = _summary(source, result, _settings(request, result))
     summary |= _accuracies(source, result, request.source.test_samples)
     rng = torch.Generator().manual_seed(result.seed)
@@ -105,7 +114,10 @@ def _summary(
         "network": source.name,
         "note": source.note,
         "stop_reason": result.stop_reason,
-        "compression_ratio": compression_ratio(problem.layers, result.ranks),
+        "compression_ratio": result.size_ratio,
+        "weights_ratio": compression_ratio(problem.layers, result.ranks),
+        "size": _size(result),
+        "latency": None if result.latency is None else result.latency.to_dict(),
         "whole_network_ratio": whole_network_ratio(
             problem.network, problem.layers, result.ranks
         ),
@@ -120,6 +132,7 @@ def _summary(
         "gain_over_path": None if gain is None else gain._asdict(),
         "calibration": None if known is None else known.to_dict(),
         "finish": _finish(result),
+        "statement": None if result.statement is None else result.statement.to_dict(),
         "costs": _costs(result),
         "num_trials": len(result.trials),
         "gamma": problem.gamma,
@@ -131,6 +144,22 @@ def _summary(
         "seed": result.seed,
         "versions": {name: version(name) for name in _PACKAGES},
     }
+
+
+def _size(result: CompressionResult) -> dict[str, Any]:
+    """Record what was counted, before and after."""
+    size = result.problem.measure
+    record = size.to_dict_at(result.ranks)
+    before, after = record["before"], record["after"]
+    quantity, scale = size.counted, 1.0
+    if size.name == "latency":
+        quantity = quantity.replace("seconds per", "predicted milliseconds per")
+        scale = 1e3
+    sentence = (
+        f"{quantity}: {readable(scale * before)} before, {readable(scale * after)} "
+        f"after ({after / before:.1%})"
+    )
+    return record | {"quantity": quantity, "scale": scale, "sentence": sentence}
 
 
 def _sample_size(result: CompressionResult) -> dict[str, Any] | None:

@@ -16,23 +16,23 @@ from compression_adapters.options import (
     AUTO,
     KEYWORDS,
     PRESET_NAMES,
+    TARGETS,
     CompressionOptions,
     ProblemOptions,
     SearchOptions,
     Target,
     option,
     read_ratio,
+    require_size,
 )
 
 if TYPE_CHECKING:
     from compression_adapters.cli.sources import Source
 
-TARGETS = tuple(f.name for f in fields(Target))
-"""Names of the options of which a search takes exactly one."""
-
 IN_STAGES = (
     *(*TARGETS, "loss", "delta", "epsilon", "level", "max_trials", "start"),
     *("sampling", "seed", "num_samples", "refit"),
+    *("size", "size_of", "latency_batch", "latency_seconds"),
 )
 """Options that `ax-pac stages` has for all its stages."""
 
@@ -106,8 +106,8 @@ class Request:
         given = [name for name in TARGETS if values[name] is not None]
         if len(given) > 1:
             raise click.UsageError(
-                "expected one of --gamma, --ratio and --loss-at-most; got "
-                + " and ".join(f"--{name.replace('_', '-')}" for name in given)
+                f"expected one of {', '.join(_flag(name) for name in TARGETS)}; got "
+                + " and ".join(map(_flag, given))
             )
         if resume:
             if values.get("db") is not None:
@@ -124,6 +124,11 @@ class Request:
             raise click.ClickException(str(error)) from error
         _require_writable(out)
         return cls(out=out, source=SourceRequest(**values), options=options)
+
+
+def _flag(name: str) -> str:
+    """Return an option as it is typed."""
+    return f"--{name.replace('_', '-')}"
 
 
 def _require_writable(out: Path) -> None:
@@ -172,7 +177,28 @@ def _ratio(
     return value
 
 
-_CALLBACKS: dict[str, Callable[..., Any]] = {"num_samples": _samples, "ratio": _ratio}
+def _output(_context: Any, _option: Any, value: str | None) -> str | int | None:
+    """Read the name or the index of an output."""
+    if value is not None and value.removeprefix("-").isdecimal():
+        return int(value)
+    return value
+
+
+def _size(context: click.Context, parameter: click.Parameter, value: str) -> str:
+    """Refuse an unknown size before a network is trained or read."""
+    try:
+        require_size(value, "layers")
+    except ValueError as error:
+        raise click.BadParameter(str(error)) from error
+    return value
+
+
+_CALLBACKS: dict[str, Callable[..., Any]] = {
+    "num_samples": _samples,
+    "ratio": _ratio,
+    "output": _output,
+    "size": _size,
+}
 
 
 def network_options(command: Any) -> Any:

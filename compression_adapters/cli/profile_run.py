@@ -7,6 +7,9 @@ import torch
 from compression_adapters.calibration.profile import NetworkProfile, profile
 from compression_adapters.cli.sources import Source
 from compression_adapters.evaluation.calibration_split import split_inputs
+from compression_adapters.network.latency import LatencyTable
+from compression_adapters.network.structured_inputs import Inputs
+from compression_adapters.options import FEWEST_SAMPLES, LATENCY_SECONDS
 
 
 def profile_source(
@@ -16,6 +19,11 @@ def profile_source(
     calibration_seed: int,
     encoding: str,
     min_rank: int,
+    output: str | int | None = None,
+    size: str = "weights",
+    latency_batch: int | None = None,
+    latency_seconds: float = LATENCY_SECONDS,
+    progress: bool | None = None,
 ) -> NetworkProfile:
     """Profile a network with the factors that a search would have.
 
@@ -25,15 +33,31 @@ def profile_source(
         calibration_seed: Determines which.
         encoding: The meaning of the coordinate 0.5.
         min_rank: Smallest rank.
+        output: Which output of the network is compared.
+        size: `"latency"` times the layers, the path of a table reads their times.
+        latency_batch: Inputs in a batch that is timed; None: 50.
+        latency_seconds: Budget for it.
+        progress: Whether to show a bar while they are timed.
 
     Returns:
         The profile, with predicted errors.
     """
-    sampler, known = split_inputs(
-        source.inputs, None, num_samples=2, calibrate=calibrate, seed=calibration_seed
+    sampler, known, *_ = split_inputs(
+        source.inputs,
+        None,
+        num_samples=2,
+        calibrate=calibrate,
+        seed=calibration_seed,
+        output=output,
     )
     device = next(source.network.parameters()).device
     few = sampler(2, torch.Generator().manual_seed(0)).inputs.to(device)
+    times: LatencyTable | Inputs | None = None
+    if size == "latency":
+        rng = torch.Generator().manual_seed(0)
+        times = sampler(latency_batch or FEWEST_SAMPLES, rng).inputs
+    elif size.endswith(".json"):
+        times = LatencyTable.load(size)
     return profile(
         source.network,
         few,
@@ -43,4 +67,7 @@ def profile_source(
         errors=True,
         calibrate=None if known is None else known.inputs,
         seed=calibration_seed,
+        times=times,
+        latency_seconds=latency_seconds,
+        progress=progress,
     )

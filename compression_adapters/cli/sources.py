@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from compression_adapters.evaluation.losses import LABELLED_LOSSES
+from compression_adapters.evaluation.sampling import open_pool
 from compression_adapters.layers.selection import Choose, choose_linear, choose_low_rank
 from compression_adapters.network.weights import load_weights
 from compression_adapters.presets.registry import PRESETS, Preset
@@ -41,7 +42,7 @@ class Source:
         network: The reference network, with its weights.
         build: Makes the network again, with any weights, for `load_compressed`.
         choose: Selects the layers.
-        inputs: The pool: a tensor, or a dataset of inputs with or without labels.
+        inputs: The pool, as `open_pool` takes it.
         labels: Labels of a tensor pool, or None.
         test: Labelled images for the accuracy: tensors or a dataset, or None.
         note: What a reader of the result must know, or empty.
@@ -52,7 +53,7 @@ class Source:
     network: nn.Module = field(repr=False)
     build: Callable[[], nn.Module] = field(repr=False)
     choose: Choose = field(repr=False)
-    inputs: Tensor | Dataset[Any] = field(repr=False)
+    inputs: Any = field(repr=False)
     labels: Tensor | None = field(default=None, repr=False)
     test: tuple[Tensor, Tensor] | Dataset[Any] | None = field(default=None, repr=False)
     note: str = ""
@@ -81,7 +82,7 @@ def open_source(
             for torchvision's networks the name of its weights. None: those of the
             preset, torchvision's `IMAGENET1K_V1`, or those that the factory returns.
         data: A folder of images (see `image_folder`), with or without `train` and `val`
-            in it; or `module.path:function`, which returns a tensor or a dataset.
+            in it; or `module.path:function`, which returns a pool (see `open_pool`).
         layers: Name of a choice of layers; None for the preset's own, or all.
         num_classes: Outputs of one of torchvision's networks.
         image_size: Height and width of images from a folder.
@@ -196,11 +197,10 @@ def _own_data(data: str, image_size: int) -> dict[str, Any]:
     """Return pool and test data from a folder or a function."""
     if not Path(data).exists() and ":" in data:
         pool = _called(_imported(data), data)
-        if not isinstance(pool, Tensor | Dataset):
-            raise ValueError(
-                f"{data} must return a tensor or a torch.utils.data.Dataset; got "
-                f"{type(pool).__name__}."
-            )
+        try:
+            open_pool(pool)
+        except TypeError as error:
+            raise ValueError(f"{data} returns what is no pool: {error}") from error
         return {"inputs": pool}
     if not Path(data).is_dir():
         raise ValueError(

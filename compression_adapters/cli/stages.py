@@ -57,8 +57,8 @@ As in the paper:
     callback=_requests,
     help="One stage; repeat for more. KIND is convolutions, linear, low-rank, pruning "
     "or layer-pruning; settings after the colon apply to this stage only: gamma, "
-    "ratio, loss_at_most, delta, epsilon, max_trials, min_rank, round_to, epochs, "
-    "learning_rate.  [default: convolutions, linear, pruning]",
+    "ratio, loss_at_most, speedup, delta, epsilon, max_trials, min_rank, round_to, "
+    "epochs, learning_rate.  [default: convolutions, linear, pruning]",
 )
 @click.option(
     "--epochs",

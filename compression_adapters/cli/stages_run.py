@@ -7,16 +7,18 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from compression_adapters.cli.options import Request
 from compression_adapters.cli.reload import reloads_equal
 from compression_adapters.cli.sources import Source
 from compression_adapters.evaluation.accuracy import top_accuracies
+from compression_adapters.evaluation.sampling import open_pool
 from compression_adapters.layers.selection import choose_pruning
 from compression_adapters.network.costs import cost_table, measure_cost
 from compression_adapters.network.fine_tuning import Schedule, fine_tune
 from compression_adapters.network.recipe import recipe_of
+from compression_adapters.network.structured_inputs import Inputs, OutputChoice
 from compression_adapters.options import KEYWORDS, CompressionOptions, Target, type_of
 from compression_adapters.report.run import NETWORK_FOLDER
 from compression_adapters.report.stages import STAGES_FOLDER, write_stages
@@ -27,8 +29,8 @@ DEFAULT_STAGES: Final = ("convolutions", "linear", "pruning")
 
 
 _SEARCH_SETTINGS: Final = (
-    *("gamma", "ratio", "loss_at_most", "delta", "epsilon", "max_trials", "min_rank"),
-    "round_to",
+    *("gamma", "ratio", "loss_at_most", "speedup", "delta", "epsilon"),
+    *("max_trials", "min_rank", "round_to"),
 )
 _SETTINGS: Final[Mapping[str, type]] = {
     **{name: type_of(name) for name in _SEARCH_SETTINGS},
@@ -165,7 +167,7 @@ def compress_source_in_stages(
         folder=out / STAGES_FOLDER,
         on_stage=measure,
     )
-    reloads_equal(source, network, folders[-1], _few(source))
+    reloads_equal(source, network, folders[-1], _few(source, options.problem.output))
     summary = {
         "network": source.name,
         "note": source.note,
@@ -194,8 +196,8 @@ def _stages(
         given = Target(**{k: own[k] for k in own if KEYWORDS[k] == "target"}).given
         if len(given) > 1 or not (given or options.target.given):
             raise ValueError(
-                f"stage {request.kind!r} needs one of gamma, ratio and loss_at_most, "
-                "for all stages (--gamma) or its own (--stage "
+                f"stage {request.kind!r} needs one of gamma, ratio, loss_at_most and "
+                "speedup, for all stages (--gamma) or its own (--stage "
                 f"{request.kind}:gamma=...); got {' and '.join(given) or 'none'}"
             )
         own |= _layers_of(request.kind)
@@ -205,7 +207,7 @@ def _stages(
         if epochs:
             changed = Training(epochs, rate, training.schedule, training.batch_size)
             then, recorded = (
-                _Trainer(source, changed, options.search.seed),
+                _Trainer(source, changed, options.search.seed, options.problem.output),
                 vars(changed),
             )
         stages.append(Stage(name, own, then, recorded))
@@ -235,9 +237,12 @@ class _Trainer:
     source: Source
     training: Training
     seed: int
+    output: OutputChoice = None
 
     def __call__(self, network: nn.Module) -> nn.Module:
-        batches = _Batches(self.source, self.training.batch_size, self.seed)
+        batches = _Batches(
+            self.source, self.training.batch_size, self.seed, self.output
+        )
         with torch.random.fork_rng():
             torch.manual_seed(self.seed)  # for dropout
             return fine_tune(
@@ -254,28 +259,23 @@ class _Trainer:
 class _Batches:
     """The pool in batches, in a new order in each pass, with labels if any."""
 
-    def __init__(self, source: Source, batch_size: int, seed: int) -> None:
-        self.inputs, self.labels = source.inputs, source.labels
+    def __init__(
+        self, source: Source, batch_size: int, seed: int, output: OutputChoice = None
+    ) -> None:
+        self.pool = open_pool(source.inputs, source.labels, output=output)
         self.batch_size = batch_size
         self.rng = torch.Generator().manual_seed(seed)
-        # Map-style: torch gives Dataset no __len__ of its own.
-        self.size = len(self.inputs)  # type: ignore[arg-type]
-        first = None if isinstance(self.inputs, Tensor) else self.inputs[0]
-        self.pairs = isinstance(first, tuple | list) and len(first) == 2
-        self.labelled = self.labels is not None or self.pairs
+        _, labels = self.pool.read(torch.tensor([0]))
+        self.labelled = labels is not None
 
     def __len__(self) -> int:
-        return -(-self.size // self.batch_size)
+        return -(-len(self.pool) // self.batch_size)
 
     def __iter__(self) -> Iterator[Any]:
-        order = torch.randperm(self.size, generator=self.rng)
+        order = torch.randperm(len(self.pool), generator=self.rng)
         for index in order.split(self.batch_size):
-            if isinstance(self.inputs, Tensor):
-                batch = self.inputs[index]
-                yield batch if self.labels is None else (batch, self.labels[index])
-            else:
-                items = [self.inputs[int(i)] for i in index]
-                yield torch.utils.data.default_collate(items)
+            inputs, labels = self.pool.read(index)
+            yield inputs if labels is None else (inputs, labels)
 
 
 def _row(
@@ -291,8 +291,7 @@ def _row(
 
 def _costs(source: Source, network: nn.Module) -> list[dict[str, Any]]:
     """Count and time the original and the last network."""
-    first = source.inputs[0]
-    example = (first[0] if isinstance(first, tuple | list) else first)[None]
+    example = _few(source)[:1]
     pruned = [e.name for e in recipe_of(network) if e.decomposition == "pruning"]
     before = measure_cost(source.network, example)
     after = measure_cost(network, example, pruned=pruned)
@@ -300,7 +299,7 @@ def _costs(source: Source, network: nn.Module) -> list[dict[str, Any]]:
     return [{str(k): v for k, v in row.items()} for row in table.to_dict("records")]
 
 
-def _few(source: Source) -> Tensor:
+def _few(source: Source, output: OutputChoice = None) -> Inputs:
     """Return the first inputs of a source."""
-    few = [source.inputs[i] for i in range(min(20, len(source.inputs)))]  # type: ignore[arg-type]
-    return torch.stack([i[0] if isinstance(i, tuple | list) else i for i in few])
+    pool = open_pool(source.inputs, source.labels, output=output)
+    return pool.read(torch.arange(min(20, len(pool))))[0]

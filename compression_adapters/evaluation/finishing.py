@@ -113,6 +113,7 @@ def finish_network(
     *,
     seed: int,
     progress: bool | None = None,
+    is_over: Callable[[], bool] | None = None,
 ) -> tuple[nn.Module, FinishRecord | None]:
     """Refit a network in sequence and move its batch norm, each if that is better.
 
@@ -135,6 +136,7 @@ def finish_network(
         ranks: Layer name to rank or `"dense"`. If all are dense, nothing is done.
         seed: Of the samples and of the choice of patches.
         progress: See `refit_in_sequence`.
+        is_over: See `refit_in_sequence`.
 
     Returns:
         The network to keep, in eval mode, with the record kept with it too; and the
@@ -177,7 +179,13 @@ def finish_network(
 
     def refitted() -> nn.Module:
         return refit_in_sequence(
-            problem.network, kept, cut, known.inputs, seed=known.seed, progress=progress
+            problem.network,
+            kept,
+            cut,
+            known.inputs,
+            seed=known.seed,
+            progress=progress,
+            is_over=is_over,
         )
 
     attempt("refit", refitted)

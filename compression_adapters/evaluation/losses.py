@@ -16,6 +16,12 @@ from compression_adapters.network.modes import (
     in_float,
     squared_distance,
 )
+from compression_adapters.network.outputs import masked
+from compression_adapters.network.structured_inputs import (
+    Inputs,
+    call_network,
+    mask_of,
+)
 
 Loss = Callable[[nn.Module, Batch], Tensor]
 """`(network, batch) -> values` of shape `m`: one value per sample, never reduced."""
@@ -239,6 +245,102 @@ def top1_error(network: nn.Module, batch: Batch) -> Tensor:
     return (outputs.argmax(dim=1) != labels).to(outputs.dtype)
 
 
+def disagreement(network: nn.Module, batch: Batch) -> Tensor:
+    """Count inputs whose likeliest class is not that of the reference network.
+
+        l(x) = 1 where argmax f(x) differs from argmax f*(x), else 0
+
+    Of outputs with many positions, the share of positions at which it differs, without
+    padding: classes are the last dimension of outputs of three dimensions (tokens), and
+    the second one of more (pixels). No labels.
+
+    Args:
+        network: The compressed network, with outputs of shape `m x classes`,
+            `m x positions x classes` or `m x classes x ...`.
+        batch: With `reference_outputs`.
+
+    Returns:
+        Shape `m`, in [0, 1]. Dimensionless.
+
+    Raises:
+        ValueError: when the outputs have no classes.
+
+    Example:
+        >>> batch = Batch(torch.eye(3), reference_outputs=torch.eye(3)[[0, 1, 1]])
+        >>> disagreement(nn.Identity(), batch)
+        tensor([0., 0., 1.])
+    """
+    return (1.0 - agreement_of(network, batch)).to(torch.float32)
+
+
+def agreement_of(network: nn.Module, batch: Batch) -> Tensor:
+    """Return 1 less `disagreement`, in double precision."""
+    outputs, reference = _outputs_and_reference(network, batch)
+    same = _likeliest(outputs) == _likeliest(reference)
+    if same.ndim == 1:
+        return same.double()
+    mask = mask_of(batch.inputs)
+    if mask is None or mask.shape != same.shape:
+        return same.double().flatten(1).mean(1)
+    counts = mask.to(same.device).double()
+    return (same * counts).sum(1) / counts.sum(1).clamp_min(1.0)
+
+
+def correctness_of(network: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
+    """Return whether the network and the reference network predict the labels.
+
+    Args:
+        network: The compressed network, with outputs of shape `m x classes`.
+        batch: With `labels` and `reference_outputs`.
+
+    Returns:
+        Two Boolean tensors of shape `m`.
+
+    Raises:
+        ValueError: when the batch has no labels or the outputs another shape.
+    """
+    outputs, labels = _outputs_and_labels(network, batch, "accuracy")
+    reference = _reference_like(outputs, batch)
+    return outputs.argmax(1) == labels, reference.argmax(1) == labels
+
+
+def cosine_distance(network: nn.Module, batch: Batch) -> Tensor:
+    """Compare outputs by the angle between them, for embeddings and hidden states.
+
+        l(x) = 1 - <f(x), f*(x)> / (||f(x)|| ||f*(x)||)
+
+    over all output dimensions. 0 for outputs in the same direction, whatever their
+    size, 1 for orthogonal ones, at most 2. No labels.
+
+    Args:
+        network: The compressed network.
+        batch: With `reference_outputs`.
+
+    Returns:
+        Shape `m`. Dimensionless.
+
+    Raises:
+        ValueError: when the reference outputs are missing, complex or of another shape.
+
+    Example:
+        >>> batch = Batch(torch.eye(2), reference_outputs=torch.ones(2, 2))
+        >>> cosine_distance(nn.Identity(), batch)
+        tensor([0.2929, 0.2929])
+    """
+    outputs, reference = (
+        _logits(one, "cosine_distance").flatten(1)
+        for one in _outputs_and_reference(network, batch)
+    )
+    # Rounding may leave -1e-7 of equal outputs.
+    return (1.0 - F.cosine_similarity(outputs, reference, dim=1)).clamp_min(0.0)
+
+
+def _likeliest(outputs: Tensor) -> Tensor:
+    """Return the class with the largest output, of each position if there are many."""
+    values = _logits(outputs, "disagreement")
+    return values.argmax(dim=-1 if values.ndim < 4 else 1)
+
+
 @dataclass(frozen=True)
 class IntermediateSquaredL2:
     """Compare the outputs of a layer inside the networks, by squared distance.
@@ -294,7 +396,7 @@ class IntermediateSquaredL2:
         outputs = self.outputs(network, batch.inputs)
         return squared_distance(outputs, _reference_like(outputs, batch))
 
-    def outputs(self, network: nn.Module, inputs: Tensor) -> Tensor:
+    def outputs(self, network: nn.Module, inputs: Inputs) -> Tensor:
         """Run a network and return the layer's output; no hook remains.
 
         Args:
@@ -313,7 +415,7 @@ class IntermediateSquaredL2:
 
         handle = layer.register_forward_hook(keep)
         try:
-            network(inputs.clone())
+            call_network(network, inputs)
         finally:
             handle.remove()
         if not seen:
@@ -327,13 +429,13 @@ class IntermediateSquaredL2:
                 f"Layer {self.layer!r} must return a tensor; got "
                 f"{type(output).__name__}. Name a layer inside it, or after it."
             )
-        if output.shape[:1] != inputs.shape[:1]:
+        if output.shape[:1] != (len(inputs),):
             raise ValueError(
                 f"Layer {self.layer!r} must return one row per sample: "
-                f"{inputs.shape[0]} samples went in, an output of shape "
+                f"{len(inputs)} samples went in, an output of shape "
                 f"{tuple(output.shape)} came out."
             )
-        return output
+        return masked(output, inputs)
 
     def _find(self, network: nn.Module) -> nn.Module:
         """Return the layer, or name similar ones."""
@@ -355,6 +457,8 @@ LOSSES: dict[str, Loss] = {
     "kl_divergence": kl_divergence(),
     "cross_entropy": cross_entropy,
     "top1_error": top1_error,
+    "disagreement": disagreement,
+    "cosine_distance": cosine_distance,
 }
 """Losses by name, for the command line."""
 

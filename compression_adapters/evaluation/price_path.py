@@ -1,4 +1,4 @@
-"""The price path: the networks that one price of size gives, without an evaluation."""
+"""The price path: the networks that one price of size gives, without a search."""
 
 from __future__ import annotations
 
@@ -11,10 +11,8 @@ from typing import NamedTuple
 import pandas as pd
 from torch import nn
 
-from compression_adapters.decompositions import Factors
+from compression_adapters.evaluation.loss_curves import loss_curves
 from compression_adapters.evaluation.problem import CompressionProblem
-from compression_adapters.layers.survey import LayerSpec
-from compression_adapters.network.counts import compression_ratio
 from compression_adapters.rank_space.parameters import (
     RankParameter,
     bin_edges,
@@ -29,20 +27,21 @@ class PricePath:
 
     For a price lambda of size, each layer takes the rank
 
-        argmin_K  e(K) / e(0) + lambda * size(K),   dense where that is cheaper
+        argmin_K  loss(K) + lambda * size(K),   dense where that is cheaper
 
-    with e(K) the expected squared error of its output at rank K (with factors of the
-    weights alone, of its weight), e(0) that without it, and size(K) its weights as a
-    share of those of all layers in play. All prices together give as many networks as
-    the lower convex hulls of the layers have corners. None of them was evaluated:
-    nothing is certified.
+    with loss(K) what the network loses with this layer alone at rank K (`loss_curves`),
+    and size(K) its size as a share of the original's, in whatever the problem counts:
+    weights of the layers in play, or measured time of the whole network. Where the
+    losses of layers add, the best network for a gamma is at the price 1 / gamma. All
+    prices together give as many networks as the lower convex hulls of the layers have
+    corners. None of them was evaluated: nothing is certified.
 
     Args:
         problem: From `compression_problem`.
         networks: Ranks of every network, by layer name, from the smallest one.
         table: One row for each: `price` (the largest one that gives it; infinite for
-            the first), `compression_ratio`, and `predicted_error`, the mean over the
-            layers in play of e(K) / e(0), dimensionless.
+            the first; loss units for all weights in play), `compression_ratio`, and
+            `predicted_loss`, the sum over the layers in play of loss(K), in loss units.
 
     Source: Ma et al. 2019 have no such rule; the price of a weight against the relative
         error of a layer is the rule of BALF (2025), for ranks.
@@ -79,7 +78,7 @@ class PricePath:
         """Return the position of the largest network that is no larger than this.
 
         Args:
-            ratio: The largest compression ratio, over the layers in play.
+            ratio: The largest compression ratio, of the size that the problem counts.
 
         Raises:
             ValueError: when the smallest network is larger.
@@ -88,7 +87,8 @@ class PricePath:
         # Up to rounding: a ratio that was read from the table is met by its own row.
         if ratio < smallest * (1.0 - 1e-12):
             raise ValueError(
-                f"The smallest network on the path has {smallest:.2%} of the weights; "
+                f"The smallest network on the path has {smallest:.2%} of the "
+                f"{self.problem.measure.unit}; "
                 f"got a ratio of {ratio:.2%}. Ask for more, or lower min_rank."
             )
         within = self.table["compression_ratio"] <= ratio * (1.0 + 1e-12)
@@ -98,7 +98,7 @@ class PricePath:
         """Return the position of the network that a price of size gives.
 
         Args:
-            price: lambda, not negative; relative error for all weights in play.
+            price: lambda, not negative; loss units for all weights in play.
         """
         return int((self.table["price"] >= price).sum()) - 1
 
@@ -150,23 +150,25 @@ class PricePath:
         return self.problem.compress(self.point(position)).eval()
 
 
-def price_path(problem: CompressionProblem) -> PricePath:
-    """Order the networks of a problem by one price of size, without an evaluation.
+def price_path(
+    problem: CompressionProblem, curves: Mapping[str, Sequence[float]] | None = None
+) -> PricePath:
+    """Order the networks of a problem by one price of size, without a search.
 
     Args:
         problem: From `compression_problem`; best with factors fitted to calibration
             inputs.
+        curves: Layer name to what each rank costs, from rank 0 to full rank; None
+            measures it, with three evaluations a layer, see `loss_curves`. The relative
+            errors of the factors (`relative_errors`) need none.
 
     Returns:
         The path, with tied layers moving together.
     """
-    errors = {
-        layer.name: relative_errors(layer, problem.factors[layer.name])
-        for layer in problem.layers
-    }
+    losses = loss_curves(problem) if curves is None else curves
     edges, sizes = bin_edges(problem.parameters), problem.ratio_tables()
     hulls = [
-        _hull(_options(p, edges[p.name], sizes[p.name], errors))
+        _hull(_options(p, edges[p.name], sizes[p.name], losses))
         for p in problem.parameters
     ]
     ranks: dict[str, Rank] = {}
@@ -184,12 +186,9 @@ def price_path(problem: CompressionProblem) -> PricePath:
     table = pd.DataFrame(
         {
             "price": prices,
-            "compression_ratio": [
-                compression_ratio(problem.layers, each) for each in networks
-            ],
-            "predicted_error": [
-                sum(_error(errors[name], rank) for name, rank in each.items())
-                / len(errors)
+            "compression_ratio": [problem.ratio(each) for each in networks],
+            "predicted_loss": [
+                sum(_loss(losses[name], rank) for name, rank in each.items())
                 for each in networks
             ],
         }
@@ -197,29 +196,11 @@ def price_path(problem: CompressionProblem) -> PricePath:
     return PricePath(problem, tuple(networks), table)
 
 
-def relative_errors(layer: LayerSpec, factors: Factors) -> Sequence[float]:
-    """Return e(K) / e(0) of a layer, for K from 0 to full rank.
-
-    Args:
-        layer: One of the layers in play.
-        factors: Its factors.
-
-    Returns:
-        From 1.0 down to 0.0, dimensionless; zeros for a layer without any output.
-    """
-    squares = layer.decomposition.singular_values(factors).double().square()
-    tails = squares.flip(0).cumsum(0).flip(0)
-    total = float(tails[0])
-    if total <= 0.0:
-        return [0.0] * (len(tails) + 1)
-    return [*(tails / total).tolist(), 0.0]
-
-
 class _Option(NamedTuple):
     """What one bin of a coordinate means."""
 
     size: float
-    error: float
+    loss: float
     ranks: dict[str, Rank]
 
 
@@ -227,25 +208,25 @@ def _options(
     parameter: RankParameter,
     edges: Sequence[float],
     sizes: Sequence[float],
-    errors: Mapping[str, Sequence[float]],
+    losses: Mapping[str, Sequence[float]],
 ) -> list[_Option]:
     """List what the bins of a coordinate mean."""
     return [
-        _Option(size, sum(_error(errors[n], rank) for n, rank in ranks.items()), ranks)
+        _Option(size, sum(_loss(losses[n], rank) for n, rank in ranks.items()), ranks)
         for size, ranks in zip(sizes, parameter.ranks_of_bins(edges), strict=True)
     ]
 
 
-def _error(errors: Sequence[float], rank: Rank) -> float:
-    """Return the relative error of a layer at a rank."""
-    return 0.0 if rank == DENSE else errors[min(rank, len(errors) - 1)]
+def _loss(losses: Sequence[float], rank: Rank) -> float:
+    """Return what a layer costs at a rank."""
+    return 0.0 if rank == DENSE else losses[min(rank, len(losses) - 1)]
 
 
 def _hull(options: Sequence[_Option]) -> list[_Option]:
-    """Return the lower convex hull of error over size, from the smallest size."""
+    """Return the lower convex hull of loss over size, from the smallest size."""
     hull: list[_Option] = []
-    for option in sorted(options, key=lambda o: (o.size, o.error)):
-        if hull and (option.size <= hull[-1].size or option.error >= hull[-1].error):
+    for option in sorted(options, key=lambda o: (o.size, o.loss)):
+        if hull and (option.size <= hull[-1].size or option.loss >= hull[-1].loss):
             continue
         while len(hull) > 1 and _price(hull[-2], hull[-1]) <= _price(hull[-2], option):
             hull.pop()
@@ -254,5 +235,5 @@ def _hull(options: Sequence[_Option]) -> list[_Option]:
 
 
 def _price(one: _Option, other: _Option) -> float:
-    """Return the error that the larger of two options saves, for a unit of size."""
-    return (one.error - other.error) / (other.size - one.size)
+    """Return the loss that the larger of two options saves, for a unit of size."""
+    return (one.loss - other.loss) / (other.size - one.size)

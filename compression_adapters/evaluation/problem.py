@@ -1,12 +1,12 @@
 """One network, its search space, and the evaluation of a point in it."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import Dataset
 
 from compression_adapters.calibration.factors import calibrated_factors
 from compression_adapters.decompositions import Factors
@@ -19,11 +19,13 @@ from compression_adapters.evaluation.estimates import (
     apply_sem_floor,
     mean_and_sem,
 )
+from compression_adapters.evaluation.held_out import HeldOutInputs
 from compression_adapters.evaluation.losses import (
     BINARY_LOSSES,
     LOSSES,
     Loss,
     RelativeSquaredL2,
+    disagreement,
 )
 from compression_adapters.evaluation.sampling import (
     Batch,
@@ -31,6 +33,7 @@ from compression_adapters.evaluation.sampling import (
     Sampler,
 )
 from compression_adapters.evaluation.scalarization import scalarize, scalarize_rate
+from compression_adapters.evaluation.size_choice import measured_size, worthwhile_ranks
 from compression_adapters.layers.selection import choose_low_rank
 from compression_adapters.layers.survey import LayerSpec, find_layers, unwrap
 from compression_adapters.network.checks import (
@@ -39,15 +42,21 @@ from compression_adapters.network.checks import (
     require_searchable,
     require_slices,
 )
-from compression_adapters.network.counts import compression_ratio, num_weights
+from compression_adapters.network.latency import batch_of
 from compression_adapters.network.macs import drop_ranks_without_gain
-from compression_adapters.network.modes import evaluation_mode
+from compression_adapters.network.modes import evaluation_mode, forward
 from compression_adapters.network.parity import (
     layers_in_use,
     require_parity,
 )
-from compression_adapters.network.recipe import calibrations_of, record_calibrations
+from compression_adapters.network.recipe import (
+    calibrations_of,
+    record_calibrations,
+    record_sizes,
+    sizes_of,
+)
 from compression_adapters.network.replacement import copy_network
+from compression_adapters.network.sizes import SizeMeasure, count_weights
 from compression_adapters.network.truncation import (
     truncate_network,
     truncated,
@@ -96,6 +105,11 @@ class CompressionProblem:
             CPU from about 64 pixels. Shapes do not change.
         calibration: The inputs that the factors were fitted to, which no trial draws;
             None: the factors are those of the weights alone.
+        held_out: The inputs of the statement at the end, which no trial draws either;
+            None: there will be none.
+        pool_size: Inputs in the pool; None of generated inputs.
+        size: What the size of a network is; None: the weights of the layers in play.
+        loss_curves: What each layer alone costs, once it was measured (`loss_curves`).
     """
 
     network: nn.Module = field(repr=False)
@@ -111,12 +125,19 @@ class CompressionProblem:
     reference: ReferenceCache | None = field(default=None, repr=False)
     channels_last: bool = False
     calibration: CalibrationInputs | None = None
+    held_out: HeldOutInputs | None = None
+    pool_size: int | None = None
+    size: SizeMeasure | None = None
+    loss_curves: dict[str, Sequence[float]] = field(default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
         require_gamma(self.gamma)
         require_num_samples(self.num_samples)
         require_objective(self.objective)
-        # Frozen: this sets the two defaults that depend on other fields.
+        # Frozen: this sets the defaults that depend on other fields.
+        if self.size is None:
+            counted = count_weights(self.network, self.layers)
+            object.__setattr__(self, "size", counted)
         if self.binary_loss is None:
             object.__setattr__(self, "binary_loss", self.loss in BINARY_LOSSES)
         if self.reference is None:
@@ -138,19 +159,41 @@ class CompressionProblem:
         """
         return layer_ranks(parameterization, self.parameters)
 
+    @property
+    def measure(self) -> SizeMeasure:
+        """What the size of a network is."""
+        if self.size is None:  # set when the problem was made
+            raise RuntimeError("the problem has no size; please report this")
+        return self.size
+
+    def ratio(self, ranks: Mapping[str, Rank]) -> float:
+        """Return the compression ratio of a network: its size after / before.
+
+        Args:
+            ranks: Layer name to rank or `"dense"`.
+
+        Raises:
+            ValueError: when a layer has no rank.
+        """
+        return self.measure.ratio(ranks)
+
+    @property
+    def ratio_constant(self) -> float:
+        """What everything but the layers in play adds to the compression ratio."""
+        return self.measure.constant / self.measure.before
+
     def ratio_tables(self) -> dict[str, list[float]]:
         """Return what the bins of each coordinate add to the compression ratio.
 
         Returns:
-            Parameter name to one share of all weights in play for each of its bins (see
-            `bin_edges`); a network's ratio is the sum over its coordinates.
+            Parameter name to one share of the original's size for each of its bins (see
+            `bin_edges`); a network's ratio is the sum over its coordinates, and
+            `ratio_constant`.
         """
-        layers = {layer.name: layer for layer in self.layers}
-        total = sum(layer.num_weights for layer in self.layers)
-        edges = bin_edges(self.parameters)
+        size, edges = self.measure, bin_edges(self.parameters)
         return {
             parameter.name: [
-                num_weights([layers[name] for name in parameter.layers], ranks) / total
+                size.of_layers(ranks, parameter.layers) / size.before
                 for ranks in parameter.ranks_of_bins(edges[parameter.name])
             ]
             for parameter in self.parameters
@@ -167,6 +210,10 @@ class CompressionProblem:
         if self.calibration is not None:
             earlier = calibrations_of(self.network)
             record_calibrations(small, (*earlier, self.calibration.to_dict()))
+        if not self.measure.is_default:  # of which older recipes say nothing
+            record_sizes(
+                small, (*sizes_of(self.network), self.measure.to_dict_at(ranks))
+            )
         return small
 
     def evaluate(
@@ -206,7 +253,7 @@ class CompressionProblem:
             binary=bool(self.binary_loss),
             earlier=earlier,
         )
-        return self.outcome(loss, compression_ratio(self.layers, ranks))
+        return self.outcome(loss, self.ratio(ranks))
 
     def outcome(self, loss: MeanSEM, ratio: float) -> dict[str, MeanSEM]:
         """Combine a measured loss and a ratio into the outcomes of `evaluate`.
@@ -242,9 +289,21 @@ class CompressionProblem:
         Raises:
             ValueError: when the loss does not return one finite value per sample.
         """
-        batch = self._batch(seed)
+        batch = self.batch_of(seed)
         with truncated(self.network, self.factors, self.layers, ranks) as network:
             return self._losses(network, batch)
+
+    @contextmanager
+    def cut(self, ranks: Mapping[str, Rank]) -> Iterator[nn.Module]:
+        """Give the reference network with its layers cut in place, and restore it.
+
+        Draw batches before (`batch_of`): their reference outputs are of this network.
+
+        Args:
+            ranks: Layer name to rank or `"dense"`.
+        """
+        with truncated(self.network, self.factors, self.layers, ranks) as network:
+            yield network
 
     def network_loss(self, network: nn.Module, *, seed: int) -> MeanSEM:
         """Estimate the loss of a final network, on fresh samples.
@@ -278,7 +337,7 @@ class CompressionProblem:
         Raises:
             ValueError: when the loss does not return one finite value per sample.
         """
-        return self._losses(network, self._batch(seed))
+        return self._losses(network, self.batch_of(seed))
 
     def _losses(self, network: nn.Module, batch: Batch) -> Tensor:
         """Return the loss of each sample, checked."""
@@ -287,19 +346,32 @@ class CompressionProblem:
         self._check_values(values)
         return values
 
-    def _batch(self, seed: int) -> Batch:
-        """Draw a trial's samples and add the reference outputs for them."""
+    def batch_of(self, seed: int) -> Batch:
+        """Draw a trial's samples and add the reference outputs for them.
+
+        Args:
+            seed: Determines the samples.
+        """
         batch = self.sampler(self.num_samples, torch.Generator().manual_seed(seed))
         weights = next(self.network.parameters(), None)
         if weights is not None:
             batch = batch.to(weights.device)
         if self.channels_last:
-            images = batch.inputs.contiguous(memory_format=torch.channels_last)
-            batch = replace(batch, inputs=images)
-        if self.reference is None or batch.reference_outputs is not None:
+            batch = batch.channels_last()
+        if batch.reference_outputs is not None:
             return batch
+        return batch.with_reference(self.reference_outputs(batch))
+
+    def reference_outputs(self, batch: Batch) -> Tensor:
+        """Return what the reference network gives for a batch, without its layers cut.
+
+        Args:
+            batch: On the network's device.
+        """
         with evaluation_mode(self.network):
-            return replace(batch, reference_outputs=self.reference.outputs(batch))
+            if self.reference is None:
+                return forward(self.network, batch.inputs)
+            return self.reference.outputs(batch)
 
     def _check_values(self, values: Any) -> None:
         """Raise a ValueError unless the loss returned one finite value per sample."""
@@ -329,7 +401,7 @@ class CompressionProblem:
 
 def compression_problem(
     network: nn.Module,
-    inputs: Tensor | Dataset[Any] | Callable[[int, torch.Generator], Tensor],
+    inputs: Any,
     *,
     gamma: float,
     **options: Any,
@@ -341,13 +413,15 @@ def compression_problem(
             weights, so that the network is left as it is. It may be in any mode, unless
             it has batch norm, which must be in eval mode. `DataParallel` and
             `torch.compile` are removed.
-        inputs: A pool (tensor or dataset), or a function `(num_samples, rng)` that
-            generates any number of inputs. A pool has at least `num_samples` inputs.
+        inputs: A pool (see `open_pool`: tensors, a dataset, a data loader), or a
+            function `(num_samples, rng)` that generates any number of inputs. A pool
+            has at least `num_samples` inputs.
         gamma: Weight of the loss in the objective, positive.
         **options: Keywords of `compress` that say what is searched, which documents
             them: `labels`, `loss`, `num_samples` (a number), `choose`, `include`,
             `exclude`, `tie`, `encoding`, `at_max`, `min_rank`, `round_to`,
-            `skip_no_gain`, `objective`, `binary_loss`.
+            `skip_no_gain`, `objective`, `binary_loss`, `collate`, `output`, `size`,
+            `size_of`, `latency_batch`, `latency_seconds`.
 
     Before anything is decomposed, the network runs on a few inputs. Layers that the
     outputs do not depend on take no part, with a warning; to find them takes a pass on
@@ -377,7 +451,7 @@ def compression_problem(
 
 def build_problem(
     network: nn.Module,
-    inputs: Tensor | Dataset[Any] | Callable[[int, torch.Generator], Tensor],
+    inputs: Any,
     gamma: float,
     options: ProblemOptions,
 ) -> CompressionProblem:
@@ -392,12 +466,15 @@ def build_problem(
     require_gamma(gamma)
     loss = LOSSES[options.loss] if isinstance(options.loss, str) else options.loss
     num_samples = options.first_num_samples
-    sampler, known = split_inputs(
+    sampler, known, held_out, pool_size = split_inputs(
         inputs,
         options.labels,
         num_samples=num_samples,
         calibrate=options.calibrate,
         seed=options.calibration_seed,
+        held_out=options.held_out or 0,
+        collate=options.collate,
+        output=options.output,
     )
     network = unwrap(network)
     require_searchable(network)
@@ -428,6 +505,9 @@ def build_problem(
         None if known is None else known.inputs,
         seed=options.calibration_seed,
     )
+    batch = batch_of(many, options.latency_batch or num_samples)
+    size = measured_size(network, layers, factors, batch, few, options)
+    layers, size, worthwhile = worthwhile_ranks(layers, size, options)
     spectra = {
         layer.name: layer.decomposition.singular_values(factors[layer.name])
         for layer in layers
@@ -440,7 +520,13 @@ def build_problem(
         min_rank=options.min_rank,
         round_to=options.round_to,
         singular_values=spectra,
+        options=worthwhile,
     )
+    binary = options.binary_loss
+    if binary is None and loss is disagreement:
+        # Of many positions it is a share of these.
+        with evaluation_mode(network):
+            binary = forward(network, few).ndim == 2
     smallest = layer_ranks({p.name: 0.0 for p in parameters}, parameters)
     require_parity(network, layers, factors, smallest, few)
     problem = CompressionProblem(
@@ -453,9 +539,12 @@ def build_problem(
         gamma=gamma,
         num_samples=num_samples,
         objective=options.objective,
-        binary_loss=options.binary_loss,
+        binary_loss=binary,
         channels_last=channels_last,
         calibration=known,
+        held_out=held_out,
+        pool_size=pool_size,
+        size=size,
     )
     if isinstance(loss, RelativeSquaredL2) and loss.scale is None:
         return _with_scale(problem, loss)
@@ -467,6 +556,6 @@ def _with_scale(
 ) -> CompressionProblem:
     """Measure the size of the reference outputs, on batches of a trial's size."""
     seeds = range(-(-_SCALE_SAMPLES // problem.num_samples))
-    outputs = [problem._batch(seed).reference_outputs for seed in seeds]
+    outputs = [problem.batch_of(seed).reference_outputs for seed in seeds]
     known = [rows for rows in outputs if rows is not None]
     return replace(problem, loss=loss.measured(torch.cat(known)))

@@ -1,14 +1,23 @@
 """Draw the samples of a trial, and cache the reference network's outputs."""
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields, is_dataclass, replace
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import Dataset
+from torch.utils.data import DataLoader, Dataset, IterableDataset, default_collate
 
 from compression_adapters.network.modes import forward
+from compression_adapters.network.structured_inputs import (
+    LABEL_NAMES,
+    Inputs,
+    NetworkInputs,
+    OutputChoice,
+    as_inputs,
+    split_labels,
+    tensors_of,
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -16,17 +25,26 @@ class Batch:
     """The samples of one trial.
 
     Args:
-        inputs: Inputs of the network. Shape `m x ...`.
+        inputs: Inputs of the network, one tensor or several. Shape `m x ...`.
         labels: One class index per sample, or None. Shape `m`.
         indices: Positions in the pool, or None for generated samples. Shape `m`.
         reference_outputs: The reference network's outputs, or None before they are
             computed. Shape `m x ...`.
     """
 
-    inputs: Tensor
+    inputs: Inputs
     labels: Tensor | None = None
     indices: Tensor | None = None
     reference_outputs: Tensor | None = None
+
+    def channels_last(self) -> "Batch":
+        """Return the batch with its images in that layout."""
+        layout = torch.channels_last
+        return replace(self, inputs=self.inputs.contiguous(memory_format=layout))
+
+    def with_reference(self, outputs: Tensor) -> "Batch":
+        """Return the batch with the reference network's outputs."""
+        return replace(self, reference_outputs=outputs)
 
     def to(self, device: torch.device) -> "Batch":
         """Return the batch with its inputs and labels on `device`."""
@@ -37,12 +55,161 @@ class Batch:
 Sampler = Callable[[int, torch.Generator], Batch]
 """`(num_samples, rng) -> Batch`: fresh independent samples at each call."""
 
+Collate: TypeAlias = Callable[[list[Any]], Any]
+"""Makes a batch of a list of a dataset's items, as `collate_fn` of a data loader."""
+
+
+@dataclass(frozen=True, eq=False)
+class Pool:
+    """Inputs to sample from: how many there are, and how to read some of them.
+
+    Build it with `open_pool`.
+
+    Args:
+        source: Inputs with a row per sample, or a dataset.
+        labels: One class index per sample, or None. Shape `n`.
+        collate: Makes a batch of items of a dataset; None: stacks them.
+        output: Which output of the network is compared, see `read_output`.
+    """
+
+    source: Any
+    labels: Tensor | None = None
+    collate: Collate | None = None
+    output: OutputChoice = None
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def read(self, positions: Tensor) -> tuple[Inputs, Tensor | None]:
+        """Return the inputs at positions, in order, and their labels if any.
+
+        Args:
+            positions: Indices. Shape `n`.
+
+        Raises:
+            ValueError: when items of a dataset cannot be read, do not fit together, or
+                are not finite.
+        """
+        if isinstance(self.source, Tensor | NetworkInputs):
+            where = tensors_of(self.source)[0].device
+            labels = self.labels
+            if labels is not None:
+                labels = labels[positions.to(labels.device)]
+            return self.source[positions.to(where)], labels
+        items = [_item(self.source, int(i)) for i in positions]
+        made = _collate(items) if self.collate is None else _collated(self, items)
+        inputs, labels = split_labels(made, self.output)
+        _require_finite(inputs)
+        return inputs, labels
+
+
+def open_pool(
+    inputs: Any,
+    labels: Tensor | None = None,
+    *,
+    collate: Collate | None = None,
+    output: OutputChoice = None,
+) -> Pool:
+    """Open what a user passes as a pool of inputs.
+
+    Args:
+        inputs: A tensor of shape `n x ...`; several, as a mapping (such as the output
+            of a tokenizer), a tuple (several arguments) or a dataclass, whose entries
+            `labels` or `label` are taken as labels; a dataset or list with a length,
+            whose items are an input or a pair of input and label; or a `DataLoader`
+            over such a dataset, which gives the dataset and `collate_fn`: its batch
+            size, order and sampler are not used. A dataset must return the same input
+            each time: the reference outputs are cached by index.
+        labels: One class index per sample. Shape `n`. With a dataset, leave it None:
+            its own labels are used.
+        collate: Makes a batch of a list of items of a dataset, for items that differ
+            in size or are of an unusual type.
+        output: Which output of the network is compared, see `read_output`.
+
+    Raises:
+        ValueError: when there are fewer than two inputs, entries are not finite, or
+            labels do not fit.
+        TypeError: when `inputs` is of an unsupported type.
+    """
+    if isinstance(inputs, DataLoader):
+        if inputs.batch_size is None or isinstance(inputs.dataset, IterableDataset):
+            raise TypeError(
+                "inputs must be a DataLoader over a dataset with a length, in batches; "
+                "got one over "
+                f"{type(inputs.dataset).__name__} (batch_size={inputs.batch_size}). "
+                "Read the inputs into a list or tensor, and pass that."
+            )
+        if collate is None and inputs.collate_fn is not default_collate:
+            collate = inputs.collate_fn
+        inputs = inputs.dataset
+    several = isinstance(inputs, Mapping | tuple | NetworkInputs) or (
+        is_dataclass(inputs) and not isinstance(inputs, Dataset | type)
+    )
+    if isinstance(inputs, Tensor) or several:
+        return _open_tensors(inputs, labels, collate, output)
+    if not _has_items(inputs):
+        raise TypeError(
+            "inputs must be a tensor, several (a mapping, tuple or dataclass), a "
+            "torch.utils.data.Dataset with a length, a list of items or a DataLoader; "
+            f"got {type(inputs).__name__}. Turn an array into a tensor with "
+            "torch.as_tensor."
+        )
+    if labels is not None:
+        raise ValueError(
+            "labels must be None with a dataset, whose items hold their own labels."
+        )
+    _require_pool(len(inputs))
+    return Pool(inputs, None, collate, output)
+
+
+def _open_tensors(
+    inputs: Any, labels: Tensor | None, collate: Collate | None, output: OutputChoice
+) -> Pool:
+    """Open a pool of inputs that are all in memory."""
+    if collate is not None:
+        raise ValueError(
+            "collate makes batches of a dataset's items; leave it out with "
+            f"{type(inputs).__name__}, whose samples are rows of tensors."
+        )
+    if isinstance(inputs, Mapping):
+        own: Tensor | None
+        inputs, own = split_labels(inputs)
+        labels = own if labels is None else labels
+    opened = as_inputs(inputs, output)
+    size = len(opened) if all(t.ndim for t in tensors_of(opened)) else 0
+    _require_pool(size)
+    _require_finite(opened)
+    if labels is not None and labels.shape != (size,):
+        raise ValueError(
+            f"labels must have shape ({size},), one class index for each of the "
+            f"{size} inputs; got {tuple(labels.shape)}."
+        )
+    return Pool(opened, labels, None, output)
+
+
+def _has_items(inputs: Any) -> bool:
+    """Whether this is a dataset or list: items by index, and a length."""
+    if isinstance(inputs, Dataset):
+        return hasattr(inputs, "__len__")
+    if isinstance(inputs, list):
+        return not (inputs and isinstance(inputs[0], int | float))
+    # Datasets of other libraries, such as Hugging Face's, by what they can do.
+    own = type(inputs)
+    return (
+        hasattr(own, "__len__")
+        and hasattr(own, "__getitem__")
+        and not hasattr(own, "__array__")
+        and not isinstance(inputs, str | bytes)
+    )
+
 
 def dataset_sampler(
-    inputs: Tensor | Dataset[Any],
+    inputs: Any,
     labels: Tensor | None = None,
     *,
     positions: Tensor | None = None,
+    collate: Collate | None = None,
+    output: OutputChoice = None,
 ) -> Sampler:
     """Sample from a pool, with replacement.
 
@@ -50,21 +217,19 @@ def dataset_sampler(
     the mean over the pool.
 
     Args:
-        inputs: The pool: a tensor of shape `n x ...`, or a dataset with a length whose
-            items are an input or a pair of input and label. A dataset must return the
-            same input each time: the reference outputs are cached by index.
-        labels: One class index per sample. Shape `n`. With a dataset, leave it None:
-            its own labels are used.
+        inputs: The pool, from `open_pool` or what it takes.
+        labels: See `open_pool`.
         positions: The part of the pool that is sampled, as indices; None: all of it.
+        collate: See `open_pool`.
+        output: See `open_pool`.
 
     Returns:
         The sampler. The indices of its batches are those of the whole pool.
 
     Raises:
-        ValueError: when the pool has fewer than two samples, entries of a tensor are
-            not finite, or labels do not match; drawing raises it for fewer than two
-            samples and for dataset items that are not finite.
-        TypeError: when `inputs` is neither a tensor nor a dataset.
+        ValueError: as `open_pool` does; drawing raises it for fewer than two samples
+            and for dataset items that are not finite.
+        TypeError: as `open_pool` does.
 
     Example:
         >>> draw = dataset_sampler(torch.arange(10.0).reshape(10, 1))
@@ -72,32 +237,21 @@ def dataset_sampler(
         >>> bool((batch.inputs[:, 0] == batch.indices).all())
         True
     """
-    if isinstance(inputs, Tensor):
-        return _tensor_sampler(inputs, labels, positions)
-    if not isinstance(inputs, Dataset) or not hasattr(inputs, "__len__"):
-        raise TypeError(
-            "inputs must be a tensor or a torch.utils.data.Dataset with a length; got "
-            f"{type(inputs).__name__}. Of a DataLoader pass `loader.dataset`; turn an "
-            "array into a tensor with torch.as_tensor."
-        )
-    if labels is not None:
-        raise ValueError(
-            "labels must be None with a dataset, whose items hold their own labels."
-        )
-    size = len(inputs)
-    _require_pool(size)
+    pool = (
+        inputs
+        if isinstance(inputs, Pool)
+        else open_pool(inputs, labels, collate=collate, output=output)
+    )
 
     def draw(num_samples: int, rng: torch.Generator) -> Batch:
-        indices = _draw_indices(size, num_samples, rng, positions)
-        batch, batch_labels = _collate([_item(inputs, int(i)) for i in indices])
-        _require_finite(batch)
-        return Batch(batch, batch_labels, indices)
+        indices = _draw_indices(len(pool), num_samples, rng, positions)
+        return Batch(*pool.read(indices), indices)
 
     return draw
 
 
 def generator_sampler(
-    generate: Callable[[int, torch.Generator], Tensor],
+    generate: Callable[[int, torch.Generator], Any], output: OutputChoice = None
 ) -> Sampler:
     """Sample from a function that generates any number of inputs.
 
@@ -106,8 +260,9 @@ def generator_sampler(
 
     Args:
         generate: `(num_samples, rng) -> inputs`; all its randomness must come from
-            `rng`, otherwise a seed does not reproduce a trial. Shape
-            `num_samples x ...`.
+            `rng`, otherwise a seed does not reproduce a trial. One tensor, or several
+            in a mapping, tuple or dataclass. Shape `num_samples x ...`.
+        output: Which output of the network is compared, see `read_output`.
 
     Returns:
         The sampler, which raises a ValueError for fewer than two samples, for inputs
@@ -123,16 +278,23 @@ def generator_sampler(
 
     def draw(num_samples: int, rng: torch.Generator) -> Batch:
         _require_num_samples(num_samples)
-        inputs = generate(num_samples, rng)
-        if not isinstance(inputs, Tensor) or inputs.shape[:1] != (num_samples,):
-            came = (
-                f"shape {tuple(inputs.shape)}"
-                if isinstance(inputs, Tensor)
-                else type(inputs).__name__
-            )
+        made = generate(num_samples, rng)
+        if isinstance(made, Tensor):
+            came = f"shape {tuple(made.shape)}"
+            fits = made.shape[:1] == (num_samples,)
+        else:
+            came, fits = type(made).__name__, _is_structure(made)
+        if not fits:
             raise ValueError(
                 f"The generating function must return a tensor of {num_samples} "
-                f"samples, batch first; got {came}."
+                "samples, batch first, or a mapping, tuple or dataclass of such; got "
+                f"{came}."
+            )
+        inputs = as_inputs(made, output)
+        if len(inputs) != num_samples:
+            raise ValueError(
+                f"The generating function must return {num_samples} samples, batch "
+                f"first; got {len(inputs)}."
             )
         _require_finite(inputs)
         return Batch(inputs.clone())  # it may be a tensor that the function keeps
@@ -140,11 +302,20 @@ def generator_sampler(
     return draw
 
 
+def _is_structure(made: Any) -> bool:
+    """Whether this is several tensors in a structure."""
+    return isinstance(made, Mapping | tuple | NetworkInputs) or (
+        is_dataclass(made) and not isinstance(made, type)
+    )
+
+
 class ReferenceCache:
     """The reference network's outputs, computed on first use and then cached.
 
     A pool of 60,000 images costs nothing in advance, and no sample is evaluated twice.
-    Batches without indices (generated samples) are evaluated every time.
+    Batches without indices (generated samples) are evaluated every time, and so are
+    batches whose outputs have another shape than those before, as sequences have that
+    are padded batch by batch.
 
     Args:
         network: The reference network. The caller ensures that it is in eval mode and
@@ -163,13 +334,14 @@ class ReferenceCache:
     def __init__(
         self,
         network: nn.Module,
-        outputs_of: Callable[[nn.Module, Tensor], Tensor] | None = None,
+        outputs_of: Callable[[nn.Module, Any], Tensor] | None = None,
     ) -> None:
         self._network = network
         self._outputs_of = forward if outputs_of is None else outputs_of
         self._position = torch.empty(0, dtype=torch.int64)  # by pool index; -1: none
         self._rows: Tensor | None = None  # filled from the front, grown by doubling
         self._filled = 0
+        self._shape: torch.Size | None = None  # of one sample's outputs
 
     def __len__(self) -> int:
         return self._filled
@@ -189,8 +361,12 @@ class ReferenceCache:
             # A sample that is drawn twice is evaluated once.
             unique, inverse = torch.unique(indices[new], return_inverse=True)
             first = torch.empty_like(unique).scatter_(0, inverse, new)
-            inputs = batch.inputs[first.to(batch.inputs.device)]
-            self._store(unique, self._outputs_of(self._network, inputs))
+            where = tensors_of(batch.inputs)[0].device
+            found = self._outputs_of(self._network, batch.inputs[first.to(where)])
+            if self._shape not in (None, found.shape[1:]):
+                return self._outputs_of(self._network, batch.inputs)
+            self._shape = found.shape[1:]
+            self._store(unique, found)
         if self._rows is None:  # cannot happen: a batch is never empty
             raise ValueError("The batch is empty.")
         return self._rows[self._position[indices].to(self._rows.device)]
@@ -223,26 +399,6 @@ class ReferenceCache:
         self._filled = end
 
 
-def pool_inputs(inputs: Tensor | Dataset[Any], positions: Tensor) -> Tensor:
-    """Return some inputs of a pool, in order.
-
-    Args:
-        inputs: The pool, as for `dataset_sampler`.
-        positions: Their indices. Shape `n`.
-
-    Returns:
-        Shape `n x ...`.
-
-    Raises:
-        ValueError: when items of a dataset do not fit together or are not finite.
-    """
-    if isinstance(inputs, Tensor):
-        return inputs[positions.to(inputs.device)]
-    chosen, _ = _collate([_item(inputs, int(i)) for i in positions])
-    _require_finite(chosen)
-    return chosen
-
-
 def _item(dataset: Dataset[Any], index: int) -> Any:
     """Read one item, and name it if that fails."""
     try:
@@ -254,44 +410,93 @@ def _item(dataset: Dataset[Any], index: int) -> Any:
         ) from error
 
 
-def _tensor_sampler(
-    inputs: Tensor, labels: Tensor | None, positions: Tensor | None
-) -> Sampler:
-    """Sample rows of a tensor that has already been checked."""
-    size = inputs.shape[0] if inputs.ndim else 0
-    _require_pool(size)
-    _require_finite(inputs)
-    if labels is not None and labels.shape != (size,):
+def _collated(pool: Pool, items: list[Any]) -> Any:
+    """Make a batch by the user's function, and say whose error it is if it fails."""
+    if pool.collate is None:
+        raise ValueError("There is no function to make a batch by.")
+    try:
+        made = pool.collate(items)
+    except Exception as error:
         raise ValueError(
-            f"labels must have shape ({size},), one class index for each of the "
-            f"{size} inputs; got {tuple(labels.shape)}."
+            f"The function that makes batches (collate) failed on {len(items)} items "
+            f"with {type(error).__name__}: {error}. It takes a list of the dataset's "
+            "items."
+        ) from error
+    inputs, _ = split_labels(made, pool.output)
+    if len(inputs) != len(items):
+        raise ValueError(
+            f"The function that makes batches (collate) returned {len(inputs)} inputs "
+            f"for {len(items)} items; it has to return one for each."
         )
-
-    def draw(num_samples: int, rng: torch.Generator) -> Batch:
-        indices = _draw_indices(size, num_samples, rng, positions)
-        batch_labels = None if labels is None else labels[indices.to(labels.device)]
-        return Batch(inputs[indices.to(inputs.device)], batch_labels, indices)
-
-    return draw
+    return made
 
 
-def _collate(items: list[Any]) -> tuple[Tensor, Tensor | None]:
+def _collate(items: list[Any]) -> Any:
     """Stack the inputs of dataset items, and their labels if they have any."""
-    if not isinstance(items[0], tuple | list):
-        return _stack(items, "inputs"), None
+    first = items[0]
+    if not isinstance(first, tuple | list) or hasattr(first, "_fields"):
+        if isinstance(first, Mapping):
+            return _stacked(items, "inputs")
+        return (_stacked(items, "inputs"),)
     parts = {len(item) if isinstance(item, tuple | list) else 0 for item in items}
     if len(parts) > 1 or not parts <= {1, 2}:
         raise ValueError(
             "A dataset's items must be an input or a pair of input and label; got "
-            f"{', '.join(map(str, sorted(parts)))} parts."
+            f"{', '.join(map(str, sorted(parts)))} parts. Put several inputs into a "
+            "tuple or mapping of their own: ((first, second), label)."
         )
-    batch = _stack([item[0] for item in items], "inputs")
-    if len(items[0]) == 1:
-        return batch, None
-    return batch, _stack([item[1] for item in items], "labels")
+    inputs = _stacked([item[0] for item in items], "inputs")
+    if len(first) == 1:
+        return (inputs,)
+    return inputs, _stack([item[1] for item in items], "labels")
 
 
-def _stack(items: list[Any], what: str) -> Tensor:
+def _stacked(items: Sequence[Any], what: str) -> Any:
+    """Stack inputs of any structure, part by part."""
+    first = items[0]
+    if isinstance(first, Tensor):
+        return _stack(items, what)
+    same = all(type(item) is type(first) for item in items)
+    if isinstance(first, Mapping):
+        if not same or any(item.keys() != first.keys() for item in items):
+            raise ValueError(
+                f"The {what} of a dataset must be of one kind with the same keys; the "
+                f"first has {', '.join(map(str, first))}."
+            )
+        return {
+            name: _stacked([item[name] for item in items], _part(what, name))
+            for name in first
+        }
+    if isinstance(first, tuple):
+        if not same or len({len(item) for item in items}) > 1:
+            raise ValueError(
+                f"The {what} of a dataset must be tuples of one length, if any is; got "
+                f"{', '.join(sorted({type(item).__name__ for item in items}))}."
+            )
+        columns = [
+            _stacked(column, _part(what, str(i)))
+            for i, column in enumerate(zip(*items, strict=True))
+        ]
+        return type(first)(*columns) if hasattr(first, "_fields") else tuple(columns)
+    if is_dataclass(first) and not isinstance(first, type) and same:
+        return replace(
+            first,
+            **{
+                one.name: _stacked(
+                    [getattr(item, one.name) for item in items], _part(what, one.name)
+                )
+                for one in fields(first)
+            },
+        )
+    return _stack(items, what)
+
+
+def _part(what: str, name: str) -> str:
+    """Name a part of the inputs, or the labels among them."""
+    return "labels" if name in LABEL_NAMES else f"{what} ({name})"
+
+
+def _stack(items: Sequence[Any], what: str) -> Tensor:
     """Make one tensor of the inputs or labels of dataset items, refused by name."""
     tensors = []
     for item in items:
@@ -310,7 +515,8 @@ def _stack(items: list[Any], what: str) -> Tensor:
         )
         raise ValueError(
             f"The {what} of a dataset must have one shape and dtype; got {found}. "
-            "Bring them to one size in the dataset (resize, crop or pad)."
+            "Bring them to one size in the dataset (resize, crop or pad), or pass "
+            "collate=, a function that makes a batch of a list of items."
         )
     return torch.stack(tensors)
 
@@ -318,16 +524,16 @@ def _stack(items: list[Any], what: str) -> Tensor:
 def _remedy(item: Any) -> str:
     """Say how an item that is no tensor becomes one."""
     if isinstance(item, Mapping):
-        return (
-            f" with the keys {', '.join(map(str, item))}. Wrap the dataset in one that "
-            "returns the tensor, such as item['input'], and the label."
-        )
+        return f" with the keys {', '.join(map(str, item))}. Return tensors instead."
     if type(item).__module__.startswith("PIL."):
         return (
             ". Give the dataset a transform that makes tensors, such as "
             "torchvision.transforms.ToTensor()."
         )
-    return ". Wrap the dataset in one that returns tensors."
+    return (
+        ". Leave them out of the dataset, wrap it in one that returns tensors, or pass "
+        "collate=, a function that makes a batch of a list of items."
+    )
 
 
 def _draw_indices(
@@ -357,12 +563,13 @@ def _require_pool(size: int) -> None:
         )
 
 
-def _require_finite(inputs: Tensor) -> None:
+def _require_finite(inputs: Inputs) -> None:
     """Raise a ValueError that counts the samples with NaN or infinite entries."""
-    finite = torch.isfinite(inputs)
-    if not bool(finite.all()):
-        bad = int((~finite.flatten(1).all(dim=1)).sum())
-        raise ValueError(
-            f"inputs must be finite; {bad} of {len(inputs)} samples hold NaN or "
-            "infinite entries. Leave these samples out, or correct them."
-        )
+    for tensor in tensors_of(inputs):
+        finite = torch.isfinite(tensor)
+        if not bool(finite.all()):
+            bad = int((~finite.flatten(1).all(dim=1)).sum())
+            raise ValueError(
+                f"inputs must be finite; {bad} of {len(tensor)} samples hold NaN or "
+                "infinite entries. Leave these samples out, or correct them."
+            )

@@ -301,6 +301,12 @@ def _why_left(module: nn.Module) -> str | None:
             return None
         if isinstance(module, plain):
             return f"a subclass of nn.{plain.__name__}, which may do something else"
+    if isinstance(module, nn.RNNBase):
+        return (
+            "a recurrent layer cannot be cut so far: torch multiplies its weights, of "
+            "all gates and steps, inside one operation that takes no factors. The "
+            "layers around it are cut; or write it as cells of nn.Linear"
+        )
     return f"no decomposition supports {type(module).__name__}"
 
 

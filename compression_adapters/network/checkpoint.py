@@ -32,6 +32,8 @@ from compression_adapters.network.recipe import (
     record_calibrations,
     record_finishes,
     record_recipe,
+    record_sizes,
+    sizes_of,
 )
 from compression_adapters.network.replacement import copy_network, replace_in_place
 from compression_adapters.network.sparse import pack, unpack
@@ -94,6 +96,7 @@ def save_compressed(
         _whole_recipe(compressed, entries),
         finishes=finishes_of(compressed),
         calibrations=calibrations_of(compressed),
+        sizes=sizes_of(compressed),
     )
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -152,6 +155,7 @@ def load_compressed(
     record_recipe(loaded, recipe.layers)
     record_finishes(loaded, recipe.finishes)
     record_calibrations(loaded, recipe.calibrations)
+    record_sizes(loaded, recipe.sizes)
     weights = _file(folder, WEIGHTS_FILE)
     loaded.load_state_dict(_tensors(loaded, weights))
     return loaded

@@ -1,5 +1,6 @@
 """Check whether a network and its inputs can be searched, before slow work."""
 
+import inspect
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -10,6 +11,12 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from compression_adapters.layers.survey import LayerSpec
 from compression_adapters.network.modes import evaluation_mode, forward, in_float
+from compression_adapters.network.structured_inputs import (
+    Inputs,
+    call_network,
+    describe_inputs,
+    tensors_of,
+)
 
 CHANNELS_LAST_FROM = 64
 """Height and width of images from which convolutions are faster channels-last.
@@ -88,8 +95,8 @@ def require_slices(layers: Sequence[LayerSpec]) -> None:
 
 def check_forward(
     network: nn.Module,
-    inputs: Tensor,
-    outputs_of: Callable[[nn.Module, Tensor], Tensor] | None = None,
+    inputs: Inputs,
+    outputs_of: Callable[[nn.Module, Any], Tensor] | None = None,
 ) -> bool:
     """Run the network on a few inputs, and check whether channels-last works.
 
@@ -132,7 +139,7 @@ def check_forward(
         return _takes_channels_last(network, inputs)
 
 
-def require_independent(network: nn.Module, fresh: nn.Module, inputs: Tensor) -> None:
+def require_independent(network: nn.Module, fresh: nn.Module, inputs: Inputs) -> None:
     """Refuse a network whose outputs for a sample depend on other inputs.
 
     Args:
@@ -189,11 +196,12 @@ def agree(one: Tensor, other: Tensor, weights: torch.dtype | None = None) -> boo
     return gap <= torch.finfo(coarse).eps ** 0.5 * scale
 
 
-def _takes_channels_last(network: nn.Module, inputs: Tensor) -> bool:
+def _takes_channels_last(network: nn.Module, inputs: Inputs) -> bool:
     """Return whether the layout is faster and works."""
-    if inputs.ndim != 4 or inputs.device.type != "cpu":
+    (first, *others) = tensors_of(inputs)
+    if others or first.ndim != 4 or first.device.type != "cpu":
         return False
-    if min(inputs.shape[2:]) < CHANNELS_LAST_FROM:
+    if min(first.shape[2:]) < CHANNELS_LAST_FROM:
         return False
     try:
         forward(network, inputs.contiguous(memory_format=torch.channels_last))
@@ -203,7 +211,7 @@ def _takes_channels_last(network: nn.Module, inputs: Tensor) -> bool:
 
 
 @contextmanager
-def _explained(network: nn.Module, inputs: Tensor) -> Iterator[None]:
+def _explained(network: nn.Module, inputs: Inputs) -> Iterator[None]:
     """Turn an error inside the network into one that names the layer and inputs."""
     entered: list[nn.Module] = []
     handles = [
@@ -219,17 +227,29 @@ def _explained(network: nn.Module, inputs: Tensor) -> Iterator[None]:
         weight = next(last.parameters(recurse=False), None)
         holds = "" if weight is None else f" with {weight.dtype} weights"
         raise ValueError(
-            f"The network cannot be run on the inputs, which have shape "
-            f"{tuple(inputs.shape)} and {inputs.dtype}; it fails in or after layer "
+            f"The network cannot be run on the inputs, which have "
+            f"{describe_inputs(inputs)}; it fails in or after layer "
             f"{names[last]!r}, {last!r}{holds}: {error}. Pass inputs as the network "
-            "was trained on, batch first."
+            f"was trained on, batch first{_how_called(network, inputs)}."
         ) from error
     finally:
         for handle in handles:
             handle.remove()
 
 
-def _first_not_finite(network: nn.Module, inputs: Tensor) -> str:
+def _how_called(network: nn.Module, inputs: Inputs) -> str:
+    """Say how a network is called with several inputs."""
+    if isinstance(inputs, Tensor) or isinstance(inputs.parts, Tensor):
+        return ""
+    signature = inspect.signature(network.forward)
+    return (
+        f". Its forward takes {signature}: the keys of a mapping are arguments if they "
+        "are its parameters, those of a tuple if there are as many; otherwise it gets "
+        "the whole as one"
+    )
+
+
+def _first_not_finite(network: nn.Module, inputs: Inputs) -> str:
     """Name the first layer whose output is not finite."""
     found: list[str] = []
 
@@ -243,14 +263,14 @@ def _first_not_finite(network: nn.Module, inputs: Tensor) -> str:
         for name, module in network.named_modules()
     ]
     try:
-        network(inputs.clone())
+        call_network(network, inputs)
     finally:
         for handle in handles:
             handle.remove()
     return found[0] if found else "the network itself"
 
 
-def _first_random(network: nn.Module, inputs: Tensor) -> str:
+def _first_random(network: nn.Module, inputs: Inputs) -> str:
     """Name the first layer whose output differs between two passes."""
     seen: list[tuple[str, Any]] = []
 
@@ -264,10 +284,10 @@ def _first_random(network: nn.Module, inputs: Tensor) -> str:
         if name
     ]
     try:
-        network(inputs.clone())
+        call_network(network, inputs)
         first = list(seen)
         seen.clear()
-        network(inputs.clone())
+        call_network(network, inputs)
     finally:
         for handle in handles:
             handle.remove()

@@ -15,6 +15,12 @@ from compression_adapters.layers.survey import LayerSpec, layer_weights
 from compression_adapters.network.macs import count_macs
 from compression_adapters.network.modes import evaluation_mode
 from compression_adapters.network.output_error import output_errors
+from compression_adapters.network.structured_inputs import (
+    Inputs,
+    as_arguments,
+    repeated,
+    tensors_of,
+)
 from compression_adapters.rank_space.scales import DENSE, Rank
 
 
@@ -41,7 +47,7 @@ class NetworkCost:
 
 def measure_cost(
     network: nn.Module,
-    example: Tensor,
+    example: Inputs,
     *,
     batch_sizes: Sequence[int] = (1, 32),
     repeats: int = 9,
@@ -72,13 +78,13 @@ def measure_cost(
             "Expected at least one input and one repetition; got "
             f"{len(example)} and {repeats}."
         )
-    device = next((p.device for p in network.parameters()), example.device)
+    device = next((p.device for p in network.parameters()), torch.device("cpu"))
     sample = example[:1].to(device)
     with evaluation_mode(network):
         macs = count_macs(network, sample)
     with evaluation_mode(network, compiled=True):
         latency = {
-            size: _median_seconds(network, _batch(example, size, device), repeats)
+            size: _median_seconds(network, repeated(example, size).to(device), repeats)
             for size in batch_sizes
         }
     size = sum(t.numel() * t.element_size() for t in _distinct(network))
@@ -157,7 +163,7 @@ def layer_losses(
     layers: Sequence[LayerSpec],
     factors: Mapping[str, Factors],
     ranks: Mapping[str, Rank],
-    inputs: Tensor | None = None,
+    inputs: Inputs | None = None,
 ) -> pd.DataFrame:
     """Tabulate the errors of each layer: of its weight and of its output.
 
@@ -236,21 +242,17 @@ def _distinct(network: nn.Module) -> list[Tensor]:
     return list({t.data_ptr(): t for t in tensors}.values())
 
 
-def _batch(example: Tensor, size: int, device: torch.device) -> Tensor:
-    """Repeat the inputs until they fill a batch."""
-    repeats = -(-size // len(example))
-    return torch.cat([example] * repeats)[:size].to(device)
-
-
-def _median_seconds(network: nn.Module, inputs: Tensor, repeats: int) -> float:
+def _median_seconds(network: nn.Module, inputs: Inputs, repeats: int) -> float:
     """Time forward passes; the first one is a warm-up and not counted."""
     times = []
+    (first, *_) = tensors_of(inputs)
     for _ in range(repeats + 1):
         own = inputs.clone()  # the forward pass may change it
-        _wait(inputs.device)
+        positional, named = as_arguments(network, own)
+        _wait(first.device)
         start = time.perf_counter()
-        network(own)
-        _wait(inputs.device)
+        network(*positional, **named)
+        _wait(first.device)
         times.append(time.perf_counter() - start)
     return statistics.median(times[1:])
 

@@ -18,6 +18,11 @@ from compression_adapters.network.modes import (
     squared_distance,
 )
 from compression_adapters.network.recipe import recipe_of
+from compression_adapters.network.structured_inputs import (
+    Inputs,
+    call_network,
+    split_labels,
+)
 from compression_adapters.rank_space.scales import DENSE
 
 Schedule = Literal["step", "cyclical", "constant"]
@@ -171,7 +176,7 @@ def reestimate_batch_norm(
         for batch in loader:
             if max_batches is not None and used >= max_batches:
                 break
-            renewed(_inputs_of(batch).to(device).clone())
+            call_network(renewed, _inputs_of(batch).to(device))
             used += 1
         if used == 0:
             raise ValueError("There was no batch to estimate statistics from.")
@@ -264,15 +269,9 @@ def _masks(network: nn.Module) -> list[tuple[Tensor, Tensor]]:
     return masks
 
 
-def _inputs_of(batch: Any) -> Tensor:
+def _inputs_of(batch: Any) -> Inputs:
     """Return the inputs of a batch with or without labels."""
-    inputs = batch[0] if isinstance(batch, tuple | list) else batch
-    if not isinstance(inputs, Tensor):
-        raise ValueError(
-            "A batch must be a tensor of inputs, or a pair of inputs and labels; got "
-            f"{type(inputs).__name__}."
-        )
-    return inputs
+    return split_labels(batch)[0]
 
 
 def _loss(
@@ -286,9 +285,10 @@ def _loss(
         with evaluation_mode(reference_network):
             target = forward(reference_network, inputs)
         return squared_distance(outputs, target).mean()
-    if not isinstance(batch, tuple | list) or len(batch) < 2:
+    labels = split_labels(batch)[1]
+    if labels is None:
         raise ValueError(
             "The loader gives no labels. Pass pairs of inputs and labels, or "
             "reference_network, which needs none."
         )
-    return F.cross_entropy(in_float(outputs), batch[1].to(device))
+    return F.cross_entropy(in_float(outputs), labels.to(device))

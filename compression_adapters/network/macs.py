@@ -18,10 +18,11 @@ from compression_adapters.layers.survey import (
 )
 from compression_adapters.network.modes import evaluation_mode, forward
 from compression_adapters.network.replacement import bare_copy
+from compression_adapters.network.structured_inputs import Inputs, call_network
 
 
 def drop_ranks_without_gain(
-    network: nn.Module, layers: Sequence[LayerSpec], example: Tensor
+    network: nn.Module, layers: Sequence[LayerSpec], example: Inputs
 ) -> tuple[LayerSpec, ...]:
     """Lower maximal ranks until a layer needs fewer multiply-adds than dense.
 
@@ -86,11 +87,11 @@ def drop_ranks_without_gain(
     return tuple(kept)
 
 
-def count_macs(module: nn.Module, inputs: Tensor) -> int:
+def count_macs(module: nn.Module, inputs: Inputs) -> int:
     """Count the multiply-adds of one call.
 
     Args:
-        module: Any module that takes one tensor; its mode is used.
+        module: Any module; its mode is used.
         inputs: Shape `n x ...`; also on the meta device, if the module is.
 
     Returns:
@@ -101,13 +102,13 @@ def count_macs(module: nn.Module, inputs: Tensor) -> int:
         1200
     """
     with _counted() as counter, torch.no_grad():
-        module(inputs.clone())
+        call_network(module, inputs)
     # One multiply-add is two floating point operations.
     return int(counter.get_total_flops()) // 2
 
 
 def run_counted(
-    network: nn.Module, layers: Sequence[LayerSpec], example: Tensor
+    network: nn.Module, layers: Sequence[LayerSpec], example: Inputs
 ) -> tuple[dict[str, list[torch.Size]], int]:
     """Run a network once and see which of its layers are called.
 

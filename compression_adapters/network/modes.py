@@ -8,30 +8,34 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from compression_adapters.network.outputs import read_output
+from compression_adapters.network.structured_inputs import Inputs
 
-def forward(network: nn.Module, inputs: Tensor) -> Tensor:
+
+def forward(network: nn.Module, inputs: Inputs) -> Tensor:
     """Run a network on its own copy of the inputs, and check its output.
 
     A forward pass may change its input in place, which others still need.
 
     Args:
-        network: Any network that takes a batch and returns a tensor.
-        inputs: Shape `m x ...`.
+        network: Any network that takes a batch.
+        inputs: One tensor or several, and which output is compared; see `read_output`,
+            also for the default. Shape `m x ...`.
 
     Returns:
         The outputs, one per sample and not Boolean. Shape `m` or `m x ...`.
 
     Raises:
-        ValueError: when the output is not such a tensor.
+        ValueError: when there is no such output.
 
     Example:
         >>> forward(nn.Flatten(), torch.zeros(5, 2, 2)).shape
         torch.Size([5, 4])
     """
-    return require_outputs(network(inputs.clone()), inputs)
+    return require_outputs(read_output(network, inputs), inputs)
 
 
-def require_outputs(outputs: Any, inputs: Tensor) -> Tensor:
+def require_outputs(outputs: Any, inputs: Inputs) -> Tensor:
     """Return the outputs of a network if they can be compared, or raise.
 
     Args:
@@ -43,9 +47,9 @@ def require_outputs(outputs: Any, inputs: Tensor) -> Tensor:
             f"The network must return a tensor; got {type(outputs).__name__}. Wrap it "
             "in a module that picks the tensor to compare."
         )
-    if outputs.shape[:1] != inputs.shape[:1]:
+    if outputs.shape[:1] != (len(inputs),):
         raise ValueError(
-            f"The network must return one output per sample: {inputs.shape[0]} samples "
+            f"The network must return one output per sample: {len(inputs)} samples "
             f"went in, an output of shape {tuple(outputs.shape)} came out."
         )
     if outputs.dtype == torch.bool:

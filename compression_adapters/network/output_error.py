@@ -6,15 +6,22 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, Final
 
+import torch
 from torch import Tensor, nn
 
 from compression_adapters.network.modes import evaluation_mode, in_float
+from compression_adapters.network.structured_inputs import (
+    Inputs,
+    call_network,
+    mask_of,
+    real_positions,
+)
 
 _BATCH: Final = 50
 
 
 def output_errors(
-    reference: nn.Module, compressed: nn.Module, layers: Iterable[str], inputs: Tensor
+    reference: nn.Module, compressed: nn.Module, layers: Iterable[str], inputs: Inputs
 ) -> dict[str, float]:
     """Measure each layer's error on the inputs that it has in the original network.
 
@@ -46,11 +53,14 @@ def output_errors(
         name: _Errors(reference.get_submodule(name), compressed.get_submodule(name))
         for name in layers
     }
-    device = next((p.device for p in reference.parameters()), inputs.device)
+    device = next((p.device for p in reference.parameters()), torch.device("cpu"))
     with evaluation_mode(reference), evaluation_mode(compressed), _watched(sums):
         for batch in inputs.split(_BATCH):
-            # A copy: the network may change it.
-            reference(batch.to(device, copy=True))
+            here = batch.to(device)
+            mask = mask_of(here)
+            for one in sums.values():
+                one.mask = mask
+            call_network(reference, here)
     return {name: one.relative() for name, one in sums.items()}
 
 
@@ -61,6 +71,7 @@ class _Errors:
         self.dense, self.small = dense, small
         self.error = self.square = 0.0
         self.total: Tensor | None = None
+        self.mask: Tensor | None = None  # of the batch: positions that count
         self.count = 0
 
     def add(
@@ -68,9 +79,11 @@ class _Errors:
     ) -> None:
         """Compare one call; `forward`, without the hooks of a copy."""
         rows = self._rows(outputs)
-        self.error += float(
-            (rows - self._rows(self.small.forward(*args, **kwargs))).square().sum()
-        )
+        small = self._rows(self.small.forward(*args, **kwargs))
+        real = real_positions(self.mask, outputs.shape[:-1])
+        if real is not None:
+            rows, small = rows[real], small[real]
+        self.error += float((rows - small).square().sum())
         self.square += float(rows.square().sum())
         self.total = rows.sum(0) if self.total is None else self.total + rows.sum(0)
         self.count += len(rows)

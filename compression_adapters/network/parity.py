@@ -14,6 +14,7 @@ from compression_adapters.network.checks import agree
 from compression_adapters.network.macs import input_shapes
 from compression_adapters.network.modes import evaluation_mode, forward
 from compression_adapters.network.replacement import copy_network
+from compression_adapters.network.structured_inputs import Inputs
 from compression_adapters.network.truncation import copy_of_trial, truncated
 from compression_adapters.rank_space.scales import DENSE, Rank
 
@@ -22,7 +23,7 @@ LONGEST_PASS: Final = 1.0
 
 
 def layers_in_use(
-    network: nn.Module, layers: Sequence[LayerSpec], few: Tensor, inputs: Tensor
+    network: nn.Module, layers: Sequence[LayerSpec], few: Inputs, inputs: Inputs
 ) -> tuple[LayerSpec, ...]:
     """Leave out the layers on which the outputs do not depend, with a warning.
 
@@ -88,7 +89,7 @@ def layers_in_use(
 
 
 def _changes(
-    network: nn.Module, layer: nn.Module, inputs: Tensor, dense: Tensor
+    network: nn.Module, layer: nn.Module, inputs: Inputs, dense: Tensor
 ) -> bool:
     """Return whether outputs change where the weights of a layer are NaN."""
     weights = [(weight, weight.detach().clone()) for weight in layer_weights(layer)]
@@ -108,7 +109,7 @@ def require_parity(
     layers: Sequence[LayerSpec],
     factors: Mapping[str, Factors],
     ranks: Mapping[str, Rank],
-    few: Tensor,
+    few: Inputs,
 ) -> None:
     """Refuse a network whose trials are not the network that would be kept.
 
@@ -147,7 +148,7 @@ def _differs(
     layers: Sequence[LayerSpec],
     factors: Mapping[str, Factors],
     ranks: Mapping[str, Rank],
-    few: Tensor,
+    few: Inputs,
 ) -> bool:
     """Return whether a trial and its copy have other outputs."""
     copied = copy_of_trial(network, factors, layers, ranks)
@@ -162,7 +163,7 @@ def _outputs(
     factors: Mapping[str, Factors],
     layers: Sequence[LayerSpec],
     ranks: Mapping[str, Rank],
-    inputs: Tensor,
+    inputs: Inputs,
 ) -> Tensor:
     """Run a trial, and name its layers where it fails."""
     with truncated(network, factors, layers, ranks):

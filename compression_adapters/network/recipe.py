@@ -10,9 +10,9 @@ from torch import nn
 from compression_adapters.layers.survey import LayerSpec
 from compression_adapters.rank_space.scales import DENSE, Rank
 
-FORMAT_VERSION: Final = 2
-"""Version 1 has no `finishes` and no `calibrations`; it is still written of a network
-without any."""
+FORMAT_VERSION: Final = 3
+"""Version 1 has no `finishes` and no `calibrations`, version 2 no `sizes`; they are
+still written of networks without any."""
 
 
 _ATTRIBUTE: Final = "compression_recipe"
@@ -20,6 +20,9 @@ _ATTRIBUTE: Final = "compression_recipe"
 
 _FINISHES: Final = "compression_finishes"
 """Attribute with what was done to a network after its searches."""
+
+_SIZES: Final = "compression_sizes"
+"""Attribute with the sizes that the searches of a network were about."""
 
 _CALIBRATIONS: Final = "compression_calibrations"
 """Attribute with the inputs that the factors of a network were fitted to."""
@@ -51,12 +54,15 @@ class CompressionRecipe:
             they were compressed: a layer that a later search compressed again appears
             again.
         format_version: Version of the format; a newer one is refused. At least 2 with
-            one of the next two, of which loading needs nothing.
+            one of the next two, 3 with the last, of which loading needs nothing.
         finishes: What was done to the network after the searches, and kept, as plain
             JSON values, see `FinishRecord`.
         calibrations: For each search with data-aware factors, the `count` of the inputs
             that they were fitted to, their `share` of the pool, the `seed` that chose
             them, and a `digest` of them.
+        sizes: For each search by another size than the weights of the layers in play:
+            which `size`, `size_of` what, its `unit`, `before` and `after`, and for
+            times the `machine` that they were measured on.
 
     Example:
         >>> recipe = CompressionRecipe((LayerRecipe("fc", "svd", (20, 30), 3),))
@@ -68,15 +74,19 @@ class CompressionRecipe:
     format_version: int = 1
     finishes: tuple[Mapping[str, Any], ...] = ()
     calibrations: tuple[Mapping[str, Any], ...] = ()
+    sizes: tuple[Mapping[str, Any], ...] = ()
 
     def __post_init__(self) -> None:
-        if self.finishes or self.calibrations:
-            object.__setattr__(self, "format_version", FORMAT_VERSION)
+        least = 3 if self.sizes else 2 if self.finishes or self.calibrations else 1
+        if self.format_version < least:
+            object.__setattr__(self, "format_version", least)
 
     def to_json(self) -> str:
         """Write the recipe as JSON."""
         data = asdict(self)
-        if self.format_version == 1:
+        if self.format_version < 3:
+            del data["sizes"]
+        if self.format_version < 2:
             del data["finishes"], data["calibrations"]
         return json.dumps(data, indent=2) + "\n"
 
@@ -100,8 +110,10 @@ class CompressionRecipe:
                 f" up to {FORMAT_VERSION}. Update ax-pac."
             )
         keys = {"format_version", "layers"}
-        if version == FORMAT_VERSION:
+        if version in (2, FORMAT_VERSION):
             keys |= {"finishes", "calibrations"}
+        if version == FORMAT_VERSION:
+            keys |= {"sizes"}
         _require_keys(data, keys, "the recipe")
         if type(version) is not int or version < 1:
             raise ValueError(
@@ -115,6 +127,7 @@ class CompressionRecipe:
             version,
             _finishes(data.get("finishes", [])),
             _calibrations(data.get("calibrations", [])),
+            _sizes(data.get("sizes", [])),
         )
 
 
@@ -191,6 +204,29 @@ def record_calibrations(
     setattr(network, _CALIBRATIONS, tuple(entries))
 
 
+def sizes_of(network: nn.Module) -> tuple[Mapping[str, Any], ...]:
+    """Return what the sizes were that a network's searches were about.
+
+    Args:
+        network: Any network.
+
+    Returns:
+        Plain JSON values, see `CompressionRecipe`; empty where it was the weights.
+    """
+    known: tuple[Mapping[str, Any], ...] = vars(network).get(_SIZES, ())
+    return known
+
+
+def record_sizes(network: nn.Module, entries: Iterable[Mapping[str, Any]]) -> None:
+    """Store with a network what the sizes were that its searches were about.
+
+    Args:
+        network: The compressed network.
+        entries: One per search by another size than weights; they replace earlier ones.
+    """
+    setattr(network, _SIZES, tuple(entries))
+
+
 def entries_for(
     layers: Iterable[LayerSpec], ranks: Mapping[str, Rank]
 ) -> tuple[LayerRecipe, ...]:
@@ -243,6 +279,16 @@ def _calibrations(entries: Any) -> tuple[Mapping[str, Any], ...]:
         raise ValueError("The recipe's 'calibrations' must be a list.")
     for entry in entries:
         _require_keys(entry, {"count", "share", "seed", "digest"}, "a calibration")
+    return tuple(entries)
+
+
+def _sizes(entries: Any) -> tuple[Mapping[str, Any], ...]:
+    """Check what the sizes were."""
+    if not isinstance(entries, list):
+        raise ValueError("The recipe's 'sizes' must be a list.")
+    keys = {"size", "size_of", "unit", "before", "after", "machine"}
+    for entry in entries:
+        _require_keys(entry, keys, "a size of the recipe")
     return tuple(entries)
 
 

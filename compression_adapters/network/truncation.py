@@ -1,5 +1,6 @@
 """Factorize the layers of a network, and put truncated ones in their place."""
 
+import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 
@@ -32,6 +33,10 @@ def factorize_network(
     Returns:
         Layer name to the factors of its decomposition. Slow: one SVD per layer.
 
+    Warns:
+        UserWarning: when the moments of a layer are too ill-conditioned to decompose
+            by, so that its weights alone are.
+
     Raises:
         ValueError: when a layer is missing or its weights are not finite.
 
@@ -54,10 +59,22 @@ def factorize_network(
                         "a decomposition needs finite weights."
                     )
             known = None if moments is None else moments.get(layer.name)
-            if known is None:  # a decomposition of a user's own may take none
-                factors[layer.name] = layer.decomposition.factorize(module)
-            else:
-                factors[layer.name] = layer.decomposition.factorize(module, known)
+            if known is not None:
+                try:
+                    fitted = layer.decomposition.factorize(module, known)
+                except torch.linalg.LinAlgError as error:  # type: ignore[attr-defined]
+                    warnings.warn(
+                        f"Layer {layer.name!r} is decomposed by its weights alone: "
+                        "what it sees on the calibration inputs is too "
+                        f"ill-conditioned ({error}). Do activations vanish or explode, "
+                        "as in a network that was not trained?",
+                        stacklevel=2,
+                    )
+                else:
+                    factors[layer.name] = fitted
+                    continue
+            # A decomposition of a user's own may take no moments.
+            factors[layer.name] = layer.decomposition.factorize(module)
     return factors
 
 

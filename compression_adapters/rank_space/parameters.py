@@ -2,7 +2,7 @@
 
 import keyword
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, Literal
@@ -64,6 +64,7 @@ def rank_parameters(
     min_rank: int = 1,
     round_to: int = 1,
     singular_values: Mapping[str, Tensor] | None = None,
+    options: Mapping[str, Sequence[int]] | None = None,
 ) -> tuple[RankParameter, ...]:
     """Build the search coordinates of a set of layers.
 
@@ -84,6 +85,8 @@ def rank_parameters(
         round_to: See `rank_scale`.
         singular_values: By layer name; needed for the encoding `energy` and for
             `"threshold"`.
+        options: Layer name to the ranks that are worth a bin, see `rank_scale`; not
+            with `"threshold"`. None: all.
 
     Returns:
         One parameter per group, in the order in which the groups first appear.
@@ -103,7 +106,7 @@ def rank_parameters(
     """
     require_tie(tie)
     layers, spectra = tuple(layers), singular_values or {}
-    options: dict[str, Any] = {
+    settings: dict[str, Any] = {
         "encoding": encoding,
         "at_max": at_max,
         "min_rank": min_rank,
@@ -111,12 +114,13 @@ def rank_parameters(
     }
     groups: dict[str, list[tuple[str, RankScale]]] = {}
     if isinstance(tie, str):
-        scales = threshold_scales(layers, singular_values=spectra, **options)
+        scales = threshold_scales(layers, singular_values=spectra, **settings)
         groups[tie] = list(scales.items())
     else:
         for layer in layers:
             values = spectra.get(layer.name)
-            scale = rank_scale(layer, singular_values=values, **options)
+            kept = None if options is None else options.get(layer.name)
+            scale = rank_scale(layer, singular_values=values, options=kept, **settings)
             group = layer.name if tie is None else tie(layer.name)
             groups.setdefault(group, []).append((layer.name, scale))
     names = _identifiers(groups)

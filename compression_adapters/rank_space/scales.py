@@ -38,6 +38,8 @@ class RankScale:
         edges: Strictly increasing from 0.0 to 1.0, one more than there are bins.
         round_to: Ranks are multiples of this, or `max_rank` if there is no multiple
             between the two.
+        options: The ranks that have a bin, ascending, where others were skipped; None:
+            all that are allowed.
 
     Raises:
         ValueError: when the edges do not fit the ranks.
@@ -55,6 +57,7 @@ class RankScale:
     at_max: AtMax
     edges: tuple[float, ...]
     round_to: int = 1
+    options: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
         if not 1 <= self.min_rank <= self.max_rank:
@@ -62,6 +65,14 @@ class RankScale:
                 "ranks must satisfy 1 <= min_rank <= max_rank; "
                 f"got {self.min_rank} and {self.max_rank}."
             )
+        if self.options is not None:
+            allowed = allowed_ranks(self.min_rank, self.max_rank, self.round_to)
+            rising = all(a < b for a, b in pairwise(self.options))
+            if not self.options or not rising or not set(self.options) <= set(allowed):
+                raise ValueError(
+                    f"options must be ranks among {self.min_rank} to {self.max_rank}, "
+                    f"ascending; got {self.options}."
+                )
         bins = len(self.ranks) + (self.at_max == DENSE)
         if (
             len(self.edges) != bins + 1
@@ -77,7 +88,9 @@ class RankScale:
     @cached_property
     def ranks(self) -> Sequence[int]:
         """The ranks that have a bin, ascending."""
-        return _allowed_ranks(self.min_rank, self.max_rank, self.round_to)
+        if self.options is not None:
+            return self.options
+        return allowed_ranks(self.min_rank, self.max_rank, self.round_to)
 
     def rank_from_unit(self, u: float) -> Rank:
         """Return the rank whose bin holds the unit coordinate `u`.
@@ -103,6 +116,8 @@ class RankScale:
             return self.edges[i], self.edges[i + 1]
         dense = " or 'dense'" if self.at_max == DENSE else ""
         multiple = f", a multiple of {self.round_to}" if self.round_to > 1 else ""
+        if self.options is not None:
+            multiple += ", without those that are no cheaper than a larger one"
         raise ValueError(
             f"rank must be {self.min_rank} to {self.max_rank}{multiple}{dense}; got "
             f"{rank!r}."
@@ -118,7 +133,7 @@ class RankScale:
         return (low + high) / 2
 
 
-def _allowed_ranks(min_rank: int, max_rank: int, round_to: int) -> Sequence[int]:
+def allowed_ranks(min_rank: int, max_rank: int, round_to: int) -> Sequence[int]:
     """List the multiples between two ranks; the larger one if there are none."""
     first = -(-min_rank // round_to) * round_to
     return range(first, max_rank + 1, round_to) or range(max_rank, max_rank + 1)
@@ -180,6 +195,7 @@ def rank_scale(
     min_rank: int = 1,
     round_to: int = 1,
     singular_values: Tensor | None = None,
+    options: Sequence[int] | None = None,
 ) -> RankScale:
     """Divide [0, 1] into the bins of one layer's ranks.
 
@@ -205,6 +221,8 @@ def rank_scale(
             bin includes the ranks below it that are not multiples, the last bin also
             those above. A layer without a multiple keeps its `max_rank`.
         singular_values: For `energy` only. Shape `full_rank`.
+        options: The ranks that are worth a bin, ascending, the last one the layer's
+            `max_rank`; a bin includes the skipped ranks below it. None: all.
 
     Returns:
         The scale.
@@ -230,7 +248,7 @@ def rank_scale(
         )
     except ValueError as error:
         raise ValueError(f"Layer {layer.name!r}: {error}") from error
-    return scale_of_edges(edges, low, layer, at_max, round_to)
+    return scale_of_edges(edges, low, layer, at_max, round_to, options)
 
 
 def check_scale_options(
@@ -253,6 +271,7 @@ def scale_of_edges(
     layer: LayerSpec,
     at_max: AtMax,
     round_to: int,
+    options: Sequence[int] | None = None,
 ) -> RankScale:
     """Make a scale from the edges of all ranks, keeping the allowed ones.
 
@@ -263,15 +282,17 @@ def scale_of_edges(
         layer: The layer.
         at_max: See `rank_scale`.
         round_to: See `rank_scale`.
+        options: See `rank_scale`.
 
     Returns:
         The scale.
     """
     edges = edges / edges[-1]
-    if round_to > 1:
+    allowed = options or allowed_ranks(low, layer.max_rank, round_to)
+    if round_to > 1 or options is not None:
         # The upper edge of a rank's bin is at its distance from the lowest rank.
-        allowed = _allowed_ranks(low, layer.max_rank, round_to)
         inner = [edges[rank - low + 1] for rank in allowed[:-1]]
         last = [edges[-2], 1.0] if at_max == DENSE else [1.0]
         edges = np.array([0.0, *inner, *last])
-    return RankScale(low, layer.max_rank, at_max, tuple(edges.tolist()), round_to)
+    kept = None if options is None else tuple(options)
+    return RankScale(low, layer.max_rank, at_max, tuple(edges.tolist()), round_to, kept)

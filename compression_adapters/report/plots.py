@@ -98,6 +98,27 @@ def plot_layer_errors(layers: pd.DataFrame) -> go.Figure:
     return figure
 
 
+def plot_layer_sizes(layers: pd.DataFrame, quantity: str, scale: float) -> go.Figure:
+    """Plot what each layer costs, before and after.
+
+    Args:
+        layers: A search's table of layers: `layer, size_before, size`.
+        quantity: What is counted, with its unit.
+        scale: Factor from the table to that unit.
+    """
+    figure = go.Figure()
+    for column, name, colour in (
+        ("size_before", "before", _MUTED),
+        ("size", "after", _ACCENT),
+    ):
+        figure.add_bar(
+            x=layers["layer"], y=scale * layers[column], name=name, marker_color=colour
+        )
+    figure.update_layout(title="Size of each layer", barmode="group")
+    figure.update_yaxes(title=quantity)
+    return figure
+
+
 def plot_ratio_against_loss(
     trials: pd.DataFrame, incumbent: int | None = None
 ) -> go.Figure:

@@ -12,6 +12,7 @@ import plotly.graph_objects as go
 
 from compression_adapters.report.plots import (
     plot_layer_errors,
+    plot_layer_sizes,
     plot_objective,
     plot_ranks,
     plot_ratio_against_accuracy,
@@ -115,6 +116,16 @@ def write_report(
             plot_ratio_against_loss(trials, incumbent),
         ),
     ]
+    if "size" in layers:
+        size = summary["size"]
+        figures.insert(
+            0,
+            (
+                "What each layer costs before and after, in the size that the search "
+                "was about.",
+                plot_layer_sizes(layers, size["quantity"], size["scale"]),
+            ),
+        )
     if "output_error" in layers:
         figures.insert(
             -1,
@@ -185,6 +196,7 @@ def _page(
             certificate["num_observations"],
             reason,
         ),
+        _statement_html(summary),
         _results_table(summary),
         wide(layers.to_html(index=False, border=0, float_format="{:.4f}".format)),
     ]
@@ -284,15 +296,22 @@ def verdict_html(
     )
 
 
+def _statement_html(summary: dict[str, Any]) -> str:
+    """State what is true of the quality, if something is; older runs have nothing."""
+    said = summary.get("statement")
+    return f"<p>The network {html.escape(said['sentence'])}.</p>" if said else ""
+
+
 def _results_table(summary: dict[str, Any]) -> str:
     """Tabulate before and after."""
-    rows = []
+    rows = _size_rows(summary)
     if "accuracy_compressed" in summary:
         for name, key in (("top-1 accuracy", "accuracy"), ("top-5 accuracy", "top5")):
             before, after = summary[f"{key}_original"], summary[f"{key}_compressed"]
             rows.append((name, f"{before:.2%}", f"{after:.2%}"))
     costs = summary.get("costs", {"table": [], "warnings": []})
-    ratios = [("weights, layers in play", "compression_ratio")]
+    in_play = "weights_ratio" if "weights_ratio" in summary else "compression_ratio"
+    ratios = [("weights, layers in play", in_play)]
     if not costs["table"]:  # which counts the weights of the whole network
         ratios.append(("weights, whole network", "whole_network_ratio"))
     rows += [(name, "100 %", f"{summary[key]:.2%}") for name, key in ratios]
@@ -306,6 +325,11 @@ def _results_table(summary: dict[str, Any]) -> str:
     seconds = ", ".join(f"{k} {v:.1f} s" for k, v in summary["timings"].items())
     fresh = summary.get("loss_fresh")
     remarks = [*costs["warnings"]]
+    latency = summary.get("latency")
+    if latency:
+        remarks.insert(0, f"Whole network, measured in pairs: {latency['sentence']}")
+        if latency["disagreement"]:
+            remarks.insert(1, latency["disagreement"])
     if fresh is not None:
         remarks.append(
             f"Loss of the compressed network on fresh samples: {fresh['mean']:.4g}, "
@@ -333,6 +357,25 @@ def _results_table(summary: dict[str, Any]) -> str:
     head = "<tr><th></th><th>original</th><th>compressed</th></tr>"
     table = wide(f"<table>{head}{cells}</table>")
     return f"{table}{_finish_table(summary)}{notes}<p>Time: {seconds}.</p>"
+
+
+def _size_rows(summary: dict[str, Any]) -> list[tuple[str, str, str]]:
+    """Tabulate the size in the user's unit, the measured one first."""
+    rows = []
+    latency, size = summary.get("latency"), summary.get("size")
+    if latency:
+        rows.append(
+            (
+                f"milliseconds, whole network, batch {latency['machine']['batch']}",
+                f"{1e3 * latency['before']:.4g}",
+                f"{1e3 * latency['after']:.4g} ({latency['ratio']:.1%})",
+            )
+        )
+    if size is not None and (size["size"], size["size_of"]) != ("weights", "layers"):
+        before, after = (size["scale"] * size[key] for key in ("before", "after"))
+        share = f"({after / before:.1%})"
+        rows.append((size["quantity"], readable(before), f"{readable(after)} {share}"))
+    return rows
 
 
 def _finish_table(summary: dict[str, Any]) -> str:

@@ -19,6 +19,7 @@ from compression_adapters.search.sample_size import (
     record_sample_size,
     recorded_sample_size,
 )
+from compression_adapters.search.time_limit import NO_LIMIT, TimeLimit
 
 _MODEL_TRIALS: Final = 3
 
@@ -29,6 +30,7 @@ def search_auto(
     *,
     most: int,
     client: Client | None = None,
+    limit: TimeLimit = NO_LIMIT,
 ) -> CompressionResult:
     """Search with as many samples per evaluation as take the optimiser's time.
 
@@ -45,6 +47,7 @@ def search_auto(
         options: How; `max_trials` counts the evaluations of the search itself.
         most: See `most_samples`.
         client: Of an earlier search that chose its number of samples.
+        limit: When to end.
 
     Returns:
         The result; its `sample_size` is None if the search ended before a choice.
@@ -61,27 +64,28 @@ def search_auto(
                 "with the num_samples that it was made with."
             )
         problem = replace(problem, num_samples=chosen.num_samples)
-        return search_problem(problem, options, client=client)
+        return search_problem(problem, options, client=client, limit=limit)
     dim = len(problem.parameters)
     initial = options.num_initial_trials or default_initial_trials(dim)
     first_trials = min(initial + _MODEL_TRIALS, options.max_trials)
     begin = replace(options, max_trials=first_trials, refit=False)
-    first = search_problem(problem, begin)
+    first = search_problem(problem, begin, limit=limit)
     proposed = int((first.trials["node"] == PAC_NODE).sum())
     if first.stop_reason != "max_trials" or proposed == 0:
-        return finished(first, options)
+        return finished(first, options, limit)
     chosen = _choose(first, proposed, most)
     same = chosen.num_samples == problem.num_samples
     left = options.max_trials - len(first.trials)
     if same and left < 2:
         record_sample_size(first.client, chosen)
-        return finished(replace(first, sample_size=chosen), options)
+        return finished(replace(first, sample_size=chosen), options, limit)
     client = first.client if same else new_client(problem)
     record_sample_size(client, chosen)
     result = search_problem(
         replace(problem, num_samples=chosen.num_samples),
         replace(options, max_trials=left) if same else options,
         client=client,
+        limit=limit,
     )
     return replace(result, timings=summed([first.timings, result.timings]))
 

@@ -15,7 +15,6 @@ from ax.core.trial_status import TrialStatus
 from ax_pac.ax_internals import experiment_of, properties
 from compression_adapters.evaluation.estimates import MeanSEM
 from compression_adapters.evaluation.problem import CompressionProblem
-from compression_adapters.network.counts import compression_ratio
 from compression_adapters.rank_space.parameters import RankParameter
 from compression_adapters.search.sample_size import SAMPLE_SIZE_PROPERTY
 from compression_adapters.search.settings import first_difference, problem_settings
@@ -139,7 +138,7 @@ def check_same_problem(client: Client, problem: CompressionProblem) -> None:
             rows.index
         ):
             continue
-        ratio = compression_ratio(problem.layers, problem.ranks(trial.arm.parameters))
+        ratio = problem.ratio(problem.ranks(trial.arm.parameters))
         now_is = problem.outcome(MeanSEM(float(rows["loss"]), 0.0), ratio)
         for name in ("compression_ratio", "objective"):
             if not math.isclose(now_is[name].mean, rows[name], rel_tol=1e-6):

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from ax.api.client import Client
-from torch import Tensor, nn
-from torch.utils.data import Dataset
+from torch import nn
 
 from compression_adapters.evaluation.problem import CompressionProblem, build_problem
 from compression_adapters.network.checkpoint import load_compressed, save_compressed
@@ -23,7 +22,7 @@ from compression_adapters.options import ProblemOptions
 
 def checked_problem(
     network: nn.Module,
-    inputs: Tensor | Dataset[Any] | Callable[..., Tensor],
+    inputs: Any,
     gamma: float,
     options: ProblemOptions,
 ) -> CompressionProblem:

@@ -15,7 +15,11 @@ from compression_adapters.evaluation.problem import CompressionProblem
 def known_part(problem: CompressionProblem) -> KnownPart | None:
     """Return the compression ratio as a table, beside which the loss is modelled.
 
-        gamma * loss + ratio,  ratio = sum over coordinates of a table of their bins
+        gamma * loss + ratio,  ratio = constant + sum over coordinates of a table of
+                                       their bins
+
+    Whatever the size is; the constant is what the whole network has beside the layers
+    in play, if that counts.
 
     The losses of this package are not negative, which bounds the objective from below;
     of a user's own loss that is not known.
@@ -30,7 +34,9 @@ def known_part(problem: CompressionProblem) -> KnownPart | None:
     if not problem.minimize:
         return None
     floor = 0.0 if is_nonnegative(problem.loss) else None
-    return KnownPart(problem.ratio_tables(), floor=floor)
+    return KnownPart(
+        problem.ratio_tables(), constant=problem.ratio_constant, floor=floor
+    )
 
 
 def known_part_of(client: Client) -> KnownPart | None:

@@ -29,11 +29,14 @@ from compression_adapters.search.client import (
 )
 from compression_adapters.search.initial_design import attach_beside_best
 from compression_adapters.search.known_part import known_part_of
+from compression_adapters.search.time_limit import NO_LIMIT
 from compression_adapters.search.trials import (
     trial_seed,
 )
 
-StopReason = Literal["certified", "max_trials", "interrupted", "no_search"]
+StopReason = Literal[
+    "certified", "max_trials", "out_of_time", "interrupted", "no_search"
+]
 
 
 _MAX_CONSECUTIVE_FAILURES = 3
@@ -92,6 +95,8 @@ class SearchLoop:
         self.first_trial = len(self.experiment.trials)
         self.failures = 0
         self.known = self.first_trial if known is None else known
+        self.limit = NO_LIMIT
+        self.last_seconds = 0.0
         self.bar = tqdm(
             unit="trial",
             disable=None if options.progress is None else not options.progress,
@@ -105,14 +110,20 @@ class SearchLoop:
         try:
             # Trials that were running when their process ended.
             self.evaluate_all(self._running())
-            while attach_beside_best(self.client, self.problem, self.options):
+            while not self._is_out_of_time() and attach_beside_best(
+                self.client, self.problem, self.options
+            ):
                 self.evaluate_all(self._running())
             while len(self.experiment.trials) - self.known < max_trials:
+                if self._is_out_of_time():
+                    return "out_of_time"
+                began = time.perf_counter()
                 try:
                     trials = self._ask()
                 except OptimizationComplete:
                     return "certified"
                 self.evaluate_all(trials)
+                self.last_seconds = time.perf_counter() - began
                 if self.if_flat is not None and self._is_flat():
                     self.client.set_generation_strategy(self.if_flat())
         except KeyboardInterrupt:
@@ -122,6 +133,12 @@ class SearchLoop:
         finally:
             self.bar.close()
         return "max_trials"
+
+    def _is_out_of_time(self) -> bool:
+        """Whether another trial would end too late, once there is a result."""
+        if self.limit.leaves(self.last_seconds):
+            return False
+        return len(self._completed("loss")) >= 2
 
     def _is_flat(self) -> bool:
         """Whether noise alone has explained the unknown part a few times in a row."""
@@ -178,6 +195,11 @@ class SearchLoop:
             trials: Trial index to parameterization.
         """
         for index, parameterization in trials.items():
+            if self._is_out_of_time():
+                # In a database it stays, and is evaluated when the search goes on.
+                if not isinstance(self.client, StoredClient):
+                    self.client.mark_trial_abandoned(index)
+                continue
             failed = self._evaluate(index, parameterization)
             self.failures = self.failures + 1 if failed else 0
             self._give_up_after(self.failures, failed)

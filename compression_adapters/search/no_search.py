@@ -17,8 +17,16 @@ from compression_adapters.options import SearchOptions, Target, read_ratio
 from compression_adapters.rank_space.scales import DENSE
 from compression_adapters.search.client import new_client, quiet_ax
 from compression_adapters.search.loop import EvaluationError, SearchLoop
+from compression_adapters.search.quality_target import (
+    TestedNetwork,
+    quality_test,
+    smallest_on_path,
+    stated,
+    with_tested,
+)
 from compression_adapters.search.result import CompressionResult
 from compression_adapters.search.run import finished, make_result, search_strategy
+from compression_adapters.search.time_limit import NO_LIMIT, TimeLimit
 
 _SPREAD = 8
 """Networks that are evaluated for a gamma before those between the best ones."""
@@ -28,19 +36,25 @@ _FAILED = MeanSEM(math.inf, 0.0)
 
 
 def take_from_path(
-    problem: CompressionProblem, options: SearchOptions, target: Target
+    problem: CompressionProblem,
+    options: SearchOptions,
+    target: Target,
+    *,
+    limit: TimeLimit = NO_LIMIT,
 ) -> CompressionResult:
     """Take the network of the price path that a target asks for.
 
     The path orders networks without an evaluation, so that this is quick. For a ratio
     one network is evaluated, the largest that is no larger. For a gamma or a loss some
     twenty are, and the path is narrowed to the best, or to the smallest that loses no
-    more. Nothing is certified: nothing is known of networks beside the path.
+    more. For a quality, see `smallest_on_path`. Nothing is certified: nothing is known
+    of networks beside the path.
 
     Args:
         problem: The problem; its gamma counts in the objective of the trials.
         options: `seed` and `progress`, and what a search that continues would use.
         target: What is asked for.
+        limit: When to end.
 
     Returns:
         The result, whose certificate does not hold. Its client can be continued by a
@@ -49,20 +63,52 @@ def take_from_path(
     Raises:
         ValueError: when no network on the path meets the target.
     """
-    began = time.perf_counter()
-    path = price_path(problem)
+    return _take(price_path(problem), options, target, limit)
+
+
+def take_position(
+    path: PricePath, options: SearchOptions, position: int
+) -> CompressionResult:
+    """Take one network of a path: `take_from_path` for a place that is known.
+
+    Args:
+        path: The path.
+        options: See `take_from_path`.
+        position: Of the network.
+    """
+    return _take(path, options, position)
+
+
+def _take(
+    path: PricePath,
+    options: SearchOptions,
+    target: Target | int,
+    limit: TimeLimit = NO_LIMIT,
+) -> CompressionResult:
+    """Take the network at a place, or the one that a target asks for."""
+    began, problem = time.perf_counter(), path.problem
     client = new_client(problem)
+    tested: TestedNetwork | None = None
     with quiet_ax():
         client.set_generation_strategy(search_strategy(problem, options))
         taken = _Evaluations(path, client, options)
-        if target.ratio is not None:
+        if isinstance(target, int):
+            best = target
+            taken.evaluate([best])
+            taken.require(best)
+        elif target.ratio is not None:
             best = path.at_ratio(read_ratio(target.ratio))
+            taken.evaluate([best])
+            taken.require(best)
+        elif target.is_quality:
+            test = quality_test(problem, options, target)
+            best, tested = smallest_on_path(path, options, test, limit)
             taken.evaluate([best])
             taken.require(best)
         elif target.loss_at_most is not None:
             best = _smallest(taken, target.loss_at_most)
         else:
-            best = _best(taken)
+            best = _best(taken, limit)
         taken.loop.bar.close()
         result = make_result(
             problem,
@@ -72,7 +118,12 @@ def take_from_path(
             "no_search",
             path.point(best),
         )
-        result = finished(result, options)
+        if tested is None:
+            result = finished(result, options, limit)
+            if isinstance(target, Target):
+                result = stated(result, options, target)
+        else:
+            result = with_tested(result, tested, options)
     timings = {"factorize": 0.0, **taken.loop.timings()}
     timings["total"] = time.perf_counter() - began
     return replace(result, timings=timings)
@@ -123,14 +174,14 @@ class _Evaluations:
         return problem.gamma * loss - 1.0 / ratio
 
 
-def _best(taken: _Evaluations) -> int:
+def _best(taken: _Evaluations, limit: TimeLimit) -> int:
     """Return the position of the least objective, by narrowing down the path."""
     last = len(taken.path) - 1
     taken.evaluate([*taken.path.spread(_SPREAD), last])
     while True:
         values = {position: taken.objective(position) for position in taken.losses}
         new = taken.path.beside_best(values)
-        if not new or len(values) >= 2 * _SPREAD:
+        if not new or len(values) >= 2 * _SPREAD or not limit.leaves(0.0):
             best = min(values, key=lambda position: values[position])
             taken.require(best)
             return best

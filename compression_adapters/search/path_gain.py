@@ -10,7 +10,6 @@ import torch
 from compression_adapters.evaluation.estimates import MeanSEM, mean_and_sem
 from compression_adapters.evaluation.price_path import price_path
 from compression_adapters.evaluation.problem import CompressionProblem
-from compression_adapters.network.counts import compression_ratio
 from compression_adapters.rank_space.scales import Rank
 from compression_adapters.search.trials import fresh_seed
 
@@ -66,7 +65,7 @@ def _objectives(
             for number in range(_BATCHES)
         ]
     ).double()
-    ratio = compression_ratio(problem.layers, ranks)
+    ratio = problem.ratio(ranks)
     if problem.minimize:
         return problem.gamma * losses + ratio
     return 1.0 / ratio - problem.gamma * losses

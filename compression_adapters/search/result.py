@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import html
 import math
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import pandas as pd
@@ -16,11 +17,17 @@ from torch import nn
 from ax_pac import PACCertificate
 from compression_adapters.evaluation.estimates import MeanSEM, apply_sem_floor
 from compression_adapters.evaluation.finishing import FinishRecord
-from compression_adapters.evaluation.losses import is_nonnegative
+from compression_adapters.evaluation.losses import RelativeSquaredL2, is_nonnegative
 from compression_adapters.evaluation.problem import CompressionProblem
+from compression_adapters.evaluation.quality import QualityStatement
 from compression_adapters.network.checkpoint import save_compressed
 from compression_adapters.network.costs import NetworkCost, compare_costs, measure_cost
-from compression_adapters.network.counts import compression_ratio
+from compression_adapters.network.counts import whole_network_ratio
+from compression_adapters.network.latency import (
+    LatencyComparison,
+    batch_of,
+    compare_latency,
+)
 from compression_adapters.network.truncation import copy_of_trial
 from compression_adapters.rank_space.scales import DENSE, Rank
 from compression_adapters.search.loop import StopReason
@@ -45,15 +52,17 @@ class CompressionResult:
             whether the search is certified, at `certificate.level`. It is of the
             networks as the trials measured them; what was done to `network` after that
             made it better by what `finish` says.
-        layers: One row per layer: rank, weights, ratio (see `layer_table`), and errors
-            as the trials measured it (see `layer_losses`).
+        layers: One row per layer: rank, weights, ratio (see `layer_table`), `size` and
+            `size_before` where the search counted something else than weights, and
+            errors as the trials measured it (see `layer_losses`).
         loss: Loss of `network` itself, on fresh samples that no trial has used.
         trials: One row per trial: objective, loss and ratio with their SEMs, score of
             the proposal, unit coordinates and ranks.
         client: The Ax client, to inspect or continue the search.
         problem: The problem that was searched.
         timings: Wall seconds: `factorize`, `fit`, `propose`, `evaluate`, `total`.
-        stop_reason: `certified`, `max_trials`, `interrupted`, or `no_search`.
+        stop_reason: `certified`, `max_trials`, `out_of_time`, `interrupted`, or
+            `no_search`.
         seed: The seed of the search.
         sample_size: With `num_samples="auto"`, what was chosen and why.
         gammas: With a target in place of gamma, one row per gamma that was tried:
@@ -61,6 +70,10 @@ class CompressionResult:
             `meets_target`, `certified`, and `evaluations`, those that were made for it.
         finish: What was done to the network after the search, see `finish_network`;
             None: nothing was tried.
+        statement: What is true of the quality of `network`, on inputs that neither
+            calibration nor a trial has drawn; None: none were held out.
+        latency: Where the size is a time: that of the whole network, measured before
+            and after, beside what was predicted. None else.
     """
 
     network: nn.Module = field(repr=False)
@@ -78,6 +91,72 @@ class CompressionResult:
     sample_size: SampleSize | None = None
     gammas: pd.DataFrame | None = field(default=None, repr=False)
     finish: FinishRecord | None = None
+    statement: QualityStatement | None = None
+    latency: LatencyComparison | None = None
+
+    def __str__(self) -> str:
+        return "\n".join(self.sentences())
+
+    def _repr_html_(self) -> str:
+        """Show the three sentences and the layers in a notebook."""
+        said = "".join(f"<p>{html.escape(one)}</p>" for one in self.sentences())
+        table = self.layers.to_html(index=False, border=0, float_format="{:.4f}".format)
+        return f"<div>{said}{table}</div>"
+
+    def sentences(self) -> tuple[str, str, str]:
+        """Say how large the network is, how good it is, and what is certified.
+
+        Returns:
+            Three sentences for a person.
+        """
+        problem, loss = self.problem, self.problem.loss
+        left = self.layers[["weights", "weights_before"]].sum()
+        whole = whole_network_ratio(problem.network, problem.layers, self.ranks)
+        layers = f"{len(self.layers)} layers" if len(self.layers) != 1 else "1 layer"
+        size = (
+            f"{left['weights'] / left['weights_before']:.1%} of the weights of "
+            f"{layers} are left, {whole:.1%} of the whole network."
+        )
+        if problem.measure.name != "weights":
+            size = f"{self.size_ratio:.1%} of the {problem.measure.name}; {size}"
+        if isinstance(loss, RelativeSquaredL2):
+            quality = (
+                f"The squared error of the outputs is {self.loss.mean:.2%} of their "
+                "squared size"
+            )
+        else:
+            name = getattr(loss, "__name__", type(loss).__name__)
+            quality = f"The loss ({name}) is {self.loss.mean:.4g}"
+        if self.statement is not None:
+            quality = f"It {self.statement.sentence()}"
+        return size, f"{quality}.", self._certified()
+
+    def _certified(self) -> str:
+        """Say what is certified, or why nothing is."""
+        found = self.certificate
+        if found.holds:
+            return (
+                f"Certified: with confidence {1.0 - found.epsilon:.4g}, no choice of "
+                f"ranks is better by more than {found.delta:.4g} (level "
+                f"{found.level}, {len(self.trials)} evaluations)."
+            )
+        if self.stop_reason == "no_search":
+            return "Not certified: it was taken from the price path, without a search."
+        why = {
+            "max_trials": "the search used all its evaluations (max_trials)",
+            "out_of_time": "the time was over (minutes)",
+            "interrupted": "the search was interrupted",
+        }.get(self.stop_reason, "the certificate does not hold")
+        return f"Not certified: {why}. So far: {found.reason}."
+
+    def fresh_loss(self, network: nn.Module) -> MeanSEM:
+        """Measure a network's loss on fresh samples that no trial has used."""
+        return self.problem.network_loss(network, seed=fresh_seed(self.seed))
+
+    @property
+    def size_ratio(self) -> float:
+        """Size after / before, as the search counted it. Dimensionless."""
+        return self.problem.ratio(self.ranks)
 
     def gain_over_path(self) -> MeanSEM | None:
         """Measure what the search added to the best network of the price path.
@@ -129,6 +208,62 @@ class CompressionResult:
     def save(self, folder: str | Path) -> None:
         """Save the compressed network, see `load_compressed`."""
         save_compressed(self.network, self.problem.layers, self.ranks, folder)
+
+
+def timed(result: CompressionResult, *, seconds: float = 10.0) -> CompressionResult:
+    """Measure the whole network before and after, where the size is a time.
+
+    Args:
+        result: Of a search; its network is the one to keep.
+        seconds: Budget.
+
+    Returns:
+        The same with `latency`; unchanged where the size is no time.
+
+    Warns:
+        UserWarning: when prediction and measurement differ by more than a tenth, with
+            the likely reason.
+    """
+    if result.problem.measure.table is None:
+        return result
+    found = measured_time(result.problem, result.network, result.ranks, seconds=seconds)
+    if found.disagreement is not None:
+        warnings.warn(found.disagreement, stacklevel=3)
+    return replace(result, latency=found)
+
+
+def measured_time(
+    problem: CompressionProblem,
+    network: nn.Module,
+    ranks: Mapping[str, Rank],
+    *,
+    seconds: float = 10.0,
+) -> LatencyComparison:
+    """Measure a network against the original, on the batch of the table of times.
+
+    Args:
+        problem: With a table of times.
+        network: The compressed network.
+        ranks: Its ranks.
+        seconds: Budget.
+
+    Raises:
+        ValueError: when the problem has no table.
+    """
+    size = problem.measure
+    if size.table is None:
+        raise ValueError("Times are predicted only with size='latency' or a table.")
+    rng = torch.Generator().manual_seed(0)
+    example = problem.sampler(problem.num_samples, rng).inputs
+    whole = size if size.size_of == "network" else replace(size, size_of="network")
+    return compare_latency(
+        problem.network,
+        network,
+        batch_of(example, size.table.machine.batch),
+        seconds=seconds,
+        predicted=whole.ratio(ranks),
+        table=size.table,
+    )
 
 
 def summed(timings: Iterable[Mapping[str, float]]) -> dict[str, float]:
@@ -246,7 +381,7 @@ def warn_if_worse_than_dense(result: CompressionResult) -> None:
     dense = all(s.at_max == DENSE for p in problem.parameters for s in p.scales)
     if not problem.minimize or not dense:
         return
-    ratio = compression_ratio(problem.layers, result.ranks)
+    ratio = problem.ratio(result.ranks)
     found = problem.gamma * loss.mean + ratio
     surely = found - 2.0 * problem.gamma * loss.sem - result.certificate.delta
     if surely <= 1.0 and is_nonnegative(problem.loss):

@@ -4,21 +4,25 @@ from __future__ import annotations
 
 import time
 import warnings
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Final
 
+import pandas as pd
 import torch
 from ax.api.client import Client
 from ax.generation_strategy.generation_strategy import GenerationStrategy
+from torch import nn
 
 from ax_pac import PACCertificate, incumbent_arm, pac_generation_strategy
 from ax_pac.ax_internals import experiment_of
-from compression_adapters.evaluation.finishing import finish_network
+from compression_adapters.evaluation.finishing import FinishRecord, finish_network
 from compression_adapters.evaluation.problem import CompressionProblem
 from compression_adapters.network.costs import layer_losses
 from compression_adapters.network.counts import layer_table
 from compression_adapters.options import SearchOptions
 from compression_adapters.rank_space.parameters import bin_edges
+from compression_adapters.rank_space.scales import Rank
 from compression_adapters.search.client import check_same_problem, new_client, quiet_ax
 from compression_adapters.search.dry_run import carrying
 from compression_adapters.search.initial_design import attach_first_points
@@ -32,6 +36,7 @@ from compression_adapters.search.result import (
 )
 from compression_adapters.search.sample_size import recorded_sample_size
 from compression_adapters.search.stored import open_search
+from compression_adapters.search.time_limit import NO_LIMIT, TimeLimit
 from compression_adapters.search.trials import fresh_seed, trial_table
 
 _ERROR_SAMPLES: Final = 200
@@ -43,6 +48,7 @@ def search_problem(
     options: SearchOptions,
     *,
     client: Client | None = None,
+    limit: TimeLimit = NO_LIMIT,
 ) -> CompressionResult:
     """Search a problem from `compression_problem`: the second half of `compress`.
 
@@ -52,6 +58,7 @@ def search_problem(
             has; in a database, those of earlier runs count.
         client: The client of an earlier search of the same objective. With `db`, a new
             search starts with its trials.
+        limit: When to end.
 
     Returns:
         The result.
@@ -85,15 +92,16 @@ def search_problem(
         ):
             known = 0  # they count as trials of this search
         search = search_loop(problem, client, options, known=known)
+        search.limit = limit
         if options.db is None:  # which keeps one strategy for a search
             search.if_flat = lambda: search_strategy(problem, options, with_known=False)
         stop_reason = search.run(options.max_trials)
         certificate = search.certify()
-        if stop_reason == "max_trials" and certificate.holds:
+        if stop_reason in ("max_trials", "out_of_time") and certificate.holds:
             stop_reason = "certified"
         result = make_result(problem, client, options, certificate, stop_reason)
         require_measured(result)
-        result = finished(result, options)
+        result = finished(result, options, limit)
     timings = {"factorize": 0.0, **search.timings()}
     timings["total"] = time.perf_counter() - began
     result = replace(result, timings=timings)
@@ -101,37 +109,79 @@ def search_problem(
     return result
 
 
-def finished(result: CompressionResult, options: SearchOptions) -> CompressionResult:
+def _with_size(
+    table: pd.DataFrame, problem: CompressionProblem, ranks: Mapping[str, Rank]
+) -> pd.DataFrame:
+    """Add to a table of layers what each costs, where that is not its weights."""
+    size = problem.measure
+    if size.name == "weights":
+        return table
+    return table.assign(
+        size=[size.layers[name].at(ranks[name]) for name in table["layer"]],
+        size_before=[size.layers[name].dense for name in table["layer"]],
+    )
+
+
+def finished(
+    result: CompressionResult, options: SearchOptions, limit: TimeLimit = NO_LIMIT
+) -> CompressionResult:
     """Refit the network that is kept, once it is known to be the one that was measured.
 
     Args:
         result: Before.
         options: `refit` says whether.
+        limit: When to end; a network that is not refitted by then stays as it is.
     """
     if not options.refit:
         return result
-    problem = result.problem
+    network, record = finished_network(
+        result.problem, result.network, result.ranks, options, limit
+    )
+    if network is result.network:
+        return replace(result, finish=record)
+    loss = result.fresh_loss(network)
+    return replace(result, network=network, loss=loss, finish=record)
+
+
+def finished_network(
+    problem: CompressionProblem,
+    network: nn.Module,
+    ranks: Mapping[str, Rank],
+    options: SearchOptions,
+    limit: TimeLimit = NO_LIMIT,
+) -> tuple[nn.Module, FinishRecord | None]:
+    """Finish a network, or return it as it is where that fails or is not asked for.
+
+    Args:
+        problem: What was searched.
+        network: As the search measured it.
+        ranks: Layer name to rank or `"dense"`.
+        options: `refit` says whether.
+        limit: When to end.
+
+    Returns:
+        The network to keep, and what was tried; None: nothing.
+    """
+    if not options.refit:
+        return network, None
     try:
-        network, record = finish_network(
+        return finish_network(
             problem,
-            result.network,
-            result.ranks,
+            network,
+            ranks,
             seed=options.seed,
             progress=options.progress,
+            is_over=limit.is_over,
         )
     except KeyboardInterrupt:
-        return result  # as the search measured it
+        return network, None  # as the search measured it
     except Exception as error:  # whatever the network raises, or too little memory
         warnings.warn(
             f"The network was not refitted: {type(error).__name__}: {error}. It is the "
             "one that the search measured; refit=False does not try.",
             stacklevel=2,
         )
-        return result
-    if network is result.network:
-        return replace(result, finish=record)
-    loss = problem.network_loss(network, seed=fresh_seed(options.seed))
-    return replace(result, network=network, loss=loss, finish=record)
+        return network, None
 
 
 def search_strategy(
@@ -197,7 +247,9 @@ def make_result(
         parameterization=parameterization,
         ranks=ranks,
         certificate=certificate,
-        layers=layer_table(problem.layers, ranks).merge(lost, on="layer"),
+        layers=_with_size(layer_table(problem.layers, ranks), problem, ranks).merge(
+            lost, on="layer"
+        ),
         loss=problem.network_loss(compressed, seed=fresh_seed(options.seed)),
         trials=trial_table(client, problem),
         client=client,

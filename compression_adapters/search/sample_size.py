@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from typing import Any, Final
+from typing import Final
 
 import torch
 from ax.api.client import Client
-from torch import Tensor
-from torch.utils.data import Dataset
 
 from ax_pac.ax_internals import experiment_of, properties
 from compression_adapters.evaluation.problem import CompressionProblem
+from compression_adapters.network.structured_inputs import tensors_of
 from compression_adapters.options import FEWEST_SAMPLES
 
 SAMPLE_SIZE_PROPERTY = "compression_sample_size"
@@ -88,23 +86,19 @@ def balanced_sample_size(
     return max(FEWEST_SAMPLES, int(balanced))
 
 
-def most_samples(
-    inputs: Tensor | Dataset[Any] | Callable[..., Tensor], problem: CompressionProblem
-) -> int:
+def most_samples(problem: CompressionProblem) -> int:
     """Return the largest number of samples to choose: the pool, within memory.
 
     Args:
-        inputs: The inputs of `compress`.
-        problem: The problem made from them.
+        problem: The problem.
 
     Returns:
         At least 50 if the pool has as many.
     """
     few = problem.sampler(2, torch.Generator().manual_seed(0)).inputs
-    bytes_per_sample = max(1, few[0].numel() * few.element_size())
-    fit = max(FEWEST_SAMPLES, _LARGEST_BATCH // bytes_per_sample)
-    pool = len(inputs) if hasattr(inputs, "__len__") else fit
-    return min(pool, fit)
+    size = sum(t.numel() * t.element_size() for t in tensors_of(few)) // len(few)
+    fit = max(FEWEST_SAMPLES, _LARGEST_BATCH // max(1, size))
+    return fit if problem.pool_size is None else min(problem.pool_size, fit)
 
 
 def record_sample_size(client: Client, chosen: SampleSize) -> None:

@@ -15,11 +15,15 @@ from torch import nn
 from compression_adapters.decompositions import Decomposition, Factors
 from compression_adapters.evaluation.losses import is_stored_loss, stored_loss_name
 from compression_adapters.evaluation.problem import CompressionProblem
+from compression_adapters.network.structured_inputs import NetworkInputs
+
+SIZE_TABLE: Final = "table of times"
+"""Setting with the measured times of a search by latency. Never renamed."""
 
 _NUMBERS_DIFFER: Final = 1e-9
 # Of what factors keep: of another machine, or another number of threads.
 _FACTORS_DIFFER: Final = 1e-3
-_ABSENT: Final = {"calibrate": 0}
+_ABSENT: Final = {"calibrate": 0, "size": "weights", "size_of": "layers"}
 """What a setting that was not kept stands for."""
 
 
@@ -45,11 +49,13 @@ def first_difference(
 
 def _importance(setting: str) -> tuple[int, str]:
     """Put causes first: other layers also change the digest of the network."""
-    causes = ("layers", "calibrate", "calibration_seed")
+    causes = ("size", "size_of", SIZE_TABLE, "layers", "calibrate", "calibration_seed")
     if setting in causes:
         return causes.index(setting), setting
     derived = ("calibration inputs", "network", "factors")
-    return (5 + derived.index(setting) if setting in derived else 4), setting
+    first = len(causes)
+    place = first + 1 + derived.index(setting) if setting in derived else first
+    return place, setting
 
 
 def _same(one: Any, two: Any, tolerance: float) -> bool:
@@ -73,7 +79,7 @@ def problem_settings(problem: CompressionProblem) -> dict[str, Any]:
         [parameter.name, parameter.layers, [scale.edges for scale in parameter.scales]]
         for parameter in problem.parameters
     ]
-    settings = {
+    settings: dict[str, Any] = {
         "layers": [
             [layer.name, layer.decomposition.name, layer.max_rank]
             for layer in problem.layers
@@ -85,6 +91,12 @@ def problem_settings(problem: CompressionProblem) -> dict[str, Any]:
         "loss": stored_loss_name(problem.loss),
         "num_samples": problem.num_samples,
     }
+    size = problem.measure
+    if not size.is_default:  # absent as in searches from before there was a choice
+        settings["size"] = size.name
+        settings["size_of"] = size.size_of
+    if size.table is not None:
+        settings[SIZE_TABLE] = size.table.to_dict()
     known = problem.calibration
     if known is not None:  # absent as in searches from before there was any
         settings["calibrate"] = known.count
@@ -94,7 +106,19 @@ def problem_settings(problem: CompressionProblem) -> dict[str, Any]:
             [layer.name, *_spectrum(layer.decomposition, problem.factors[layer.name])]
             for layer in problem.layers
         ]
+    few = problem.sampler(2, torch.Generator().manual_seed(0)).inputs
+    output = few.output if isinstance(few, NetworkInputs) else None
+    if output is not None:  # absent as in searches from before there was a choice
+        settings["output"] = output if not callable(output) else _path(output)
+    if problem.held_out is not None:
+        settings["held_out"] = problem.held_out.count
     return settings
+
+
+def _path(function: Any) -> str:
+    """Return where a function is defined."""
+    named = function if hasattr(function, "__qualname__") else type(function)
+    return f"{named.__module__}.{named.__qualname__}"
 
 
 def _spectrum(decomposition: Decomposition, factors: Factors) -> list[float]:

@@ -12,19 +12,32 @@ import pandas as pd
 from torch import nn
 
 from ax_pac.ax_internals import experiment_of
+from compression_adapters.evaluation.price_path import price_path
 from compression_adapters.evaluation.problem import CompressionProblem
-from compression_adapters.network.counts import compression_ratio
-from compression_adapters.options import AUTO, CompressionOptions, read_ratio
+from compression_adapters.evaluation.quality import QualityTest, expected_to_pass
+from compression_adapters.options import (
+    AUTO,
+    TARGETS,
+    CompressionOptions,
+    read_ratio,
+)
 from compression_adapters.search.auto import search_auto
 from compression_adapters.search.client import new_client, reweighted_client
 from compression_adapters.search.dry_run import carrying, checked_problem
-from compression_adapters.search.result import CompressionResult, summed
+from compression_adapters.search.first_gamma import gamma_for, gamma_for_ratio
+from compression_adapters.search.quality_target import (
+    best_of_results,
+    choosing_seeds,
+    quality_test,
+    stated,
+)
+from compression_adapters.search.result import CompressionResult, summed, timed
 from compression_adapters.search.run import finished, search_problem
 from compression_adapters.search.sample_size import most_samples
-from compression_adapters.search.trials import trial_seed
+from compression_adapters.search.time_limit import TimeLimit
 
-_FIRST_STEP = 8.0
-"""Factor between two gammas until they bracket the target."""
+_FIRST_STEP = 1.5
+"""Factor between the first two gammas; its square between the next two, and so on."""
 
 
 def compress_to(
@@ -51,8 +64,8 @@ def compress_to(
     Args:
         network: See `compress`.
         inputs: See `compress`.
-        ratio: The largest compression ratio, over the layers in play, as a number in
-            (0, 1) or as text such as `"30%"`.
+        ratio: The largest compression ratio, of the size that is counted (`size`,
+            `size_of`), as a number in (0, 1) or as text such as `"30%"`.
         loss_at_most: The largest loss, in its own unit. Pass one of the two.
         max_gammas: Largest number of searches.
         tolerance: Stop when the ratio is this close below its target.
@@ -82,20 +95,27 @@ def compress_to(
         >>> bool(result.gammas["compression_ratio"].min() <= 0.6)
         True
     """
+    if "speedup" in options:
+        raise ValueError("speedup is a target of its own: compress(..., speedup=2.0).")
     if "gamma" in options or max_gammas < 1:
         raise ValueError(
             "gamma is what is searched and cannot be given, and max_gammas must be at "
             f"least 1; got gamma={options.get('gamma')}, max_gammas={max_gammas}."
         )
-    if (ratio is None) == (loss_at_most is None):
-        raise ValueError("Expected either ratio or loss_at_most; got both or none.")
-    return search_target(
+    asked = CompressionOptions.of(ratio=ratio, loss_at_most=loss_at_most, **options)
+    if len(asked.target.given) != 1:
+        raise ValueError(
+            "Expected either ratio or loss_at_most, or another target; got "
+            f"{' and '.join(asked.target.given) or 'none'}."
+        )
+    found = search_target(
         network,
         inputs,
-        CompressionOptions.of(ratio=ratio, loss_at_most=loss_at_most, **options),
+        asked,
         max_gammas=max_gammas,
         tolerance=tolerance,
     )
+    return timed(found)
 
 
 def search_target(
@@ -105,6 +125,7 @@ def search_target(
     *,
     max_gammas: int = 6,
     tolerance: float = 0.02,
+    limit: TimeLimit | None = None,
 ) -> CompressionResult:
     """Search for a target: `compress_to` with its options in one value.
 
@@ -114,10 +135,14 @@ def search_target(
         options: With `ratio` or `loss_at_most` as their target.
         max_gammas: Searches, at most.
         tolerance: Stop when the ratio is this close below its target.
+        limit: When to end; None: as `minutes` says, from now on.
     """
+    if limit is None:
+        limit = TimeLimit.of(options.search.minutes, refit=options.search.refit)
     began = time.perf_counter()
     wanted = options.target
     target = None if wanted.ratio is None else read_ratio(wanted.ratio)
+    options = options.with_held_out()
     auto = options.problem.num_samples == AUTO
     # Only the network that is kept in the end is worth refitting.
     search = replace(options.search, refit=False)
@@ -125,7 +150,11 @@ def search_target(
     factorize_seconds = time.perf_counter() - began
     if target is not None:
         _require_reachable(problem, target)
-    gamma = 1.0 / _largest_loss(problem, search.seed)
+    test = None
+    if wanted.is_quality:
+        test = quality_test(problem, options.search, wanted)
+    results: list[CompressionResult] = []
+    gamma = _first_gamma(problem, options, test)
     low = high = None  # gammas that keep too little, or too much
     rows: list[dict[str, Any]] = []
     timings: list[dict[str, float]] = []
@@ -138,18 +167,26 @@ def search_target(
             client = reweighted_client(client, weighted)
             known = len(experiment_of(client).trials)
         if auto and client is None:
-            most = most_samples(inputs, problem)
-            result = search_auto(weighted, search, most=most)
+            most = most_samples(problem)
+            result = search_auto(weighted, search, most=most, limit=limit)
             # One number for all gammas, which share their evaluations.
             problem = result.problem
         else:
             named = replace(search, name=f"{search.name}/{number}")
-            result = search_problem(weighted, named, client=client)
+            result = search_problem(weighted, named, client=client, limit=limit)
         client = result.client
         timings.append(result.timings)
         size, loss = _size(result), result.loss.mean
+        results.append(result)
         if target is not None:
             meets = size <= target
+        elif test is not None:
+            meets = expected_to_pass(
+                test.on_trials(result.network, choosing_seeds(problem, search.seed)),
+                test.quality,
+                test.held_out.count,
+                search.epsilon,
+            )
         else:
             meets = loss <= (wanted.loss_at_most or 0.0)
         rows.append(
@@ -169,12 +206,14 @@ def search_target(
             best = (value, result)
         if meets and target is not None and size >= target - tolerance:
             break
+        if not limit.leaves(0.0):
+            break
         if meets == (target is not None):
             low = gamma  # may keep more
         else:
             high = gamma
-        gamma = _next(low, high)
-    if best is None:
+        gamma = _next(low, high, number)
+    if best is None and test is None:
         with carrying(client or new_client(problem)):
             raise ValueError(
                 "No gamma that was tried meets the target; they reached\n"
@@ -186,7 +225,10 @@ def search_target(
         "factorize": factorize_seconds,
         "total": time.perf_counter() - began,
     }
-    kept = finished(best[1], options.search)
+    if test is not None:
+        kept = best_of_results(results, options.search, test, limit)
+    elif best is not None:
+        kept = stated(finished(best[1], options.search, limit), options.search, wanted)
     return replace(kept, timings=spent, gammas=pd.DataFrame(rows))
 
 
@@ -236,7 +278,7 @@ def compress_at(
             f"gammas must be at least one weight of the loss, all different; got "
             f"{gammas}."
         )
-    refused = [k for k in ("gamma", "ratio", "loss_at_most", "client") if k in options]
+    refused = [k for k in (*TARGETS, "client") if k in options]
     if refused or options.get("num_samples") == AUTO:
         raise ValueError(
             "With several gammas, gamma, targets and client cannot be given, and "
@@ -254,44 +296,60 @@ def compress_at(
         named = replace(asked.search, name=f"{asked.search.name}/{number}")
         results[gamma] = search_problem(weighted, named, client=client)
         client = results[gamma].client
-    return tuple(results[gamma] for gamma in gammas)
+    return tuple(timed(results[gamma]) for gamma in gammas)
 
 
 def _require_reachable(problem: CompressionProblem, target: float) -> None:
     """Refuse a size below that of the smallest ranks."""
     ranks = problem.ranks({parameter.name: 0.0 for parameter in problem.parameters})
-    smallest = compression_ratio(problem.layers, ranks)
+    smallest = problem.ratio(ranks)
     if smallest > target:
         raise ValueError(
             f"ratio is {target:.4g}, and the smallest network, with every layer at "
-            f"its smallest rank, has {smallest:.4g} of the weights. Choose a larger "
-            "target, or another decomposition (choose)."
+            f"its smallest rank, has {smallest:.4g} of the {problem.measure.unit}. "
+            "Choose a larger target, or another decomposition (choose)."
         )
 
 
 def _size(result: CompressionResult) -> float:
     """Return a result's compression ratio."""
-    return float(result.layers["weights"].sum() / result.layers["weights_before"].sum())
+    return result.problem.ratio(result.ranks)
 
 
-def _next(low: float | None, high: float | None) -> float:
-    """Return the gamma to try next."""
+def _first_gamma(
+    problem: CompressionProblem, options: CompressionOptions, test: QualityTest | None
+) -> float:
+    """Return the gamma at which the price path meets the target."""
+    path, wanted, seed = price_path(problem), options.target, options.search.seed
+    if wanted.ratio is not None:
+        return gamma_for_ratio(path, read_ratio(wanted.ratio))
+    if test is None:
+        losses, most = path.table["predicted_loss"], wanted.loss_at_most or 0.0
+        return gamma_for(path, lambda position: float(losses.iloc[position]) <= most)
+    seeds = choosing_seeds(problem, seed)
+
+    def is_expected(position: int) -> bool:
+        return expected_to_pass(
+            test.of_ranks(path.networks[position], seeds),
+            test.quality,
+            test.held_out.count,
+            options.search.epsilon,
+        )
+
+    return gamma_for(path, is_expected)
+
+
+def _next(low: float | None, high: float | None, number: int) -> float:
+    """Return the gamma to try next, after a number of them.
+
+    The first one should be near, so that steps begin small; they grow in case it is
+    not.
+    """
     if low is not None and high is not None:
         return math.sqrt(low * high)
+    step = _FIRST_STEP ** (2.0 ** (number - 1))
     if low is not None:
-        return low * _FIRST_STEP
+        return low * step
     if high is not None:
-        return high / _FIRST_STEP
+        return high / step
     raise ValueError("No gamma has been tried yet.")
-
-
-def _largest_loss(problem: CompressionProblem, seed: int) -> float:
-    """Return the loss at the smallest rank of every layer, the scale of gamma."""
-    point = {parameter.name: 0.0 for parameter in problem.parameters}
-    loss = problem.evaluate(point, seed=trial_seed(seed, 2**31))["loss"].mean
-    if loss <= 0.0:
-        raise ValueError(
-            "The loss is zero even at the smallest rank of every layer, so any size "
-            "meets the target; compress by giving ranks to truncate_network."
-        )
-    return loss

@@ -14,6 +14,8 @@ ALLOWED_BENCHMARKS: dict[str, set[str]] = {
     "harness": set(),
     "networks": {"harness"},
     "data_aware": {"harness", "networks"},
+    "quality": {"harness", "networks", "data_aware"},
+    "speed": {"harness", "networks"},
     "calibration": {"harness", "networks"},
     "cost": {"harness", "calibration"},
     "methods/fabolas": {"harness"},

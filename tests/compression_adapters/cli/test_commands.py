@@ -216,7 +216,7 @@ def test_a_network_and_inputs_of_ones_own_are_compressed(own_module, tmp_path):
         (["M:number", "--data", "M:inputs"], "must be a function; got int"),
         (["M:absent", "--data", "M:inputs"], "M:absent cannot be imported"),
         (["absent.module:net", "--data", "M:inputs"], "No module named 'absent'"),
-        (["M:network", "--data", "M:nothing"], "must return a tensor or a torch.utils"),
+        (["M:network", "--data", "M:nothing"], "M:nothing returns what is no pool"),
         (["M:network", "--data", "absent"], "--data absent: there is no such folder"),
         (["M:network"], "M:network comes without data; pass --data FOLDER"),
         (["M:network", "--weights", "IMAGENET1K_V1"], "is not a torchvision network"),
@@ -330,3 +330,80 @@ def test_a_command_given_again_goes_on_where_it_was(own_module, tmp_path):
     result = invoke(*command, "--db", "other.db")
     assert result.exit_code == 2
     assert "one of --db and --resume" in result.output
+
+
+@pytest.mark.usefixtures("small_preset")
+def test_a_size_is_counted_printed_and_reported_in_its_own_unit(tmp_path):
+    out = tmp_path / "run"
+    result = invoke(
+        *("compress", "fc3", "--out", str(out), *SHORT, "--no-refit"),
+        *("--size", "bytes", "--size-of", "network"),
+    )
+    assert result.exit_code == 0, result.output
+    summary = json.loads((out / "summary.json").read_text())
+    size = summary["size"]
+    assert size["size"] == "bytes"
+    assert size["before"] == 4 * (20 * 30 + 30 + 30 * 5 + 5)
+    assert summary["compression_ratio"] == size["after"] / size["before"]
+    assert f"size      {size['sentence']}" in result.output
+    assert "bytes as stored, whole network: 3,140 before" in result.output
+    page = (out / "report.html").read_text()
+    first_row = page[page.index("<td>") :][:200]
+    assert "bytes as stored, whole network" in first_row
+    assert "Size of each layer" in page
+
+
+@pytest.mark.usefixtures("small_preset")
+@pytest.mark.filterwarnings("ignore:Predicted")  # by times made up below
+def test_times_are_measured_kept_and_used_again(tmp_path):
+    times = tmp_path / "times.json"
+    measured = invoke(
+        *("profile", "fc3", "--size", "latency", "--latency-seconds", "0.5"),
+        *("--save-times", str(times), "--no-progress"),
+    )
+    assert measured.exit_code == 0, measured.output
+    assert "Milliseconds per batch of 50" in measured.output
+    table = json.loads(times.read_text())
+    assert set(table["layers"]) == {"0", "2"}
+    shown = invoke("profile", "fc3", "--size", str(times))
+    assert "Milliseconds per batch of 50" in shown.output
+    # By hand, so that there is a rank that is faster.
+    for layer in table["layers"].values():
+        layer["seconds"] = [1e-5 * (i + 1) for i in range(len(layer["ranks"]))]
+    times.write_text(json.dumps(table))
+    out = tmp_path / "run"
+    found = invoke(
+        *("compress", "fc3", "--out", str(out), "--ratio", "60%", "--no-search"),
+        *("--size", str(times), "--no-refit"),
+    )
+    assert found.exit_code == 0, found.output
+    assert "time      " in found.output
+    assert "predicted" in found.output
+    assert json.loads((out / "times.json").read_text()) == table
+    summary = json.loads((out / "summary.json").read_text())
+    assert summary["compression_ratio"] <= 0.6
+    assert summary["latency"]["machine"]["batch"] == 50
+    assert "milliseconds, whole network, batch 50" in (out / "report.html").read_text()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--size", "latencies"], "Did you mean 'latency'"),
+        (["--speedup", "0.5"], "0.5 is not in the range"),
+        (
+            ["--speedup", "2", "--gamma", "1"],
+            "and --speedup; got --gamma and --speedup",
+        ),
+    ],
+)
+def test_an_invalid_size_or_speed_is_a_usage_error(arguments, message, tmp_path):
+    result = invoke("compress", "fc3", "--out", str(tmp_path / "run"), *arguments)
+    assert result.exit_code == 2
+    assert message in " ".join(result.output.split())
+
+
+def test_times_that_were_not_measured_are_not_kept(tmp_path):
+    result = invoke("profile", "fc3", "--save-times", str(tmp_path / "times.json"))
+    assert result.exit_code == 2
+    assert "--save-times keeps what --size latency measures" in result.output

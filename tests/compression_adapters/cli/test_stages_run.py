@@ -138,7 +138,7 @@ def test_what_a_stage_can_be_is_read_and_refused():
     ("arguments", "message"),
     [
         (["--stage", "conv"], "a stage must be one of convolutions, linear"),
-        (["--stage", "linear"], "stage 'linear' needs one of gamma, ratio and"),
+        (["--stage", "linear"], "stage 'linear' needs one of gamma, ratio,"),
         (["--stage", "linear:gamma=1,ratio=5%"], "got gamma and ratio"),
         (["--gamma", "1", "--ratio", "5%"], "expected one of --gamma, --ratio"),
         (["--gamma", "1"], "Conv2d"),  # the paper's stages begin with convolutions

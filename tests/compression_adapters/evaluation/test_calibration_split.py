@@ -28,7 +28,7 @@ def drawn(sampler, draws=40, num_samples=50):
 @pytest.mark.parametrize("inputs", [POOL, Items()])
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_a_pool_is_divided_and_every_other_input_is_drawn(inputs, seed):
-    sampler, known = split_inputs(
+    sampler, known, *_ = split_inputs(
         inputs, None, num_samples=50, calibrate=150, seed=seed
     )
     assert (known.count, known.share, known.seed) == (150, 0.15, seed)
@@ -40,7 +40,7 @@ def test_a_pool_is_divided_and_every_other_input_is_drawn(inputs, seed):
 
 def test_indices_and_labels_are_those_of_the_whole_pool():
     labels = torch.arange(1000) * 3
-    sampler, _ = split_inputs(POOL, labels, num_samples=50, calibrate=100, seed=0)
+    sampler, *_ = split_inputs(POOL, labels, num_samples=50, calibrate=100, seed=0)
     batch = sampler(50, torch.Generator().manual_seed(0))
     assert torch.equal(batch.inputs[:, 0].long(), batch.indices)
     assert torch.equal(batch.labels, 3 * batch.indices)
@@ -61,7 +61,7 @@ def test_a_seed_determines_which():
 def test_a_pool_gives_at_most_a_fifth_and_keeps_the_samples_of_a_trial(
     size, calibrate, count
 ):
-    sampler, known = split_inputs(
+    sampler, known, *_ = split_inputs(
         POOL[:size], None, num_samples=50, calibrate=calibrate, seed=0
     )
     assert (None if known is None else known.count) == count
@@ -69,7 +69,7 @@ def test_a_pool_gives_at_most_a_fifth_and_keeps_the_samples_of_a_trial(
 
 
 def test_none_are_taken_on_request_and_trials_then_draw_as_before():
-    sampler, known = split_inputs(POOL, None, num_samples=50, calibrate=0, seed=0)
+    sampler, known, *_ = split_inputs(POOL, None, num_samples=50, calibrate=0, seed=0)
     assert known is None
     rng = torch.Generator().manual_seed(3)
     same = torch.randint(1000, (50,), generator=torch.Generator().manual_seed(3))
@@ -83,8 +83,8 @@ def test_generated_inputs_are_drawn_from_a_seed_of_their_own_by_trials_worth():
         sizes.append(m)
         return torch.randn(m, 2, generator=rng)
 
-    _, known = split_inputs(generate, None, num_samples=40, calibrate=100, seed=7)
+    _, known, *_ = split_inputs(generate, None, num_samples=40, calibrate=100, seed=7)
     assert sizes == [40, 40, 40]
     assert (known.count, known.share) == (100, None)
-    _, same = split_inputs(generate, None, num_samples=40, calibrate=100, seed=7)
+    _, same, *_ = split_inputs(generate, None, num_samples=40, calibrate=100, seed=7)
     assert known.digest() == same.digest()

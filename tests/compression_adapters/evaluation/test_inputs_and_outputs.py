@@ -168,8 +168,12 @@ def test_double_precision_stays():
     ("after", "options", "message"),
     [
         (lambda x: x > 0, {}, r"returns Boolean values.*outputs.float\(\)"),
-        (lambda x: {"logits": x}, {}, "must return a tensor; got dict.*Wrap it"),
-        (lambda x: (x, x), {}, "must return a tensor; got tuple"),
+        (lambda x: {"a": x, "b": x}, {}, r"got dict with 'a' \(2, 4\), 'b'.*output="),
+        (lambda x: [{"boxes": x}], {}, "got list with 0 dict.*output="),
+        (lambda x: "text", {}, "got str"),
+        (lambda x: x, {"output": "c"}, "no output and no module 'c'"),
+        (lambda x: (x, x), {"output": 2}, "output=2 is an index of a tuple"),
+        (lambda x: x, {"output": lambda x: [x]}, "must return a tensor; got list"),
         (regression, {"loss": "kl_divergence"}, r"'kl_divergence' needs real outputs"),
         (fourier, {"loss": "kl_divergence"}, "needs real outputs.*complex64"),
     ],
@@ -200,13 +204,18 @@ def pil(i):
 @pytest.mark.parametrize(
     ("item", "message"),
     [
-        (lambda i: {"pixels": INPUTS[i], "label": 0}, "keys pixels, label.*Wrap the"),
+        (
+            lambda i: {"pixels": INPUTS[i], "label": 0},
+            "'pixels' of shape.*cannot|cannot",
+        ),
+        (lambda i: {"x": INPUTS[i], "id": str(i)}, r"inputs \(id\).*got str. Leave"),
+        (lambda i: {"x": INPUTS[i]} if i % 2 else {}, "one kind with the same keys"),
         (pil, r"PIL\.Image.*transform.*ToTensor\(\)"),
         (
             lambda i: (INPUTS[i], {"label": 1}),
             "labels of a dataset.*dict with the keys",
         ),
-        (lambda i: "text", "got str. Wrap the dataset in one that returns tensors"),
+        (lambda i: "text", "got str. Leave them out.*collate="),
         (lambda i: None, "got NoneType"),
         (lambda i: INPUTS[i][: 4 + i % 3], r"one shape.*\(4,\).*resize, crop or pad"),
         (lambda i: INPUTS[i].double() if i % 2 else INPUTS[i], "float32.*float64"),

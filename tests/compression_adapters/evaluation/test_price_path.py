@@ -8,7 +8,8 @@ import torch
 from torch import nn
 
 from compression_adapters import compression_problem
-from compression_adapters.evaluation.price_path import price_path, relative_errors
+from compression_adapters.evaluation.loss_curves import loss_curves
+from compression_adapters.evaluation.price_path import price_path
 from compression_adapters.network.counts import compression_ratio
 from compression_adapters.rank_space.scales import DENSE
 
@@ -29,10 +30,7 @@ def problem(**options):
 
 def best_by_hand(problem, price):
     """The least error plus price times size, over all combinations of ranks."""
-    errors = {
-        layer.name: relative_errors(layer, problem.factors[layer.name])
-        for layer in problem.layers
-    }
+    errors = loss_curves(problem)
     scales = {p.layers[0]: p.scales[0] for p in problem.parameters}
     choices = [[*scales[layer.name].ranks, DENSE] for layer in problem.layers]
     names = [layer.name for layer in problem.layers]
@@ -61,10 +59,10 @@ def test_the_path_goes_from_the_smallest_network_to_the_dense_one():
     assert set(path.networks[-1].values()) == {DENSE}
     table = path.table
     assert table["compression_ratio"].is_monotonic_increasing
-    assert table["predicted_error"].is_monotonic_decreasing
+    assert table["predicted_loss"].is_monotonic_decreasing
     assert table["price"].is_monotonic_decreasing
     assert table["price"].iloc[0] == math.inf
-    assert table["predicted_error"].iloc[-1] == 0.0
+    assert table["predicted_loss"].iloc[-1] == 0.0
     assert len(table) == len(path) == len(path.networks)
 
 

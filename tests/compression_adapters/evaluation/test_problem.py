@@ -272,7 +272,7 @@ def test_inputs_of_an_unsupported_kind_are_refused_by_name(network, inputs):
 
 
 def test_labels_of_generated_inputs_are_refused(network, labels):
-    with pytest.raises(ValueError, match="labels must be None when inputs"):
+    with pytest.raises(ValueError, match="labels and collate must be None when inputs"):
         compression_problem(
             network, lambda m, rng: torch.zeros(m, 12), gamma=0.1, labels=labels
         )

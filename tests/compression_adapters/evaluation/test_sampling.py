@@ -117,9 +117,7 @@ class Stream(IterableDataset):
         return iter(POOL)
 
 
-@pytest.mark.parametrize(
-    "inputs", [POOL.numpy(), DataLoader(TensorDataset(POOL)), Stream(), [1.0, 2.0]]
-)
+@pytest.mark.parametrize("inputs", [POOL.numpy(), Stream(), [1.0, 2.0], "text", 3])
 def test_what_is_neither_tensor_nor_dataset_is_refused_by_name(inputs):
     with pytest.raises(TypeError, match=f"got {type(inputs).__name__}"):
         dataset_sampler(inputs)
@@ -193,10 +191,25 @@ def test_generated_samples_are_evaluated_as_they_come():
     assert len(cache) == 0
 
 
+@pytest.mark.parametrize(
+    ("loader", "message"),
+    [
+        (DataLoader(Stream()), "over Stream"),
+        (DataLoader(TensorDataset(POOL), batch_size=None), "batch_size=None"),
+    ],
+)
+def test_a_loader_without_items_to_draw_from_is_refused(loader, message):
+    with pytest.raises(TypeError, match=f"{message}.*Read the inputs into a list"):
+        dataset_sampler(loader)
+
+
 def test_a_network_whose_output_is_no_tensor_is_refused():
-    network = nn.LSTM(2, 3)
-    with pytest.raises(ValueError, match="must return a tensor; got tuple"):
-        forward(network, POOL)
+    class Words(nn.Module):
+        def forward(self, inputs):
+            return "words"
+
+    with pytest.raises(ValueError, match=r"must return a tensor.*got str.*output="):
+        forward(Words(), POOL)
 
 
 def test_a_network_that_loses_the_batch_dimension_is_refused():

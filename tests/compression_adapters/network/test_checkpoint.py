@@ -185,13 +185,13 @@ def test_a_decomposition_of_ones_own_is_found_where_it_is_passed(network, tmp_pa
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda r: r.update(format_version=3), "format_version 3.*Update ax-pac"),
-        (lambda r: r.update(format_version=3, new=1), "format_version 3.*Update"),
+        (lambda r: r.update(format_version=4), "format_version 4.*Update ax-pac"),
+        (lambda r: r.update(format_version=4, new=1), "format_version 4.*Update"),
         (
             lambda r: r.update(format_version="1"),
-            "format_version must be 1 to 2; got 1",
+            "format_version must be 1 to 3; got 1",
         ),
-        (lambda r: r.update(format_version=0), "format_version must be 1 to 2; got 0"),
+        (lambda r: r.update(format_version=0), "format_version must be 1 to 3; got 0"),
         (lambda r: r.update(extra=1), r"the recipe must have the keys.*'extra'"),
         (lambda r: r.pop("layers"), r"the recipe must have the keys"),
         (lambda r: r.update(layers=[]), "non-empty list"),

@@ -26,6 +26,18 @@ def images(n=50, channels=3, size=8, dtype=torch.float32):
     return torch.randn(n, channels, size, size, generator=rng).to(dtype)
 
 
+class Split(nn.Module):
+    """Returns two outputs of equal rank."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(4, 4)
+
+    def forward(self, x):
+        a, b = self.layer(x).chunk(2, dim=1)
+        return {"a": a, "b": b}
+
+
 @pytest.mark.parametrize(
     ("network", "inputs", "message"),
     [
@@ -68,9 +80,9 @@ def images(n=50, channels=3, size=8, dtype=torch.float32):
             "must return one output per sample",
         ),
         (
-            nn.Sequential(nn.Linear(4, 4), nn.LSTM(4, 4)),
+            Split(),
             torch.zeros(50, 4),
-            "must return a tensor; got tuple",
+            r"compared by default; got dict with 'a' \(2, 2\), 'b' \(2, 2\)",
         ),
         (
             convolutional(),

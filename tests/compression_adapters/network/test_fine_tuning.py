@@ -119,7 +119,9 @@ def test_training_that_cannot_be_is_refused(options, message):
 def test_batches_without_labels_and_frozen_networks_are_refused():
     with pytest.raises(ValueError, match=r"no labels. Pass pairs.*reference_network"):
         fine_tune(small_network(), [pool()], epochs=1)
-    with pytest.raises(ValueError, match=r"A batch must be a tensor of inp.*got str"):
+    with pytest.raises(
+        ValueError, match=r"Inputs must be tensors, or mappings.*got str"
+    ):
         fine_tune(small_network(), ["text"], epochs=1)
     frozen = small_network().requires_grad_(False)
     with pytest.raises(ValueError, match="No weight of the network is trainable"):

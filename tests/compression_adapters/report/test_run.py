@@ -85,6 +85,40 @@ def test_a_report_shows_what_followed_the_search_and_errors_of_layers(tmp_path):
     assert "before the refit" not in write_report(tmp_path).read_text()
 
 
+def test_what_the_user_pays_for_comes_first(tmp_path):
+    latency = {
+        "before": 0.04,
+        "after": 0.02,
+        "ratio": 0.5,
+        "machine": {"batch": 50},
+        "sentence": "Twice as <fast>.",
+        "disagreement": "Predicted less.",
+    }
+    size = {
+        "size": "latency",
+        "size_of": "network",
+        "before": 0.04,
+        "after": 0.018,
+        "quantity": "predicted milliseconds per batch, whole network",
+        "scale": 1e3,
+    }
+    layers = [{**SUMMARY["layers"][0], "size": 0.01, "size_before": 0.03}]
+    summary = {**SUMMARY, "latency": latency, "size": size, "layers": layers}
+    write_run(tmp_path, summary | {"weights_ratio": 0.07}, TRIALS)
+    page = write_report(tmp_path).read_text()
+    order = [
+        "<td>milliseconds, whole network, batch 50</td><td>40</td><td>20 (50.0%)",
+        "<td>predicted milliseconds per batch, whole network</td><td>40</td><td>18 (45",
+        "<td>weights, layers in play</td><td>100 %</td><td>7.00%",
+    ]
+    places = [page.index(text) for text in order]
+    assert places == sorted(places)
+    assert "Twice as &lt;fast&gt;." in page
+    assert "Predicted less." in page
+    assert page.count("<figure>") == 4
+    assert "Size of each layer" in page
+
+
 def test_a_folder_without_a_run_is_refused(tmp_path):
     with pytest.raises(ValueError, match="holds no finished run"):
         read_run(tmp_path)

@@ -35,6 +35,8 @@ from tests.helpers.networks import labels, pool, small_network
 SETTINGS = {"gamma": 0.5, "delta": 0.2, "epsilon": 0.05, "progress": False}
 # Certified after the initial design and three proposals of the model.
 SHORT = {**SETTINGS, "delta": 0.05, "level": "pairwise"}
+# The price path would evaluate each layer before the first trial.
+CALLED_BY_TRIALS = {"start": "space-filling"}
 # Certified by the initial design.
 EASY = {**SHORT, "delta": 0.5}
 
@@ -164,7 +166,8 @@ def test_a_budget_ends_a_search_without_a_certificate():
 
 def test_interrupting_keeps_what_has_been_done():
     loss = FailingLoss({8}, KeyboardInterrupt)
-    result = compress(small_network(), pool(), loss=loss, **{**SETTINGS, "delta": 1e-3})
+    settings = {**SETTINGS, **CALLED_BY_TRIALS, "delta": 1e-3}
+    result = compress(small_network(), pool(), loss=loss, **settings)
     assert result.stop_reason == "interrupted"
     assert statuses(result) == ["COMPLETED"] * 7 + ["ABANDONED"]
     assert result.certificate.num_observations == 7
@@ -177,12 +180,14 @@ def test_interrupting_before_there_is_a_result_interrupts():
             pool(),
             loss=FailingLoss({2}, KeyboardInterrupt),
             **SETTINGS,
+            **CALLED_BY_TRIALS,
         )
 
 
 def test_a_failed_evaluation_is_recorded_and_the_search_goes_on():
     loss = FailingLoss({2, 5}, ZeroDivisionError)
-    result = compress(small_network(), pool(), loss=loss, **SHORT)
+    settings = {**SHORT, **CALLED_BY_TRIALS}
+    result = compress(small_network(), pool(), loss=loss, **settings)
     failed = result.trials[result.trials["status"] == "FAILED"]
     assert list(failed.index) == [1, 4]
     assert failed["failed_reason"].iloc[0] == "ZeroDivisionError: call 2"
@@ -191,8 +196,9 @@ def test_a_failed_evaluation_is_recorded_and_the_search_goes_on():
 
 def test_three_failures_in_a_row_end_the_search_with_what_was_completed():
     loss = FailingLoss({4, 5, 6}, RuntimeError)
+    settings = {**SETTINGS, **CALLED_BY_TRIALS}
     with pytest.raises(EvaluationError, match="3 evaluations in a row failed") as info:
-        compress(small_network(), pool(), loss=loss, **SETTINGS)
+        compress(small_network(), pool(), loss=loss, **settings)
     trials = info.value.client._experiment.trials_by_status
     assert len(trials[TrialStatus.COMPLETED]) == 3
     assert not trials[TrialStatus.RUNNING]

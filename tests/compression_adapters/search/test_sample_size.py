@@ -65,13 +65,13 @@ def test_times_that_were_not_measured_are_refused():
 def test_at_most_the_pool_and_what_fits_into_memory():
     network = small_network()
     problem = compression_problem(network, pool(), gamma=1.0)
-    assert most_samples(pool(), problem) == 400
+    assert most_samples(problem) == 400
 
     def generate(num_samples, rng):
         return torch.randn(num_samples, 20, generator=rng)
 
     endless = compression_problem(network, generate, gamma=1.0)
-    assert most_samples(generate, endless) == 2**28 // 80
+    assert most_samples(endless) == 2**28 // 80
 
 
 def test_the_choice_is_made_from_measured_times(times):

@@ -24,7 +24,11 @@ logging.getLogger("ax.storage.sqa_store.with_db_settings_base").setLevel(logging
 
 SETTINGS = {"gamma": 0.5, "delta": 0.2, "epsilon": 0.05, "progress": False}
 # Certified after the initial design and three proposals of the model.
-SHORT = {**SETTINGS, "delta": 0.05, "level": "pairwise"}
+# The price path would evaluate each layer before the first trial.
+SHORT = {
+    **{**SETTINGS, "delta": 0.05, "level": "pairwise"},
+    "start": "space-filling",
+}
 
 
 class Interrupting:
@@ -77,7 +81,7 @@ def test_an_interrupted_search_goes_on_with_the_trial_it_was_at(tmp_path):
         small_network(),
         pool(),
         db=tmp_path / "a.db",
-        **{**SHORT, "loss": Interrupting(8)},
+        **{**SHORT, "loss": Interrupting(6)},
     )
     assert part.stop_reason == "interrupted"
     assert list(part.trials["status"])[-1] == "RUNNING"
@@ -220,6 +224,7 @@ def test_a_target_goes_on_where_it_was(tmp_path):
     options = {
         **{"delta": 0.5, "epsilon": 0.05, "level": "pairwise", "progress": False},
         **{"ratio": "60%", "max_gammas": 2, "db": tmp_path / "a.db"},
+        "start": "space-filling",
     }
     with pytest.raises(EvaluationError):
         # One call is for the largest gamma, two are of completed trials.

@@ -1,0 +1,1 @@
+"""Targets in words: whether what they promise is so on other inputs."""
