@@ -218,7 +218,7 @@ def fit_models_by(fit: Callable[[SingleTaskGP], bool]) -> None:
     `_fit_botorch_model_gpytorch` is its rule for models of GPyTorch.
     """
 
-    @fit_botorch_model.register(SingleTaskGP)  # type: ignore[untyped-decorator]
+    @fit_botorch_model.register(SingleTaskGP)
     def fit_or_leave(
         model: SingleTaskGP, mll_class: Any, mll_options: dict[str, Any] | None = None
     ) -> None:

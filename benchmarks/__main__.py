@@ -21,7 +21,14 @@ from benchmarks.calibration import (
     sem_coverage,
 )
 from benchmarks.comparison import plan as comparison
-from benchmarks.cost import kill, many_workers, overhead, storage_cost, trial_speed
+from benchmarks.cost import (
+    kill,
+    many_workers,
+    overhead,
+    search_cost,
+    storage_cost,
+    trial_speed,
+)
 from benchmarks.data_aware import plan as data_aware
 from benchmarks.harness.traces import Trace, append_trace, missing
 from benchmarks.harness.workers import completed_runs
@@ -64,6 +71,7 @@ BENCHMARKS = {
         sem_coverage,
         noise_calibration,
         overhead,
+        search_cost,
         kill,
         storage_cost,
         networks,

@@ -18,6 +18,7 @@ from benchmarks.comparison.fabolas_page import render_fabolas
 from benchmarks.comparison.page import comparison_pages
 from benchmarks.cost.many_workers_page import render_ray
 from benchmarks.cost.overhead_page import render_overhead
+from benchmarks.cost.search_cost import render_search_cost
 from benchmarks.cost.storage_page import render_kill, render_storage_cost
 from benchmarks.cost.trial_speed import render_trial_speed
 from benchmarks.data_aware.page import render_data_aware
@@ -48,6 +49,7 @@ _PAGES: tuple[tuple[str, tuple[str, ...], Renderer], ...] = (
     ("check_share", ("check_share",), render_check_share),
     ("noise", ("sem_coverage", "noise_calibration"), render_noise),
     ("overhead", ("overhead",), render_overhead),
+    ("search_cost", ("search_cost",), render_search_cost),
     ("kill", ("kill",), render_kill),
     ("storage_cost", ("storage_cost",), render_storage_cost),
     ("ray", ("ray",), render_ray),

@@ -23,7 +23,7 @@ ROWS: dict[str, set[str]] = {
     "ax_pac.ax_internals": {"ax", "botorch"},
     "ax_pac.cells": {"torch"},
     "ax_pac.domain": NUMERICS | {"ax_pac.cells"},
-    "ax_pac.known": {"torch", "ax_pac.cells"},
+    "ax_pac.known": {"numpy", "torch", "ax_pac.cells"},
     "ax_pac.surrogate": NUMERICS,
     "ax_pac.acquisition": NUMERICS | {"ax_pac.cells", "ax_pac.domain", "ax_pac.known"},
     "ax_pac.certificate": NUMERICS

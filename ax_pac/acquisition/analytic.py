@@ -17,6 +17,7 @@ from botorch.utils.transforms import t_batch_mode_transform
 from torch import Tensor
 
 from ax_pac.acquisition.difference import (
+    Array,
     JointDifference,
     difference_to,
     known_weight,

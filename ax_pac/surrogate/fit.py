@@ -17,7 +17,6 @@ from numpy.typing import NDArray
 from scipy.linalg.lapack import dpotrf, dpotri, dpotrs
 from scipy.optimize import minimize
 from scipy.special import expit
-from threadpoolctl import threadpool_limits
 from torch import Tensor
 
 Array = NDArray[np.float64]
@@ -172,13 +171,10 @@ def fit_in_closed_form(model: SingleTaskGP) -> bool:
         unchanged.
     """
     likelihood = _NegativeLikelihood(model)
-    with threadpool_limits(limits=1, user_api="blas"):
-        try:
-            found = minimize(
-                likelihood, likelihood.start, jac=True, method="L-BFGS-B"
-            )
-        except np.linalg.LinAlgError:
-            return False
+    try:
+        found = minimize(likelihood, likelihood.start, jac=True, method="L-BFGS-B")
+    except np.linalg.LinAlgError:
+        return False
     if not found.success:
         return False
     likelihood.keep(found.x)
@@ -224,7 +220,7 @@ class _NegativeLikelihood:
 
     def __call__(self, raw: Array) -> tuple[float, Array]:
         """Return the value and its gradient."""
-        n, d = len(self._Y), len(raw) - 2
+        n = len(self._Y)
         sigmoid = expit(raw[:-1])
         theta = self._lower + self._width * sigmoid
         lengthscale, outputscale = theta[:-1], theta[-1]

@@ -34,11 +34,13 @@ _NUM_STARTS = 512
 
 _PRIOR_PERIOD = 3
 
-_CHUNK_SIZE = 120_000  # doubles factorised at a time: what fits into a core's cache
+_CHUNK_SIZE = 300_000  # doubles factorised at a time: what fits into a core's cache
 
 _DEGREES_OF_FREEDOM = 5.0
 
 _MAX_SHRINKS = 100
+
+_MOST_TRIES = 8
 
 _NUM_GROUPS = 8
 
@@ -261,21 +263,31 @@ class HyperparameterChains:
         new_state, new_value = state.clone(), value.clone()
         open_ = torch.arange(len(state))
         for _ in range(_MAX_SHRINKS):
-            theta = angle[open_].unsqueeze(-1)
-            along = (state[open_] - centre) * theta.cos()
-            proposal = centre + along + (draw[open_] - centre) * theta.sin()
-            proposed = log_ratio(proposal)
-            accepted = proposed > threshold[open_]
-            new_state[open_[accepted]] = proposal[accepted]
-            new_value[open_[accepted]] = proposed[accepted]
-            open_ = open_[~accepted]
+            # Where few chains are left, several proposals each: those that would follow
+            # if all before them were rejected. The first that is accepted counts.
+            low, high, theta = lower[open_], upper[open_], angle[open_]
+            thetas = []
+            for _ in range(max(1, min(_MOST_TRIES, len(state) // len(open_)))):
+                thetas.append(theta)
+                low = torch.where(theta < 0.0, theta, low)
+                high = torch.where(theta < 0.0, high, theta)
+                theta = low + (high - low) * self._uniform(len(open_))
+            tried = torch.stack(thetas).unsqueeze(-1)
+            proposal = (state[open_] - centre) * tried.cos()
+            proposal += (draw[open_] - centre) * tried.sin()
+            proposal += centre
+            proposed = log_ratio(proposal.flatten(0, 1)).view(len(thetas), -1)
+            rejected = (proposed <= threshold[open_]).cumprod(0).sum(0)
+            accepted = (rejected < len(thetas)).nonzero().squeeze(-1)
+            first = rejected[accepted], accepted
+            new_state[open_[accepted]] = proposal[first]
+            new_value[open_[accepted]] = proposed[first]
+            left = (rejected == len(thetas)).nonzero().squeeze(-1)
+            open_ = open_[left]
             if len(open_) == 0:
                 break
-            theta = angle[open_]
-            lower[open_] = torch.where(theta < 0.0, theta, lower[open_])
-            upper[open_] = torch.where(theta < 0.0, upper[open_], theta)
-            width = upper[open_] - lower[open_]
-            angle[open_] = lower[open_] + width * self._uniform(len(open_))
+            lower[open_], upper[open_] = low[left], high[left]
+            angle[open_] = theta[left]
         return new_state, new_value
 
 

@@ -12,7 +12,7 @@ import logging
 import math
 import time
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -23,7 +23,8 @@ from ax.exceptions.core import OptimizationComplete
 
 from ax_pac import KnownPart, certificate_records, pac_generation_strategy
 from benchmarks.harness.plans import minutes_of, planned
-from benchmarks.harness.traces import Trace, recorded
+from benchmarks.harness.tables import opening, revisions, table
+from benchmarks.harness.traces import Trace, by_settings, recorded
 from compression_adapters.layers.survey import LayerSpec
 from compression_adapters.rank_space.parameters import bin_edges, rank_parameters
 
@@ -69,7 +70,6 @@ class StandIn:
         self.parameters = rank_parameters(layers)
         self.edges = bin_edges(self.parameters)
         weights = [layer.num_weights for layer in layers]
-        self._max_ranks = [layer.max_rank for layer in layers]
         self._sizes = {
             parameter.name: [
                 share if rank == "dense" else share * rank / (layer.max_rank + 1)
@@ -98,9 +98,8 @@ class StandIn:
             u = float(point[name])
             rank = scale.rank_from_unit(u)
             edges = self.edges[name]
-            size += self._sizes[name][
-                min(np.searchsorted(edges, u, "right"), len(edges) - 1) - 1
-            ]
+            number = int(np.searchsorted(edges[1:-1], u, "right"))
+            size += self._sizes[name][number]
             if rank != "dense":
                 error += 4.0 * math.exp(-2.2 * math.sqrt(rank / decay))
         # Errors of several layers add up to more than their sum.
@@ -191,3 +190,51 @@ def searched(problem: StandIn, seed: int, most: int = _MOST) -> dict[str, Any]:
         "draws": [record["num_draws"] for record in records],
         "seconds": seconds,
     }
+
+
+def render_search_cost(traces: Sequence[Trace]) -> str:
+    """One row per number of coordinates."""
+    lines = opening(
+        "Cost of a search without its network",
+        "CPU seconds of whole searches at level `marginal` on a stand-in for a "
+        "network: ranks of convolutions, an error per layer, a known size; evaluations "
+        f"cost nothing. delta = {DELTA}, epsilon = {EPSILON}, standard errors of "
+        f"{_RELATIVE_SEM:.0%} of the loss.",
+        "*Seconds per trial*: mean over a search, Ax included, from the first proposal "
+        "to the certificate; the median over searches and their range. *Pairwise*, "
+        "*refused*: median of the trials whose check ended at level `pairwise`, or "
+        f"was refused at level `marginal`. *Bar*: what the mean is to be. "
+        f"{revisions(traces)}",
+        NAME,
+    )
+    rows = []
+    for group in by_settings(traces):
+        d, results = group[0].settings["d"], [trace.result for trace in group]
+        means = [sum(r["seconds"]) / r["trials"] for r in results]
+        trials = [trial for r in results for trial in _with_checks(r)]
+        parts = [
+            [s for s, reached, holds in trials if reached in levels and not holds]
+            for levels in (("pairwise",), ("joint", "marginal"))
+        ]
+        rows.append(
+            [
+                d,
+                f"{sum(r['holds'] for r in results)}/{len(results)}",
+                ", ".join(str(r["trials"]) for r in results),
+                f"{np.median(means):.2f} ({min(means):.2f}-{max(means):.2f})",
+                *(f"{np.median(part):.2f}" if part else "-" for part in parts),
+                f"<= {MOST_SECONDS[d]}",
+            ]
+        )
+    lines += table(
+        "d | certified | trials | seconds per trial | pairwise | refused | bar", rows
+    )
+    return "\n".join(lines)
+
+
+def _with_checks(result: dict[str, Any]) -> list[tuple[float, str, bool]]:
+    """Seconds of the trials that had a check, the level reached, and the verdict."""
+    reached = result["reached"]
+    last = [False] * (len(reached) - 1) + [result["holds"]]
+    seconds = result["seconds"][-len(reached) :]
+    return list(zip(seconds, reached, last, strict=True))

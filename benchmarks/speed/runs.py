@@ -24,12 +24,12 @@ from compression_adapters.search.result import CompressionResult, measured_time
 NETWORK = "resnet18"
 BATCH = 50
 SPEEDUP = 2.0
-DELTA = 0.05
+DELTA = 0.03
 WEIGHTS = 0.15
 CALIBRATE = 2_000
 TEST_IMAGES = 10_000
 NETWORKS = 10
-_MEASURE_SECONDS = 8.0
+_MEASURE_SECONDS = 4.0
 
 
 def stage_of(layer: str) -> str:

@@ -108,7 +108,7 @@ def search_speedup(
         return _taken(path, options, position, allowed, began, prepared)
     gamma = _slope(path, position, search.seed)
     low = high = None  # gammas whose networks were faster than needed, or too slow
-    best: CompressionResult | None = None
+    fast: list[CompressionResult] = []
     client: Client | None = None
     rows: list[dict[str, Any]] = []
     timings: list[dict[str, float]] = []
@@ -134,8 +134,8 @@ def search_speedup(
                 "evaluations": len(result.trials) - known,
             }
         )
-        if meets and (best is None or result.loss.mean < best.loss.mean):
-            best = result
+        if meets:
+            fast.append(result)
         if meets and (found.ratio >= allowed * (1.0 - _CLOSE) or number > 2):
             break
         if meets:
@@ -144,7 +144,7 @@ def search_speedup(
             high = gamma
         gamma = _next_gamma(gamma, low, high, found.ratio / allowed)
     table = pd.DataFrame(rows)
-    if best is None:
+    if not fast:
         with carrying(result.client):
             raise ValueError(
                 f"No gamma that was tried gives a network {asked:g} times faster, "
@@ -152,13 +152,41 @@ def search_speedup(
                 f"{table.to_string(index=False)}\nAsk for a little less, or allow "
                 "more evaluations (max_trials)."
             )
-    kept = timed(finished(best, options.search))
+    kept = _kept(fast, options, allowed)
     spent = {
         **summed(timings),
         "factorize": prepared,
         "total": time.perf_counter() - began,
     }
     return replace(kept, timings=spent, gammas=table)
+
+
+def _kept(
+    fast: list[CompressionResult], options: CompressionOptions, allowed: float
+) -> CompressionResult:
+    """Refit the network that loses the least, and measure it once more.
+
+    On a busy machine the last measurement may say that it is too slow after all; then
+    the next one is taken, and at last the fastest.
+    """
+    ended: list[CompressionResult] = []
+    for result in sorted(fast, key=lambda one: one.loss.mean):
+        ended.append(timed(finished(result, options.search)))
+        if _time(ended[-1]) <= allowed:
+            return ended[-1]
+    kept = min(ended, key=_time)
+    warnings.warn(
+        f"Measured a last time, the network takes {_time(kept):.1%} of the time, more "
+        f"than the {allowed:.1%} that were asked for: measurements of this machine "
+        "differ by that much. Ask for a little more, or when less else is running.",
+        stacklevel=3,
+    )
+    return kept
+
+
+def _time(result: CompressionResult) -> float:
+    """Return the measured share of the original's time."""
+    return math.inf if result.latency is None else result.latency.ratio
 
 
 def _place(path: PricePath, ratio: float) -> int:

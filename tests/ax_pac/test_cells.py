@@ -23,7 +23,7 @@ from ax_pac import (
     latest_certificate,
     pac_generation_strategy,
 )
-from ax_pac.cells import frozen_edges
+from ax_pac.cells import Lookup, frozen_edges
 from ax_pac.domain import Domain
 from tests.conftest import noisy_model
 from tests.helpers.ax_loops import SEM, SETTINGS, experiment_of, new_client, run
@@ -252,3 +252,22 @@ def test_cells_that_do_not_fit_their_parameter_are_refused(parameter, message):
     client.set_generation_strategy(strategy)
     with pytest.raises(ValueError, match=message):
         client.get_next_trials(max_trials=1)
+
+
+@pytest.mark.parametrize("power", [1.0, 8.0])
+def test_a_lookup_counts_as_searchsorted_does(power):
+    rng = torch.Generator().manual_seed(0)
+    rows = [
+        torch.rand(k, generator=rng).double().pow(power).sort().values.unique()
+        for k in (0, 1, 5, 300)
+    ]
+    numbers = torch.rand(4000, len(rows), generator=rng).double() * 1.4 - 0.2
+    for j, row in enumerate(rows):  # on a limit, and just below
+        numbers[: len(row), j] = row
+        below = torch.nextafter(row, torch.tensor(-1.0).double())
+        numbers[len(row) : 2 * len(row), j] = below
+    expected = [
+        torch.searchsorted(row, column.contiguous(), right=True)
+        for row, column in zip(rows, numbers.unbind(-1), strict=True)
+    ]
+    assert torch.equal(Lookup(rows)(numbers), torch.stack(expected, -1))

@@ -51,3 +51,28 @@ def test_lengthscales_of_a_known_prior_are_recovered():
 def test_impossible_observations_are_refused(Y, Yvar, message):
     with pytest.raises(ValueError, match=message):
         fit_model(torch.rand(4, 2).double(), Y.double(), Yvar.double())
+
+
+@pytest.mark.parametrize(("d", "n"), [(2, 12), (8, 30)])
+def test_the_closed_form_fits_as_botorch_does(monkeypatch, d, n):
+    rng = torch.Generator().manual_seed(d)
+    X = torch.rand(n, d, generator=rng).double()
+    noise = torch.randn(n, 1, generator=rng).double()
+    Y = (3.0 * X).sin().sum(-1, keepdim=True) + 0.1 * noise
+    ours = fit_model(X, Y, torch.full_like(Y, 0.01))
+    monkeypatch.setattr("ax_pac.surrogate.fit.fit_in_closed_form", lambda model: False)
+    theirs = fit_model(X, Y, torch.full_like(Y, 0.01))
+    for name, value in theirs.state_dict().items():
+        torch.testing.assert_close(ours.state_dict()[name], value, rtol=1e-4, atol=1e-6)
+
+
+def test_a_covariance_without_a_factor_is_left_to_botorch(monkeypatch):
+    X = torch.linspace(0, 1, 8, dtype=torch.float64).unsqueeze(-1)
+    Y = (5.0 * X).sin()
+    expected = fit_model(X, Y, torch.full_like(Y, 1e-2))
+    monkeypatch.setattr("ax_pac.surrogate.fit.dpotrf", lambda K, **_: (K, 1))
+    found = fit_model(X, Y, torch.full_like(Y, 1e-2))
+    for name, value in expected.state_dict().items():
+        torch.testing.assert_close(
+            found.state_dict()[name], value, rtol=1e-4, atol=1e-6
+        )

@@ -393,7 +393,7 @@ def test_times_are_measured_kept_and_used_again(tmp_path):
         (["--speedup", "0.5"], "0.5 is not in the range"),
         (
             ["--speedup", "2", "--gamma", "1"],
-            "and --speedup; got --gamma and --speedup",
+            "--speedup; got --gamma and --speedup",
         ),
     ],
 )

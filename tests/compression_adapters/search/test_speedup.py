@@ -5,9 +5,16 @@ from dataclasses import replace
 
 import pytest
 
-from compression_adapters import compress, compress_to, find_layers
+from compression_adapters import (
+    CompressionOptions,
+    MeanSEM,
+    compress,
+    compress_to,
+    find_layers,
+)
 from compression_adapters.network.latency import LatencyComparison
 from compression_adapters.search import result as results
+from compression_adapters.search import speedup
 from tests.helpers.networks import pool, small_network
 from tests.helpers.times import MACHINE, TICK, by_weights, table_of
 
@@ -164,3 +171,30 @@ def test_a_table_of_another_machine_is_named_where_the_prediction_fails(slower):
     elsewhere = replace(table(), machine=replace(MACHINE, device="a phone"))
     _, said = warned(ratio="50%", size=elsewhere, search=False, **FAST)
     assert "device a phone there and" in said
+
+
+@pytest.mark.parametrize(
+    ("shares", "kept", "said"),
+    [([0.48], 0, ""), ([0.52, 0.47], 1, ""), ([0.55, 0.52], 1, "takes 52.0% of")],
+)
+def test_what_is_too_slow_at_the_last_measurement_gives_way(
+    slower, monkeypatch, shares, kept, said
+):
+    slower(1.0)
+    one = compress(
+        small_network(), pool(), speedup=2.0, size=table(), search=False, **FAST
+    )
+    results_ = [replace(one, seed=i, loss=MeanSEM(1.0 + i, 0.1)) for i in (0, 1)]
+    measured = iter(shares)
+
+    def timed(result):
+        return replace(result, latency=replace(one.latency, ratio=next(measured)))
+
+    monkeypatch.setattr(speedup, "timed", timed)
+    options = CompressionOptions.of(speedup=2.0, refit=False)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        found = speedup._kept(results_[::-1], options, 0.5)
+    assert found.seed == kept  # the one that loses less is tried first
+    assert said in "\n".join(str(w.message) for w in caught)
+    assert bool(caught) == bool(said)
