@@ -213,6 +213,11 @@ def search_target(
         else:
             high = gamma
         gamma = _next(low, high, number)
+        if target is not None and size > target and low is None:
+            # Sizes have steps: as far below the target as the last one was above it.
+            path = price_path(problem)
+            aim = max(target**2 / size, float(path.table["compression_ratio"].iloc[0]))
+            gamma = min(gamma, gamma_for_ratio(path, aim))
     if best is None and test is None:
         with carrying(client or new_client(problem)):
             raise ValueError(

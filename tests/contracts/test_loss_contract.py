@@ -12,6 +12,7 @@ from compression_adapters.evaluation.losses import (
     LOSSES,
     IntermediateSquaredL2,
     RelativeSquaredL2,
+    disagreement,
     kl_divergence,
 )
 from compression_adapters.evaluation.sampling import Batch
@@ -83,17 +84,18 @@ def test_loss_without_what_it_needs_is_refused(case, network, batch):
 
 
 def test_loss_refuses_a_network_without_tensor_output(case, batch):
-    class Two(nn.Module):
+    class Words(nn.Module):
         def forward(self, x):
-            return x, x
+            return ["no", "tensor"]
 
     # A loss that looks inside asks it of the layer.
-    message = "must return a tensor; got tuple"
-    with pytest.raises(ValueError, match=message):
-        case[0](nn.Sequential(Two()), batch)
+    with pytest.raises(ValueError, match=r"holds no tensor|must return a tensor"):
+        case[0](nn.Sequential(Words()), batch)
 
 
 def test_binary_losses_are_zero_or_one_and_the_others_are_not(network, batch):
     for loss, _ in CASES.values():
         values = loss(network, batch)
-        assert bool(((values == 0) | (values == 1)).all()) == (loss in BINARY_LOSSES)
+        # A disagreement is one where an input has one prediction, a share of many else.
+        binary = loss in BINARY_LOSSES or loss is disagreement
+        assert bool(((values == 0) | (values == 1)).all()) == binary

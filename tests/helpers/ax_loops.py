@@ -18,7 +18,7 @@ for name in ("ax.api.client", "ax.service.ax_client", "ax.orchestration.orchestr
     logging.getLogger(name).setLevel(logging.ERROR)
 
 SEM = 0.02
-SETTINGS = {"delta": 0.1, "epsilon": 0.05, "num_initial_trials": 5, "seed": 1}
+SETTINGS = {"delta": 0.1, "epsilon": 0.05, "num_initial_trials": 5, "seed": 2}
 
 
 def squared_distance(parameters: dict[str, Any], trial_index: int) -> float:

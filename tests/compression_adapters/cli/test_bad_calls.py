@@ -228,7 +228,7 @@ CASES = {
     "images": (call(data="images"), "Pass inputs as the network was trained on"),
     "image size": (call(image_size="0"), "not in the range x>=1"),
     # How.
-    "no target": (call(gamma=None), "pass --gamma, or --ratio"),
+    "no target": (call(gamma=None, loss="kl_divergence"), "got none"),
     "gamma 0": (call(gamma="0"), "not in the range x>0"),
     "gamma text": (call(gamma="much"), "not a valid float"),
     "two targets": (call(ratio="30%"), "expected one of --gamma, --ratio"),

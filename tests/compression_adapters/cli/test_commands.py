@@ -245,12 +245,6 @@ def test_a_pickled_network_of_ones_own_is_refused(own_module, tmp_path):
     assert "cannot be read as the weights of Sequential" in result.output
 
 
-def test_without_a_default_gamma_is_asked_for():
-    result = invoke("compress", "resnet18", "--data", "x", "--out", "run")
-    assert result.exit_code == 2
-    assert "pass --gamma" in result.output
-
-
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -95,12 +95,12 @@ def test_each_layer_left_out_has_its_reason():
     assert why.pop("tied too").startswith("shares its weight with 'tied'")
     assert "remove_parametrizations(layer, 'weight')" in why.pop("normed")
     assert "torch.nn.utils.prune.remove(layer, 'weight')" in why.pop("masked")
+    assert "torch multiplies its weights" in why.pop("recurrent")
     assert why == {
         "small": "no rank makes it smaller",
         "depthwise 1x1": "no rank makes it smaller",
         "one-dimensional": "no decomposition supports Conv1d",
         "transposed": "no decomposition supports ConvTranspose2d",
-        "recurrent": "no decomposition supports LSTM",
         "attention.out_proj": "a subclass of nn.Linear, which may do something else",
     }
 

@@ -158,10 +158,9 @@ def test_all_gammas_of_a_target_share_one_number(times):
     found = compress_to(
         small_network(),
         pool(),
-        ratio="70%",
+        loss_at_most=0.5,
         num_samples="auto",
         max_gammas=2,
-        tolerance=0.001,
         **settings,
     )
     assert len(found.gammas) == 2

@@ -227,9 +227,9 @@ def test_a_target_goes_on_where_it_was(tmp_path):
         "start": "space-filling",
     }
     with pytest.raises(EvaluationError):
-        # One call is for the largest gamma, two are of completed trials.
+        # Seven calls are for the price path, two are of completed trials.
         compress_to(
-            small_network(), pool(), loss=Interrupting(4, RuntimeError), **options
+            small_network(), pool(), loss=Interrupting(10, RuntimeError), **options
         )
     kept = open_client(tmp_path / "a.db", "compression/1")._experiment.trials
     assert [kept[index].status.name for index in (0, 1, 2)] == [

@@ -174,6 +174,7 @@ def test_searches_for_a_target_are_named_by_their_number(monkeypatch):
             max_gammas=3,
             name="mine",
             db="search.db",
+            at_max="factor",  # so that the dense network is no choice
             **FAST,
         )
     assert names == ["mine/1", "mine/2", "mine/3"]
