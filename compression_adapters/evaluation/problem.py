@@ -549,7 +549,7 @@ def build_problem(
     if isinstance(loss, RelativeSquaredL2) and loss.scale is None:
         return _with_scale(problem, loss)
     if loss is disagreement and options.binary_loss is None:
-        outputs = problem._batch(0).reference_outputs
+        outputs = problem.batch_of(0).reference_outputs
         # Of one prediction an input, not the share of many.
         return replace(problem, binary_loss=outputs is not None and outputs.ndim == 2)
     return problem

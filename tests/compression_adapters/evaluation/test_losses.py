@@ -277,3 +277,25 @@ def test_version_0_1_stored_no_temperature(temperature):
 def test_another_temperature_is_another_loss():
     names = [stored_loss_name(kl_divergence(t)) for t in (1.0, 2.0)]
     assert not is_stored_loss(*names)
+
+
+class Tokens(nn.Module):
+    """A prediction for each of four positions."""
+
+    def __init__(self):
+        super().__init__()
+        self.dense = nn.Linear(20, 12)
+
+    def forward(self, x):
+        return self.dense(x).unflatten(1, (4, 3))
+
+
+@pytest.mark.parametrize(("make", "expected"), [(small_network, True), (Tokens, False)])
+def test_a_disagreement_of_one_prediction_an_input_is_binary(make, expected):
+    problem = compression_problem(make(), pool(), gamma=1.0, loss="disagreement")
+    assert problem.binary_loss is expected
+    # Where nothing differs, the standard error is that of what 50 inputs can show.
+    names = [parameter.name for parameter in problem.parameters]
+    found = problem.evaluate(dict.fromkeys(names, 1.0), seed=0)["loss"]
+    assert found.mean == 0.0
+    assert found.sem > 0.0
