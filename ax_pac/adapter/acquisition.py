@@ -29,6 +29,9 @@ from ax_pac.domain import Domain
 from ax_pac.experiment.settings import CertificateSettings
 from ax_pac.surrogate.fit import fewest_distinct_points
 
+# Steps of a proposed coordinate, from one end of its range to the other.
+_STEPS = 2.0**28
+
 # Points this close, in length scales of at most the box, are the same to the model
 # (correlation 0.998); one of them is enough while it is under evaluation.
 _SAME_DISTANCE = 0.05
@@ -185,10 +188,29 @@ class CertifyingAcquisition(Acquisition):
                 and bool(self._domain.is_box or self._domain.contains(incumbent).all())
             ):
                 point = more_informative(self.acqf, challenger)
+            point = self._settled(point)
             pending.append(point)
             points.append(point)
             scores.append(score)
         return torch.cat(points), torch.tensor(scores, dtype=torch.float64)
+
+    def _settled(self, point: Tensor) -> Tensor:
+        """Round continuous coordinates, so that rounding errors come to nothing.
+
+        Two processes with the same data climb to points that differ by some 1e-11 of
+        the range, by the alignment of their arrays alone. Whether a candidate is among
+        those that are drawn can depend on that, and with it every later draw.
+        """
+        domain = self._domain
+        if domain.constraints or bool((self._observed == point).all(-1).any()):
+            return point
+        low, high = domain.box
+        continuous = high > low
+        continuous[list(domain.discrete)] = False
+        width = torch.where(continuous, high - low, torch.ones_like(low))
+        unit = ((point - low) / width * _STEPS).round() / _STEPS
+        settled = torch.minimum(torch.maximum(low + unit * width, low), high)
+        return torch.where(continuous, settled, point)
 
     def _needs_new_points(self, num_pending: int) -> bool:
         """Whether there are too few different points for the level asked for."""
