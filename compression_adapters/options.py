@@ -52,7 +52,7 @@ DEFAULT_GAMMA: Final = 10.0
 
 A tenth of a per cent of the outputs' squared size weighs as much as one per cent of the
 weights. Measured in docs/benchmarks/quality.md: at 1, ResNet18 loses two points of
-accuracy; at 10, it and FC3 lose three tenths of a point at most."""
+accuracy; at 10, FC3 loses a fifth of a point."""
 LATENCY_SECONDS: Final = 30.0
 """Budget for a table of times; measured in docs/benchmarks/speed.md."""
 DEFAULT_NAME: Final = "compression"
