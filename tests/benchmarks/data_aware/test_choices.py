@@ -20,7 +20,8 @@ def test_a_rule_is_measured_at_its_ratios(tiny, method, factors):
     found = run_rule(0, {**settings, "ratios": (0.3, 0.6), "images": 100})
     assert 1 <= len(found["points"]) <= 2
     assert all(0.0 < point["ratio"] <= 0.8 for point in found["points"])
-    expected = {"greedy": 9 * 2 * 500, "sensitivity": 2 * 50}
+    # The path looks at the whole network, too.
+    expected = {"greedy": 9 * 2 * 500, "sensitivity": 2 * 50, "path": (1 + 3 * 2) * 50}
     assert found["images"] == expected.get(method, 0)
 
 
