@@ -524,9 +524,13 @@ def _climbed(
         around = torch.cat([best, domain.neighbours(best)])
         points, scores = _scored_on_the_way(acquisition, around, domain)
         seen.append(points)
-        top = scores.topk(len(best))
+        # Points that cannot win are left out, and all of them may be.
+        number = min(len(best), len(scores))
+        if number == 0:
+            break
+        top = scores.topk(number)
         # Scored in another batch, a point differs by rounding.
-        if not (top.values > level + 1e-9).any():
+        if not (top.values > level[:number] + 1e-9).any():
             break
         best, level = points[top.indices], top.values
     found.append(scored_points(acquisition, torch.cat(seen), domain))
@@ -557,6 +561,8 @@ def _scored_on_the_way(
     points = distinct(points)
     if _rules_out(acquisition):
         points = points[_can_win(acquisition, points)]
+    if len(points) == 0:
+        return points, points.new_zeros(0)
     found = find(points.numpy())
     if found is None:
         return scored_points(acquisition, points, domain)

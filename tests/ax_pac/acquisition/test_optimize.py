@@ -4,15 +4,17 @@ import warnings
 
 import pytest
 import torch
+from botorch.acquisition.objective import ScalarizedPosteriorTransform
 from botorch.exceptions.warnings import OptimizationWarning
 from botorch.models import SingleTaskGP
 
-from ax_pac import PACAcquisition, fit_model
+from ax_pac import KnownFunction, PACAcquisition, fit_model
 from ax_pac.acquisition.optimize import (
     find_challenger,
     more_informative,
     predicted_noise,
 )
+from ax_pac.cells import Cells
 from tests.ax_pac.acquisition.test_analytic import as_other
 from tests.conftest import bowl
 
@@ -116,3 +118,26 @@ def test_a_line_search_that_ends_early_is_no_news_but_other_warnings_are(monkeyp
     noisy = True
     with pytest.warns(UserWarning, match="something else"):
         find_challenger(score, X, box, seed=0)
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_a_search_among_few_cells_that_can_win_finds_one_of_them(seed):
+    d, rng = 5, torch.Generator().manual_seed(seed)
+    edges = tuple(
+        (0.0, *sorted(torch.rand(12, generator=rng).tolist()), 1.0) for _ in range(d)
+    )
+    X = torch.rand(14, d, generator=rng, dtype=torch.float64)
+    # Near the corner at which the known part is least.
+    X[0] = 0.25 * torch.rand(d, generator=rng).double()
+    Y = 0.03 * (1.0 - X).square().sum(-1, keepdim=True)
+    score = PACAcquisition(
+        fit_model(X, Y, torch.full_like(Y, 1e-6)),
+        X,
+        delta=0.02,
+        posterior_transform=ScalarizedPosteriorTransform(torch.tensor([-1.0]).double()),
+        known=KnownFunction(lambda X: X.sum(-1), floor=0.0, bends=((),) * d),
+        negligible=1e-3,
+    )
+    box = torch.tensor([[0.0] * d, [1.0] * d], dtype=torch.float64)
+    search = find_challenger(score, X, box, seed=seed, cells=Cells(edges))
+    assert search.none_can_win or bool(score.can_win(search.challenger).all())
