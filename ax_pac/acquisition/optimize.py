@@ -13,16 +13,14 @@ import torch
 from botorch.exceptions.warnings import OptimizationWarning
 from botorch.generation import gen, gen_candidates_scipy
 from botorch.models.model import Model
-from numpy.typing import NDArray
 from torch import Tensor
 from torch.quasirandom import SobolEngine
 
 from ax_pac.acquisition.analytic import PACAcquisition
+from ax_pac.acquisition.difference import Array
 from ax_pac.acquisition.ruled_out import best_known
 from ax_pac.cells import Cells
 from ax_pac.domain import MAX_ENUMERATED, Domain
-
-Array = NDArray[np.float64]
 
 # Size of one search for the challenger: the smallest counts at which no larger search
 # refuted a certificate in two, four and six dimensions.

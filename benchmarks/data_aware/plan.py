@@ -16,7 +16,7 @@ from benchmarks.data_aware.choices import (
 )
 from benchmarks.data_aware.factors import run_counts, run_layers, run_time
 from benchmarks.data_aware.stages import run_stages
-from benchmarks.harness.plans import minutes_of
+from benchmarks.harness.plans import minutes_of, planned
 from benchmarks.harness.traces import Trace, recorded
 
 NAME = "data_aware"
@@ -150,14 +150,10 @@ def plan(seeds: int | None, **changes: Any) -> list[tuple[dict[str, Any], int]]:
     Raises:
         ValueError: When a change names a setting that no part has.
     """
-    known = {name for row, _, _ in _PLAN for name in row}
-    if set(changes) - known:
-        raise ValueError(f"unknown settings in {[*changes]}, known: {sorted(known)}")
     jobs = [
         (row, seed)
-        for row, runs, _ in _PLAN
-        if all(name in row and row[name] == value for name, value in changes.items())
-        for seed in range(1 if row["part"] == "rules" else seeds or runs)
+        for row, seed in planned(_PLAN, seeds, **changes)
+        if seed == 0 or row["part"] != "rules"
     ]
     places = {name: place for place, name in enumerate(_PARTS)}
     return sorted(

@@ -11,16 +11,20 @@ def matching(
 ) -> list[dict[str, Any]]:
     """Return the settings that agree with `changes`, in their order.
 
+    Rows of several parts have different settings; one without a setting that is to be
+    changed does not agree.
+
     Raises:
-        ValueError: When a change names a setting that the rows do not have.
+        ValueError: When a change names a setting that no row has.
     """
     rows = list(rows)
-    if set(changes) - set(rows[0]):
-        raise ValueError(f"unknown settings in {[*changes]}, known: {[*rows[0]]}")
+    known = dict.fromkeys(name for row in rows for name in row)
+    if set(changes) - set(known):
+        raise ValueError(f"unknown settings in {[*changes]}, known: {[*known]}")
     return [
         row
         for row in rows
-        if all(row[name] == value for name, value in changes.items())
+        if all(name in row and row[name] == value for name, value in changes.items())
     ]
 
 
@@ -39,7 +43,7 @@ def planned(
         changes: Values that a setting must have.
 
     Raises:
-        ValueError: When a change names a setting that the rows do not have.
+        ValueError: When a change names a setting that no row has.
     """
     wanted = matching((row for row, _, _ in rows), changes)
     return [

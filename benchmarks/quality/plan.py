@@ -6,7 +6,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from benchmarks.harness.plans import minutes_of
+from benchmarks.harness.plans import minutes_of, planned
 from benchmarks.harness.traces import Trace, recorded
 from benchmarks.quality.targets import run_default, run_target
 
@@ -56,23 +56,7 @@ _PARTS: dict[str, Callable[[int, dict[str, Any]], dict[str, Any]]] = {
 }
 
 
-def plan(seeds: int | None, **changes: Any) -> list[tuple[dict[str, Any], int]]:
-    """Every setting that agrees with `changes`.
-
-    Raises:
-        ValueError: When a change names a setting that no part has.
-    """
-    known = {name for row, _, _ in _PLAN for name in row}
-    if set(changes) - known:
-        raise ValueError(f"unknown settings in {[*changes]}, known: {sorted(known)}")
-    return [
-        (row, seed)
-        for row, runs, _ in _PLAN
-        if all(name in row and row[name] == value for name, value in changes.items())
-        for seed in range(seeds or runs)
-    ]
-
-
+plan = partial(planned, _PLAN)
 minutes = partial(minutes_of, _PLAN)
 
 

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from benchmarks.harness.plans import minutes_of
+from benchmarks.harness.plans import minutes_of, planned
 from benchmarks.harness.traces import Trace, recorded
 from benchmarks.speed.runs import (
     BATCH,
@@ -65,14 +65,10 @@ def plan(seeds: int | None, **changes: Any) -> list[tuple[dict[str, Any], int]]:
     Raises:
         ValueError: When a change names a setting that no part has.
     """
-    known = {name for row, _, _ in _PLAN for name in row}
-    if set(changes) - known:
-        raise ValueError(f"unknown settings in {[*changes]}, known: {sorted(known)}")
     return [
         (row, seed)
-        for row, runs, _ in _PLAN
-        if all(name in row and row[name] == value for name, value in changes.items())
-        for seed in range(1 if row["part"] == "prediction" else seeds or runs)
+        for row, seed in planned(_PLAN, seeds, **changes)
+        if seed == 0 or row["part"] != "prediction"
     ]
 
 

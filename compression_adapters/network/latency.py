@@ -183,6 +183,7 @@ class LatencyTable:
                 )
             kept = (times.decomposition, times.weight_shape)
             now = (layer.decomposition.name, layer.weight_shape)
+            # The last entry is the dense layer's; the one before is the largest rank.
             if kept != now or times.ranks[-2] < layer.max_rank:  # type: ignore[operator]
                 raise ValueError(
                     f"The table of times has layer {layer.name!r} as {kept[0]} of "

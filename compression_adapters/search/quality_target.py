@@ -226,6 +226,7 @@ def smallest_on_path(
 
     found = largest_first(
         test,
+        # mypy cannot infer a lambda with a default, which keeps each position apart.
         ((p, lambda p=p: made(p)) for p in positions),  # type: ignore[misc]
         options.epsilon,
         limit,
@@ -262,6 +263,7 @@ def best_of_results(
 
     found = largest_first(
         test,
+        # As above.
         ((i, lambda r=r: made(r)) for i, r in enumerate(ordered)),  # type: ignore[misc]
         options.epsilon,
         limit,
