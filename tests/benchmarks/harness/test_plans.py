@@ -1,6 +1,7 @@
 """Which runs of a plan a command asks for."""
 
 import pytest
+
 from benchmarks.harness.plans import matching, planned
 
 pytestmark = pytest.mark.benchmarks
