@@ -38,7 +38,7 @@ Your own objective: ax_pac.pac_generation_strategy in an Ax loop.
 
 # What of a search's options a profile takes.
 _PROFILED = (
-    *("calibrate", "calibration_seed", "encoding", "min_rank", "output"),
+    *("calibrate", "calibration_seed", "choose", "encoding", "min_rank", "output"),
     *("size", "latency_batch", "latency_seconds"),
 )
 

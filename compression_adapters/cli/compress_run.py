@@ -68,7 +68,9 @@ def compress_source(source: Source, request: Request) -> dict[str, Any]:
     labels = source.labels_for(request.options.problem.loss)
     if request.options.target.accuracy_drop_at_most is not None:
         labels = source.labels
-    options = request.options.changed(labels=labels, choose=source.choose)
+    options = request.options.changed(
+        labels=labels, choose=source.choose_as(request.options.problem.choose)
+    )
     result = compress_with(source.network, source.inputs, options)
     result.save(out / NETWORK_FOLDER)
     result.client.save_to_json_file(str(out / "experiment.json"))

@@ -147,7 +147,8 @@ def compress_source_in_stages(
     """
     out, test_samples = request.out, request.source.test_samples
     labels = source.labels_for(request.options.problem.loss)
-    options = request.options.changed(labels=labels, choose=source.choose)
+    choose = source.choose_as(request.options.problem.choose)
+    options = request.options.changed(labels=labels, choose=choose)
     stages = _stages(source, requests, training, options)
     folders = [
         out / STAGES_FOLDER / f"{i}-{stage.name}" for i, stage in enumerate(stages)

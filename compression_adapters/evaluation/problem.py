@@ -34,7 +34,7 @@ from compression_adapters.evaluation.sampling import (
 )
 from compression_adapters.evaluation.scalarization import scalarize, scalarize_rate
 from compression_adapters.evaluation.size_choice import measured_size, worthwhile_ranks
-from compression_adapters.layers.selection import choose_low_rank
+from compression_adapters.layers.selection import choice_of
 from compression_adapters.layers.survey import LayerSpec, find_layers, unwrap
 from compression_adapters.network.checks import (
     check_forward,
@@ -481,7 +481,7 @@ def build_problem(
     # By the user's own modules, which `choose` may compare by identity.
     layers = find_layers(
         network,
-        options.choose or choose_low_rank,
+        choice_of(options.choose),
         include=options.include,
         exclude=options.exclude,
     )
@@ -507,7 +507,7 @@ def build_problem(
     )
     batch = batch_of(many, options.latency_batch or num_samples)
     size = measured_size(network, layers, factors, batch, few, options)
-    layers, size, worthwhile = worthwhile_ranks(layers, size, options)
+    layers, size, worthwhile = worthwhile_ranks(layers, factors, size, options)
     spectra = {
         layer.name: layer.decomposition.singular_values(factors[layer.name])
         for layer in layers

@@ -30,8 +30,9 @@ from compression_adapters.network.structured_inputs import (
 )
 from compression_adapters.rank_space.scales import DENSE, Rank
 
-FORMAT_VERSION: Final = 1
-"""Of a stored table of times."""
+FORMAT_VERSION: Final = 2
+"""Of a stored table of times. Version 1 has no `kinds`; it is still written of tables
+whose layers have one decomposition each."""
 
 PRECISION: Final = 0.05
 """Half-width of the 95 % interval of a median at which a time counts as known."""
@@ -110,6 +111,8 @@ class LayerTimes:
         ranks: That were measured, ascending, and `"dense"` last.
         seconds: Median time of each, of all calls in one pass.
         half_widths: Of the 95 % intervals of the medians. Unit: seconds.
+        kinds: Of a layer with several decompositions (`Ladder`), the name of each and
+            the number of its ranks, which are counted on from one to the next.
     """
 
     decomposition: str
@@ -118,6 +121,30 @@ class LayerTimes:
     ranks: tuple[Rank, ...]
     seconds: tuple[float, ...]
     half_widths: tuple[float, ...]
+    kinds: tuple[tuple[str, int], ...] = ()
+
+    def forms(self) -> list[tuple[str, list[tuple[Rank, int]]]]:
+        """Return the ranks that were measured, by decomposition.
+
+        Returns:
+            For each decomposition its name, and pairs of its own rank and of the place
+            in `ranks`; the dense layer is left out.
+        """
+        found, before = [], 0
+        for name, number in self.kinds or ((self.decomposition, int(self._last)),):
+            own: list[tuple[Rank, int]] = [
+                (rank - before, place)
+                for place, rank in enumerate(self.ranks)
+                if rank != DENSE and before < rank <= before + number
+            ]
+            found.append((name, own))
+            before += number
+        return found
+
+    @property
+    def _last(self) -> Rank:
+        """The largest rank."""
+        return self.ranks[-2]
 
 
 @dataclass(frozen=True, eq=False)
@@ -183,11 +210,13 @@ class LatencyTable:
                 )
             kept = (times.decomposition, times.weight_shape)
             now = (layer.decomposition.name, layer.weight_shape)
-            # The last entry is the dense layer's; the one before is the largest rank.
-            if kept != now or times.ranks[-2] < layer.max_rank:  # type: ignore[operator]
+            last = int(times.ranks[-2])  # before the dense layer's
+            # Of several decompositions a number means nothing without the others'.
+            same = times.kinds == kinds_of(layer) if times.kinds else True
+            if kept != now or last < layer.max_rank or not same:
                 raise ValueError(
                     f"The table of times has layer {layer.name!r} as {kept[0]} of "
-                    f"shape {kept[1]} up to rank {times.ranks[-2]}; here it is "
+                    f"shape {kept[1]} up to rank {last}; here it is "
                     f"{now[0]} of shape {now[1]} up to rank {layer.max_rank}. Measure "
                     "this network (size='latency')."
                 )
@@ -196,17 +225,25 @@ class LatencyTable:
         """Return one row for each layer and rank that was measured.
 
         Returns:
-            `layer`, `rank`, `milliseconds`, `half_width` (of the 95 % interval, in
-            milliseconds), `of_dense` and `of_network`, the shares.
+            `layer`, `kind` (the decomposition), `rank`, `milliseconds`, `half_width`
+            (of the 95 % interval, in milliseconds), `of_dense` and `of_network`, the
+            shares.
         """
+        rows = []
+        for name, times in self.layers.items():
+            forms: list[tuple[str, Rank, int]] = [
+                (kind, rank, place)
+                for kind, own in times.forms()
+                for rank, place in own
+            ]
+            for kind, rank, place in (*forms, (DENSE, DENSE, len(times.ranks) - 1)):
+                each, width = times.seconds[place], times.half_widths[place]
+                shares = (each / times.seconds[-1], each / self.whole)
+                rows.append((name, kind, rank, 1e3 * each, 1e3 * width, *shares))
         return pd.DataFrame(
-            [
-                (name, rank, 1e3 * s, 1e3 * w, s / t.seconds[-1], s / self.whole)
-                for name, t in self.layers.items()
-                for rank, s, w in zip(t.ranks, t.seconds, t.half_widths, strict=True)
-            ],
+            rows,
             columns=[
-                *("layer", "rank", "milliseconds", "half_width"),
+                *("layer", "kind", "rank", "milliseconds", "half_width"),
                 *("of_dense", "of_network"),
             ],
         )
@@ -214,16 +251,21 @@ class LatencyTable:
     def __str__(self) -> str:
         shown = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
         rows = []
+        several = any(times.kinds for times in self.layers.values())
         for name, times in self.layers.items():
-            at, last = self.seconds_at(name), int(times.ranks[-2])
-            row: dict[str, str] = {
-                "layer": name,
-                "dense": f"{1e3 * times.seconds[-1]:.3f}",
-            }
-            for rank in shown:
-                row[f"rank {rank}"] = f"{1e3 * at(rank):.3f}" if rank <= last else ""
-            row["largest"] = f"{1e3 * at(last):.3f} at {last}"
-            rows.append(row)
+            at = self.seconds_at(name)
+            for kind, own in times.forms():
+                (first, place), (last, _) = own[0], own[-1]
+                before = int(times.ranks[place]) - int(first)
+                row: dict[str, str] = {"layer": name}
+                if several:
+                    row["kind"] = kind
+                row["dense"] = f"{1e3 * times.seconds[-1]:.3f}"
+                for rank in shown:
+                    fits = rank <= int(last)
+                    row[f"rank {rank}"] = f"{1e3 * at(before + rank):.3f}" * fits
+                row["largest"] = f"{1e3 * at(before + int(last)):.3f} at {last}"
+                rows.append(row)
         own, machine = sum(t.seconds[-1] for t in self.layers.values()), self.machine
         number = sum(len(times.ranks) for times in self.layers.values())
         return (
@@ -238,11 +280,16 @@ class LatencyTable:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the table as plain JSON values."""
+        several = any(times.kinds for times in self.layers.values())
         return {
-            "format_version": FORMAT_VERSION,
+            "format_version": FORMAT_VERSION if several else 1,
             "machine": asdict(self.machine),
             "layers": {
-                name: {k: _plain(v) for k, v in asdict(times).items()}
+                name: {
+                    k: _plain(v)
+                    for k, v in asdict(times).items()
+                    if several or k != "kinds"
+                }
                 for name, times in self.layers.items()
             },
             **{name: getattr(self, name) for name in _NUMBERS},
@@ -262,7 +309,7 @@ class LatencyTable:
                 f"ax-pac reads up to {FORMAT_VERSION}. Update ax-pac."
             )
         try:
-            if version != FORMAT_VERSION:
+            if version not in (1, FORMAT_VERSION):
                 raise ValueError(f"format_version is {version!r}")
             layers = {n: _layer_times(entry) for n, entry in record["layers"].items()}
             numbers = {name: float(record[name]) for name in _NUMBERS}
@@ -337,6 +384,37 @@ def _layer_times(entry: Mapping[str, Any]) -> LayerTimes:
         ranks,
         seconds,
         widths,
+        _kinds(entry.get("kinds", []), int(ranks[-2])),
+    )
+
+
+def _kinds(entry: Sequence[Any], last: int) -> tuple[tuple[str, int], ...]:
+    """Check which decompositions the ranks of a layer are of."""
+    kinds = tuple((str(name), int(number)) for name, number in entry)
+    if kinds and (sum(n for _, n in kinds) != last or min(n for _, n in kinds) < 1):
+        raise ValueError(f"kinds {kinds} and ranks up to {last}")
+    return kinds
+
+
+def kinds_of(layer: LayerSpec) -> tuple[tuple[str, int], ...]:
+    """Return the decompositions of a ladder and how many ranks each has; else none.
+
+    Args:
+        layer: A layer, with all its forms.
+    """
+    if layer.ladder is None:
+        return ()
+    return tuple((layer.form_of(span[0]).kind, len(span)) for span in layer.spans)
+
+
+def forms_to_measure(layer: LayerSpec) -> tuple[int, ...]:
+    """Return the ranks of a layer that are measured: of each decomposition's own.
+
+    Args:
+        layer: A layer; of a ladder, with all its forms.
+    """
+    return tuple(
+        span[rank - 1] for span in layer.spans for rank in ranks_to_measure(len(span))
     )
 
 
@@ -412,7 +490,7 @@ def measure_latency(
     work = copy_network(network)
     names = [layer.name for layer in layers]
     rng = np.random.default_rng(seed)
-    samples = _Samples({x.name: ranks_to_measure(x.max_rank) for x in layers})
+    samples = _Samples({layer.name: forms_to_measure(layer) for layer in layers})
     bar = tqdm(
         total=round(seconds),
         unit="s",
@@ -545,6 +623,7 @@ class _Samples:
             tuple(shares),
             tuple(medians),
             tuple(width if math.isfinite(width) else 0.0 for width in widths),
+            kinds_of(layer),
         )
 
     def _is_known(self, name: str, rank: Rank) -> bool:

@@ -247,8 +247,9 @@ def entries_for(
         rank = ranks.get(layer.name)
         if rank is None:
             raise ValueError(f"ranks has no entry for layer {layer.name!r}.")
-        name = layer.decomposition.name
-        entries.append(LayerRecipe(layer.name, name, layer.weight_shape, rank))
+        # Of a ladder the rung's own decomposition and rank, which loading needs alone.
+        kind, own = layer.form_of(rank)
+        entries.append(LayerRecipe(layer.name, kind, layer.weight_shape, own))
     return tuple(entries)
 
 

@@ -70,9 +70,7 @@ def dry_run(problem: CompressionProblem) -> None:
             save_compressed(small, layers, ranks, folder)
         if not recipe_of(reference):
             with _attempt("loaded"):
-                own = {
-                    layer.decomposition.name: layer.decomposition for layer in layers
-                }
+                own = {kind.name: kind for layer in layers for kind in layer.kinds}
                 loaded = load_compressed(folder, reference, decompositions=own)
                 with evaluation_mode(loaded):
                     if not agree(outputs, forward(loaded, few)):
