@@ -106,10 +106,14 @@ def _summary(
 ) -> dict[str, Any]:
     """Collect settings and results as plain JSON values."""
     problem, experiment = result.problem, experiment_of(result.client)
+    # None where a target chose a network beside those that were evaluated.
     incumbent = next(
-        index
-        for index, trial in experiment.trials.items()
-        if trial.arm.parameters == result.parameterization
+        (
+            index
+            for index, trial in experiment.trials.items()
+            if trial.arm.parameters == result.parameterization
+        ),
+        None,
     )
     gain, known = result.gain_over_path(), problem.calibration
     return {

@@ -41,6 +41,14 @@ NEGLIGIBLE: Final = 0.0025
 """The same as a share of the whole network: enough for a layer that takes little."""
 
 _FEWEST_ROUNDS: Final = 3
+
+_FEW_WIDTH: Final = 0.15
+"""What two or four timings are off by, as a share, at most; measured on ResNet18."""
+
+_GROWS: Final = 0.25
+"""A larger rank of a decomposition takes less than a smaller one by no more than this,
+as a share: a multiple of eight, after one that is none."""
+
 _STEP: Final = 1.2
 """Two ranks that are measured differ by this factor, from where multiples of 8 do."""
 
@@ -160,7 +168,7 @@ class LatencyTable:
         rest: What of it is spent outside the layers in play. Unit: seconds.
         rounds: How often every rank was visited.
         known: Share of the times that are known to `PRECISION`, or to `NEGLIGIBLE` of
-            the whole network.
+            the whole network, or are surely too long to matter.
         measured_in: How long the measurement took. Unit: seconds.
 
     Example:
@@ -462,7 +470,10 @@ def measure_latency(
 
     Rounds go through all ranks. After three, a rank whose time is known is visited no
     more: the 95 % interval of its median (from the median absolute deviation) reaches
-    no further than `PRECISION` of it, or than `NEGLIGIBLE` of the whole network.
+    no further than `PRECISION` of it, or than `NEGLIGIBLE` of the whole network. From
+    the second on, neither is one that is surely slower than another that loses less:
+    no search would choose it. Of a ladder of several decompositions that holds in the
+    first round too, for ranks above one that is too slow.
 
     Args:
         network: The reference network; runs in eval mode where it is.
@@ -490,7 +501,7 @@ def measure_latency(
     work = copy_network(network)
     names = [layer.name for layer in layers]
     rng = np.random.default_rng(seed)
-    samples = _Samples({layer.name: forms_to_measure(layer) for layer in layers})
+    samples = _Samples(layers, factors)
     bar = tqdm(
         total=round(seconds),
         unit="s",
@@ -560,34 +571,46 @@ class _Samples:
     """Shares of the original's time, by layer and rank.
 
     Args:
-        ranks: Layer name to the ranks to measure.
+        layers: The layers.
+        factors: Their factors, by which the errors of a ladder's rungs are known.
     """
 
-    def __init__(self, ranks: Mapping[str, Sequence[int]]) -> None:
+    def __init__(
+        self, layers: Sequence[LayerSpec], factors: Mapping[str, Factors]
+    ) -> None:
+        self.layers = {layer.name: layer for layer in layers}
         self.shares: dict[str, dict[Rank, list[float]]] = {}
-        for name, each in ranks.items():
-            self.shares[name] = {rank: [] for rank in each}
-            self.shares[name][DENSE] = []
+        self.falling: dict[str, list[int]] = {}  # by falling error
+        for layer in layers:
+            ranks = forms_to_measure(layer)
+            self.shares[layer.name] = {rank: [] for rank in ranks}
+            self.shares[layer.name][DENSE] = []
+            order = list(ranks)
+            if layer.ladder is not None:
+                errors = layer.ladder.errors(factors[layer.name])
+                order.sort(key=lambda rank: -errors[rank - 1])  # noqa: B023 (at once)
+            self.falling[layer.name] = order
         self.wholes: list[float] = []
         self.rests: list[float] = []
 
     def visits(self, rng: np.random.Generator) -> Iterator[dict[str, int]]:
-        """Yield ranks of all layers until each rank that is not known had its turn."""
-        queues: dict[str, list[int]] = {}
-        for name, shares in self.shares.items():
-            todo = [r for r in shares if r != DENSE and not self._is_known(name, r)]
-            every = [r for r in shares if r != DENSE]
-            queues[name] = [int(r) for r in rng.permutation(todo or every)]
-        longest = max(
-            (
-                len(queue)
-                for name, queue in queues.items()
-                if any(not self._is_known(name, rank) for rank in queue)
-            ),
-            default=0,
-        )
-        for turn in range(longest):
-            yield {name: queue[turn % len(queue)] for name, queue in queues.items()}
+        """Yield ranks of all layers until each that still matters had its turn."""
+        left: dict[str, list[int]] = {}
+        for name in self.shares:
+            left[name] = rng.permutation(self._open(name) or self.falling[name]).tolist()
+        every = {name: list(queue) for name, queue in left.items()}
+        turn = 0
+        while True:
+            for name, queue in left.items():
+                still = {*self._open(name)}
+                left[name] = [rank for rank in queue if rank in still]
+            if not any(left.values()):
+                return
+            yield {
+                name: queue.pop() if queue else every[name][turn % len(every[name])]
+                for name, queue in left.items()
+            }
+            turn += 1
 
     def add(
         self, ranks: Mapping[str, int], left: _Pass, here: _Pass, right: _Pass
@@ -601,28 +624,35 @@ class _Samples:
         self.rests.append(1.0 - sum(right[1].values()) / right[0])
 
     def known(self) -> float:
-        """Return the share of the times that are known well enough."""
-        each = [
-            self._is_known(name, rank)
-            for name, shares in self.shares.items()
-            for rank in shares
-        ]
-        return sum(each) / len(each)
+        """Return the share of the times that are known well enough, or do not matter."""
+        unknown = sum(len(self._open(name)) for name in self.shares)
+        unknown += sum(not self._is_known(name, DENSE) for name in self.shares)
+        return 1.0 - unknown / sum(map(len, self.shares.values()))
 
     def times(
         self, layer: LayerSpec, whole: float, shapes: tuple[tuple[int, ...], ...]
     ) -> LayerTimes:
-        """Return the times of a layer."""
-        shares = self.shares[layer.name]
-        medians = [whole * statistics.median(values) for values in shares.values()]
-        widths = [whole * _half_width(values) for values in shares.values()]
+        """Return the times of a layer.
+
+        A form that was not visited, because a smaller rank of the same decomposition
+        was too slow already, has that rank's time.
+        """
+        found: dict[Rank, tuple[float, float]] = {}
+        for rank, values in self.shares[layer.name].items():
+            if values:
+                median, width = statistics.median(values), _half_width(values)
+                width = width if math.isfinite(width) else 0.0
+            else:
+                median = statistics.median(self._visited_below(layer, int(rank)))
+                width = median
+            found[rank] = (whole * median, whole * width)
         return LayerTimes(
             layer.decomposition.name,
             tuple(layer.weight_shape),
             shapes,
-            tuple(shares),
-            tuple(medians),
-            tuple(width if math.isfinite(width) else 0.0 for width in widths),
+            tuple(found),
+            tuple(seconds for seconds, _ in found.values()),
+            tuple(width for _, width in found.values()),
             kinds_of(layer),
         )
 
@@ -632,6 +662,44 @@ class _Samples:
             return False
         allowed = max(PRECISION * statistics.median(values), NEGLIGIBLE)
         return _half_width(values) <= allowed
+
+    def _open(self, name: str) -> list[int]:
+        """List the ranks whose time is not known, and that may be of use.
+
+        One that is surely slower than another with a smaller error, or than the dense
+        layer, is no choice of a search, however much slower it is.
+        """
+        found: list[int] = []
+        least = self._bounds(name, DENSE)[1]
+        for rank in reversed(self.falling[name]):
+            low, high = self._bounds(name, rank)
+            if low <= least and not self._is_known(name, rank):
+                found.append(rank)
+            least = min(least, high)
+        return found
+
+    def _bounds(self, name: str, rank: Rank) -> tuple[float, float]:
+        """Return between which shares a time surely is."""
+        values = self.shares[name][rank]
+        if values:
+            median = statistics.median(values)
+            width = _FEW_WIDTH * median
+            if len(values) >= 2 * _FEWEST_ROUNDS:
+                width = _half_width(values)
+            return median - width, median + width
+        layer = self.layers[name]
+        if rank == DENSE or layer.ladder is None:
+            return 0.0, math.inf
+        below = self._visited_below(layer, rank)
+        low = statistics.median(below) * (1.0 - _GROWS) if below else 0.0
+        return low, math.inf
+
+    def _visited_below(self, layer: LayerSpec, rank: int) -> list[float]:
+        """Return the shares of the next smaller rank of a decomposition, if any."""
+        span = next(span for span in layer.spans if rank in span)
+        shares = self.shares[layer.name]
+        below = [r for r in shares if r != DENSE and r in span and r < rank]
+        return next((shares[r] for r in reversed(below) if shares[r]), [])
 
 
 def _half_width(values: Sequence[float]) -> float:
