@@ -38,7 +38,7 @@ _SIZES: dict[str, int] = {
     **{"inception_v3": 80, "alexnet": 64, "maxvit_t": 64, "s3d": 64, "mvit_v1_b": 64},
     **{"densenet121": 32, "squeezenet1_0": 48, "squeezenet1_1": 48},
 }
-# Two functions of torchvision fix what depends on the size of the inputs, and would take
+# Two functions of torchvision fix what depends on the size of inputs, and would take
 # twenty minutes each at that size: these arguments replace theirs.
 _FIXED: dict[str, tuple[Any, str, dict[str, Any]]] = {
     "maxvit_t": (torchvision.models.maxvit, "_maxvit", {"partition_size": 2}),

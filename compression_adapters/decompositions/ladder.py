@@ -102,8 +102,7 @@ class Ladder:
         starts = [
             number
             for number, rung in enumerate(self.rungs, 1)
-            if number == 1
-            or self.rungs[number - 2] != Rung(rung.kind, rung.rank - 1)
+            if number == 1 or self.rungs[number - 2] != Rung(rung.kind, rung.rank - 1)
         ]
         ends = [*starts[1:], len(self.rungs) + 1]
         return tuple(range(a, b) for a, b in zip(starts, ends, strict=True))

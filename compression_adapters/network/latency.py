@@ -588,7 +588,7 @@ class _Samples:
             order = list(ranks)
             if layer.ladder is not None:
                 errors = layer.ladder.errors(factors[layer.name])
-                order.sort(key=lambda rank: -errors[rank - 1])  # noqa: B023 (at once)
+                order = sorted(ranks, key=[1.0, *errors].__getitem__, reverse=True)
             self.falling[layer.name] = order
         self.wholes: list[float] = []
         self.rests: list[float] = []
@@ -597,13 +597,14 @@ class _Samples:
         """Yield ranks of all layers until each that still matters had its turn."""
         left: dict[str, list[int]] = {}
         for name in self.shares:
-            left[name] = rng.permutation(self._open(name) or self.falling[name]).tolist()
+            still = self._open(name) or self.falling[name]
+            left[name] = rng.permutation(still).tolist()
         every = {name: list(queue) for name, queue in left.items()}
         turn = 0
         while True:
             for name, queue in left.items():
-                still = {*self._open(name)}
-                left[name] = [rank for rank in queue if rank in still]
+                matter = {*self._open(name)}
+                left[name] = [rank for rank in queue if rank in matter]
             if not any(left.values()):
                 return
             yield {
@@ -624,7 +625,7 @@ class _Samples:
         self.rests.append(1.0 - sum(right[1].values()) / right[0])
 
     def known(self) -> float:
-        """Return the share of the times that are known well enough, or do not matter."""
+        """Return the share of the times that are known, or do not matter."""
         unknown = sum(len(self._open(name)) for name in self.shares)
         unknown += sum(not self._is_known(name, DENSE) for name in self.shares)
         return 1.0 - unknown / sum(map(len, self.shares.values()))

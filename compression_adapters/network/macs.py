@@ -83,9 +83,7 @@ def drop_ranks_without_gain(
             kept.append(replace(layer, max_rank=with_gain[-1]))
         elif with_gain and layer.ladder is not None:
             ladder = layer.ladder.only(with_gain)
-            kept.append(
-                replace(layer, decomposition=ladder, max_rank=len(with_gain))
-            )
+            kept.append(replace(layer, decomposition=ladder, max_rank=len(with_gain)))
     if not kept:
         raise ValueError(
             "No layer gains from any rank: none needs fewer multiply-adds than dense. "
