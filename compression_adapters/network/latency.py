@@ -241,8 +241,8 @@ class LatencyTable:
         for name, times in self.layers.items():
             forms: list[tuple[str, Rank, int]] = [
                 (kind, rank, place)
-                for kind, own in times.forms()
-                for rank, place in own
+                for kind, measured in times.forms()
+                for rank, place in measured
             ]
             for kind, rank, place in (*forms, (DENSE, DENSE, len(times.ranks) - 1)):
                 each, width = times.seconds[place], times.half_widths[place]
@@ -262,8 +262,8 @@ class LatencyTable:
         several = any(times.kinds for times in self.layers.values())
         for name, times in self.layers.items():
             at = self.seconds_at(name)
-            for kind, own in times.forms():
-                (first, place), (last, _) = own[0], own[-1]
+            for kind, measured in times.forms():
+                (first, place), (last, _) = measured[0], measured[-1]
                 before = int(times.ranks[place]) - int(first)
                 row: dict[str, str] = {"layer": name}
                 if several:
@@ -271,7 +271,9 @@ class LatencyTable:
                 row["dense"] = f"{1e3 * times.seconds[-1]:.3f}"
                 for rank in shown:
                     fits = rank <= int(last)
-                    row[f"rank {rank}"] = f"{1e3 * at(before + rank):.3f}" * fits
+                    row[f"rank {rank}"] = (
+                        f"{1e3 * at(before + rank):.3f}" if fits else ""
+                    )
                 row["largest"] = f"{1e3 * at(before + int(last)):.3f} at {last}"
                 rows.append(row)
         own, machine = sum(t.seconds[-1] for t in self.layers.values()), self.machine
