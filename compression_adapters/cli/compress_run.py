@@ -29,9 +29,11 @@ from compression_adapters.cli.options import Request
 from compression_adapters.cli.reload import reloads_equal
 from compression_adapters.cli.sources import Source
 from compression_adapters.evaluation.accuracy import top_accuracies
+from compression_adapters.evaluation.loss_curves import relative_errors
 from compression_adapters.network.costs import cost_table, slower_note
 from compression_adapters.network.counts import compression_ratio, whole_network_ratio
 from compression_adapters.network.truncation import truncated
+from compression_adapters.rank_space.scales import DENSE
 from compression_adapters.report.run import (
     NETWORK_FOLDER,
     read_run,
@@ -43,6 +45,9 @@ from compression_adapters.search.result import CompressionResult
 
 TIMES_FILE: Final = "times.json"
 """The table of times of a run by latency, for `--size` of another."""
+
+_MOST_RUNGS: Final = 60
+"""Forms of a layer that a report shows, beside the one that was chosen."""
 
 _PACKAGES: Final = (
     *("ax-pac", "ax-platform", "botorch"),
@@ -134,6 +139,7 @@ def _summary(
         "certificates": certificate_records(experiment),
         "times": time_table(experiment).to_dict("records"),
         "layers": result.layers.to_dict("records"),
+        "ladders": _ladders(result),
         "loss_fresh": {"mean": result.loss.mean, "sem": result.loss.sem},
         "gain_over_path": None if gain is None else gain._asdict(),
         "calibration": None if known is None else known.to_dict(),
@@ -166,6 +172,35 @@ def _size(result: CompressionResult) -> dict[str, Any]:
         f"after ({after / before:.1%})"
     )
     return record | {"quantity": quantity, "scale": scale, "sentence": sentence}
+
+
+def _ladders(result: CompressionResult) -> list[dict[str, Any]]:
+    """Record what every form of each layer costs and loses, and which was chosen."""
+    problem, ladders = result.problem, []
+    scales = {
+        name: scale
+        for parameter in problem.parameters
+        for name, scale in zip(parameter.layers, parameter.scales, strict=True)
+    }
+    for layer in problem.layers:
+        errors = relative_errors(layer, problem.factors[layer.name])
+        sizes, rank = problem.measure.layers[layer.name], result.ranks[layer.name]
+        ranks = [int(one) for one in scales[layer.name].ranks]
+        step = -(-len(ranks) // _MOST_RUNGS)
+        shown = sorted({*ranks[::step], *ranks[-1:], *({rank} - {DENSE})}, key=int)
+        forms = [layer.form_of(int(one)) for one in shown]
+        ladders.append(
+            {
+                "layer": layer.name,
+                "kinds": [form.kind for form in forms],
+                "ranks": [form.rank for form in forms],
+                "sizes": [sizes.at(one) for one in shown],
+                "errors": [errors[int(one)] for one in shown],
+                "dense": sizes.dense,
+                "chosen": None if rank == DENSE else shown.index(rank),
+            }
+        )
+    return ladders
 
 
 def _sample_size(result: CompressionResult) -> dict[str, Any] | None:

@@ -62,6 +62,7 @@ def factorize_network(
             if known is not None:
                 try:
                     fitted = layer.decomposition.factorize(module, known)
+                # torch has it, and its stubs do not.
                 except torch.linalg.LinAlgError as error:  # type: ignore[attr-defined]
                     warnings.warn(
                         f"Layer {layer.name!r} is decomposed by its weights alone: "
