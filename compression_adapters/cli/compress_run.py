@@ -33,7 +33,6 @@ from compression_adapters.evaluation.loss_curves import relative_errors
 from compression_adapters.network.costs import cost_table, slower_note
 from compression_adapters.network.counts import compression_ratio, whole_network_ratio
 from compression_adapters.network.truncation import truncated
-from compression_adapters.rank_space.scales import DENSE
 from compression_adapters.report.run import (
     NETWORK_FOLDER,
     read_run,
@@ -187,7 +186,7 @@ def _ladders(result: CompressionResult) -> list[dict[str, Any]]:
         sizes, rank = problem.measure.layers[layer.name], result.ranks[layer.name]
         ranks = [int(one) for one in scales[layer.name].ranks]
         step = -(-len(ranks) // _MOST_RUNGS)
-        shown = sorted({*ranks[::step], *ranks[-1:], *({rank} - {DENSE})}, key=int)
+        shown = sorted({*ranks[::step], *ranks[-1:], *({rank} - {"dense"})}, key=int)
         forms = [layer.form_of(int(one)) for one in shown]
         ladders.append(
             {
@@ -197,7 +196,7 @@ def _ladders(result: CompressionResult) -> list[dict[str, Any]]:
                 "sizes": [sizes.at(one) for one in shown],
                 "errors": [errors[int(one)] for one in shown],
                 "dense": sizes.dense,
-                "chosen": None if rank == DENSE else shown.index(rank),
+                "chosen": None if rank == "dense" else shown.index(rank),
             }
         )
     return ladders
