@@ -141,6 +141,9 @@ def _summary(
         "ladders": _ladders(result),
         "loss_fresh": {"mean": result.loss.mean, "sem": result.loss.sem},
         "gain_over_path": None if gain is None else gain._asdict(),
+        "beside_incumbent": None
+        if result.beside_incumbent is None
+        else result.beside_incumbent._asdict(),
         "calibration": None if known is None else known.to_dict(),
         "finish": _finish(result),
         "statement": None if result.statement is None else result.statement.to_dict(),

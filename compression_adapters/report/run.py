@@ -402,6 +402,13 @@ def _results_table(summary: dict[str, Any]) -> str:
             f"Loss of the compressed network on fresh samples: {fresh['mean']:.4g}, "
             f"standard error {fresh['sem']:.2g}."
         )
+    beside = summary.get("beside_incumbent")
+    if beside is not None:
+        remarks.append(
+            "The certificate is of the best balance of loss and size that was found. "
+            "This network just meets the target; its objective is above that one's by "
+            f"{beside['mean']:.4g}, standard error {beside['sem']:.2g}."
+        )
     gain = summary.get("gain_over_path")
     if gain is not None and gain["mean"] == gain["sem"] == 0.0:
         remarks.append(

@@ -46,9 +46,13 @@ def least_losses_within(
 
     Returns:
         Their points in the search space.
+
+    Raises:
+        ValueError: when the smallest network is larger.
     """
-    problem, seed = path.problem, results[-1].seed
+    problem = path.problem
     known = [dict(path.networks[path.at_ratio(ratio)])]
+    seed = results[-1].seed
     known += [dict(result.ranks) for result in results]
     table = results[-1].trials
     done = table[table["status"] == "COMPLETED"]

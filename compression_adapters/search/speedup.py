@@ -55,6 +55,12 @@ _CLOSE = 0.07
 _ENDS = 2
 """Networks that just meet the target by their predicted times, of which one is kept."""
 
+_AIMS = 3
+"""Times that the size which is aimed at is corrected by the measured one, at most."""
+
+_JUST = 0.025
+"""A network whose time is this close below what is allowed just meets it."""
+
 _SMALLER = (0.97, 0.94, 0.9)
 """Sizes, as shares of that, of networks that are tried where those are too slow."""
 
@@ -173,24 +179,34 @@ def _settled(
     """End at the network that just meets the target with the least loss.
 
     That is hardly ever the incumbent of a search, which balances the loss against more
-    speed than was asked for, or a little less. See `least_losses_within`.
+    speed than was asked for, or a little less. See `least_losses_within`. The prediction
+    is corrected by what the network measures until it is close to what is allowed.
     """
     near = min(
         results,
         key=lambda r: (not r.certificate.holds, abs(math.log(_time(r) / allowed))),
     )
     path = price_path(near.problem)
+    smallest = float(path.table["compression_ratio"].iloc[0])
     off = statistics.median(_time(result) / result.size_ratio for result in results)
-    fast: list[CompressionResult] = []
-    for share in (1.0, *_SMALLER):
-        aim = share * _MARGIN * allowed / off
-        points = least_losses_within(
-            path, results, max(aim, float(path.table["compression_ratio"].iloc[0]))
+
+    def networks(share: float, number: int) -> list[CompressionResult]:
+        """Return the networks that should take a share of what is allowed."""
+        aim = max(share * _MARGIN * allowed / off, smallest)
+        points = least_losses_within(path, results, aim)[:number]
+        return [replaced_network(near, point, options.search) for point in points]
+
+    for _ in range(_AIMS):
+        (best,) = networks(1.0, 1)
+        found = measured_time(
+            best.problem, best.network, best.ranks, seconds=_MEASURE_SECONDS
         )
-        fast += [
-            replaced_network(near, point, options.search)
-            for point in points[: _ENDS if share == 1.0 else 1]
-        ]
+        off = found.ratio / best.size_ratio
+        if allowed * (1.0 - _JUST) <= found.ratio <= allowed:
+            break
+    fast = networks(1.0, _ENDS)
+    for share in _SMALLER:
+        fast += networks(share, 1)
     return _kept(fast, options, allowed)
 
 
