@@ -12,6 +12,7 @@ from benchmarks.speed.deploy import run_deploy
 from benchmarks.speed.runs import (
     BATCH,
     DELTA,
+    MAX_TRIALS,
     NETWORK,
     SPEEDUP,
     WEIGHTS,
@@ -41,6 +42,8 @@ def speedup(
     """
     settings = {"search": search, "speedup": factor, "batch": BATCH}
     settings |= {"part": "speedup", "tie": tie, "delta": DELTA}
+    if search and tie == "none":
+        settings["max_trials"] = MAX_TRIALS
     return settings | ({"forms": forms} if forms != "chosen" else {})
 
 
@@ -61,9 +64,11 @@ def prediction(batch: int) -> dict[str, Any]:
 
 # Each with its number of runs and the core-minutes of one, measured.
 _PLAN: tuple[tuple[dict[str, Any], int, float], ...] = (
-    (speedup(True), 3, 3.0),
     (speedup(False, "none"), 3, 2.0),
     (speedup(False, "none", forms="best"), 3, 4.0),
+    (speedup(True, "none"), 3, 4.0),
+    (speedup(True, "none", forms="best"), 3, 6.0),
+    (speedup(False), 1, 2.0),
     (weights(), 3, 1.0),
     (deploy(NETWORK), 1, 3.0),
     (deploy("fc3"), 1, 0.5),

@@ -19,13 +19,15 @@ from compression_adapters import (
     price_path,
 )
 from compression_adapters.network.counts import compression_ratio, whole_network_ratio
-from compression_adapters.options import LATENCY_SECONDS
+from compression_adapters.options import LATENCY_SECONDS, SearchOptions
 from compression_adapters.search.result import CompressionResult, measured_time
 
 NETWORK = "resnet18"
 BATCH = 50
 SPEEDUP = 2.0
 DELTA = 0.05
+MAX_TRIALS = 40
+"""Of a search with one coordinate a layer, which is not certified by then."""
 WEIGHTS = 0.15
 TEST_IMAGES = 10_000
 NETWORKS = 10
@@ -68,6 +70,7 @@ def run_speedup(seed: int, settings: dict[str, Any]) -> dict[str, Any]:
         choose="best" if best else choose,
         tie=TIES[settings["tie"]],
         delta=settings["delta"],
+        max_trials=settings.get("max_trials", SearchOptions.max_trials),
         seed=seed,
         calibration_seed=seed,
         progress=False,

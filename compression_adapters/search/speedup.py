@@ -179,8 +179,9 @@ def _settled(
     """End at the network that just meets the target with the least loss.
 
     That is hardly ever the incumbent of a search, which balances the loss against more
-    speed than was asked for, or a little less. See `least_losses_within`. The prediction
-    is corrected by what the network measures until it is close to what is allowed.
+    speed than was asked for, or a little less. See `least_losses_within`. The
+    prediction is corrected by what the network measures until that is close to what is
+    allowed.
     """
     near = min(
         results,
