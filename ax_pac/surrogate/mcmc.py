@@ -17,6 +17,11 @@ LENGTHSCALE_MEDIAN = 0.25
 
 LENGTHSCALE_LOG_SD = 0.75
 
+# Longer ones count as this, in units of the box. Where a search has looked, around one
+# peak, a coordinate can seem to have no influence; a length scale of many boxes says
+# that it has none anywhere, and rules out a peak elsewhere that nobody looked at.
+LONGEST_LENGTHSCALE = 2.0
+
 OUTPUTSCALE_MEDIAN = 1.0
 
 OUTPUTSCALE_LOG_SD = 0.75
@@ -147,7 +152,7 @@ class HyperparameterChains:
 
     def current(self) -> tuple[Tensor, Tensor]:
         """Return where the chains are: length scales, `64 x d`, and output scales."""
-        theta = (self._centre + self._spread * self._state).exp()
+        theta = self._hyperparameters(self._state)
         return theta[:, :-1], theta[:, -1]
 
     @property
@@ -168,7 +173,7 @@ class HyperparameterChains:
         history = torch.stack(self._history, dim=1)  # chains x sweeps x quantities
         thinned = history[:, self.thin - 1 :: self.thin]
         kept = thinned[..., :-1].transpose(0, 1).flatten(0, 1)
-        kept = (self._centre + self._spread * kept[first:]).exp()
+        kept = self._hyperparameters(kept[first:])
         columns = range(history.shape[-1])
         sizes = [effective_sample_size(thinned[..., k]) for k in columns]
         ratios = [group_r_hat(history[..., k], self._start[:, k]) for k in columns]
@@ -185,7 +190,13 @@ class HyperparameterChains:
         return torch.cat([self._state, log_posterior.unsqueeze(-1)], dim=-1)
 
     def _log_likelihood(self, state: Tensor) -> Tensor:
-        return self._likelihood((self._centre + self._spread * state).exp())
+        return self._likelihood(self._hyperparameters(state))
+
+    def _hyperparameters(self, state: Tensor) -> Tensor:
+        """Return length scales and output scale of standard normal states."""
+        theta = (self._centre + self._spread * state).exp()
+        theta[:, :-1].clamp_(max=LONGEST_LENGTHSCALE)
+        return theta
 
     def _normal(self, *shape: int) -> Tensor:
         return torch.randn(*shape, generator=self._generator, dtype=torch.float64)
