@@ -49,12 +49,7 @@ from compression_adapters.network.parity import (
     layers_in_use,
     require_parity,
 )
-from compression_adapters.network.recipe import (
-    calibrations_of,
-    record_calibrations,
-    record_sizes,
-    sizes_of,
-)
+from compression_adapters.network.recipe import added_to_recipe, record_recipe
 from compression_adapters.network.replacement import copy_network
 from compression_adapters.network.sizes import SizeMeasure, count_weights
 from compression_adapters.network.truncation import (
@@ -207,13 +202,14 @@ class CompressionProblem:
         """
         ranks = self.ranks(parameterization)
         small = truncate_network(self.network, self.factors, self.layers, ranks)
-        if self.calibration is not None:
-            earlier = calibrations_of(self.network)
-            record_calibrations(small, (*earlier, self.calibration.to_dict()))
-        if not self.measure.is_default:  # of which older recipes say nothing
-            record_sizes(
-                small, (*sizes_of(self.network), self.measure.to_dict_at(ranks))
-            )
+        known, size = self.calibration, self.measure
+        recipe = added_to_recipe(
+            small,
+            calibrations=[] if known is None else [known.to_dict()],
+            # Of the default one older recipes say nothing.
+            sizes=[] if size.is_default else [size.to_dict_at(ranks)],
+        )
+        record_recipe(small, recipe)
         return small
 
     def evaluate(

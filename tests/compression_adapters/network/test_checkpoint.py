@@ -354,7 +354,7 @@ def test_a_network_that_went_through_four_searches_comes_back(
     assert loaded.again is loaded.body
     assert repr(loaded) == repr(small)
     assert recipe_of(loaded) == recipe_of(small)
-    kinds = [(entry.name, entry.decomposition) for entry in recipe_of(small)]
+    kinds = [(entry.name, entry.decomposition) for entry in recipe_of(small).layers]
     assert kinds == [
         ("stem", "tucker"),
         ("body", "low_rank_conv"),

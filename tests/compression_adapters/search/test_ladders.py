@@ -154,7 +154,7 @@ def test_stages_cut_what_a_ladder_left():
         **FAST,
     )
     assert table["stage"].tolist() == ["best", "prune"]
-    kinds = [entry.decomposition for entry in recipe_of(small)]
+    kinds = [entry.decomposition for entry in recipe_of(small).layers]
     assert set(kinds[:4]) <= {*KINDS, "svd"}
     assert kinds[4:] == ["pruning"] * (len(kinds) - 4)
 
