@@ -106,6 +106,8 @@ def build(task: str, name: str) -> nn.Module:
         torch.manual_seed(0)
         with _resized(name):
             made: nn.Module = torchvision.models.get_model(name, **options)
+        if name == "vit_b_16":  # whose head begins at zero, and so would the outputs
+            nn.init.normal_(made.get_submodule("heads.head").weight, std=0.02)
     return made.eval()
 
 

@@ -1,6 +1,7 @@
 """Save a compressed network, and rebuild it without any decomposition."""
 
 import json
+from collections import OrderedDict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -149,7 +150,11 @@ def load_compressed(
         raise ValueError(f"{folder}: the recipe is empty.")
     record_recipe(loaded, recipe)
     weights = _file(folder, WEIGHTS_FILE)
-    loaded.load_state_dict(_tensors(loaded, weights))
+    state = OrderedDict(_tensors(loaded, weights))
+    # Versions of modules, without which some take the state for that of an old one.
+    versions = getattr(loaded.state_dict(), "_metadata", None)
+    state._metadata = versions  # type: ignore[attr-defined]  # as torch sets it
+    loaded.load_state_dict(state)
     return loaded
 
 
