@@ -374,6 +374,7 @@ class MarginalCheck:
                     float(kernel.outputscale.detach()),
                 ),
                 settle=False,
+                highest=float(problem.Y.max()),
             )
         return self._chains
 

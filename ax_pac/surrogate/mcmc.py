@@ -26,6 +26,11 @@ OUTPUTSCALE_MEDIAN = 1.0
 
 OUTPUTSCALE_LOG_SD = 0.75
 
+# Prior deviations that the best outcome may be above the mean. Around a narrow peak
+# most observations are high and agree with each other, and a fit to them may call the
+# peak itself next to impossible; it then rules out a second one where nobody looked.
+MOST_DEVIATIONS = 3.5
+
 # Prior variance of the constant mean, which is integrated out.
 MEAN_VARIANCE = 1.0
 
@@ -94,6 +99,8 @@ class HyperparameterChains:
             Default: all starting points come from the prior.
         settle: Whether to sweep until the starting points are forgotten; if not, that
             is done before the first draw is kept.
+        highest: The best outcome. Settings that put it further above their mean than
+            `MOST_DEVIATIONS` are left out. Default: none are.
 
     Raises:
         ValueError: When a shape is wrong or a value not finite.
@@ -124,9 +131,10 @@ class HyperparameterChains:
         generator: torch.Generator,
         initial: tuple[Tensor, float] | None = None,
         settle: bool = True,
+        highest: float = -math.inf,
     ) -> None:
         _check_data(X, Y, Yvar)
-        self._likelihood = _Likelihood(X, Y, Yvar)
+        self._likelihood = _Likelihood(X, Y, Yvar, highest)
         self._generator = generator
         dim = X.shape[-1]
         self._centre = torch.full((dim + 1,), math.log(OUTPUTSCALE_MEDIAN)).double()
@@ -305,12 +313,13 @@ class HyperparameterChains:
 class _Likelihood:
     """Log marginal likelihood of many hyperparameter settings at once."""
 
-    def __init__(self, X: Tensor, Y: Tensor, Yvar: Tensor) -> None:
+    def __init__(self, X: Tensor, Y: Tensor, Yvar: Tensor, highest: float) -> None:
         n = X.shape[0]
+        self._highest = highest
         row, column = torch.tril_indices(n, n, -1)
         self._squared = 5.0 * (X[row] - X[column]).square().mT.contiguous()
         self._lower = row * n + column
-        self._Y = Y.unsqueeze(-1)
+        self._Y = torch.stack([Y, torch.ones_like(Y)], dim=-1)
         self._noise = Yvar + JITTER
 
     def __call__(self, theta: Tensor) -> Tensor:
@@ -330,11 +339,15 @@ class _Likelihood:
         # Only the lower triangle is read.
         L, info = torch.linalg.cholesky_ex(K)
         whitened = torch.linalg.solve_triangular(
-            L, self._Y.expand(num, n, 1), upper=False
+            L, self._Y.expand(num, n, 2), upper=False
         )
-        value = -0.5 * whitened.square().sum((-2, -1))
+        outcome, one = whitened.unbind(-1)
+        value = -0.5 * outcome.square().sum(-1)
         value = value - L.diagonal(dim1=-2, dim2=-1).log().sum(-1)
-        usable = (info == 0) & value.isfinite()
+        mean = MEAN_VARIANCE * (outcome * one).sum(-1)
+        height = (self._highest - mean).clamp_min(0.0)
+        is_plain = height <= MOST_DEVIATIONS * outputscale.squeeze(-1).sqrt()
+        usable = (info == 0) & value.isfinite() & is_plain
         return torch.where(usable, value, torch.full_like(value, -1e100))
 
 

@@ -14,6 +14,7 @@ from ax_pac.surrogate.mcmc import (
     LENGTHSCALE_MEDIAN,
     LONGEST_LENGTHSCALE,
     MEAN_VARIANCE,
+    MOST_DEVIATIONS,
     OUTPUTSCALE_LOG_SD,
     HyperparameterChains,
     HyperparameterSample,
@@ -114,6 +115,24 @@ def test_draws_follow_the_prior_when_the_data_say_nothing(d):
     assert (z.mean(0) - mean).abs().max() < 4.5 / size**0.5
     assert (z.var(0) - (square - mean**2)).abs().max() < 4.5 * (2.0 / size) ** 0.5
     assert drawn.r_hat < 1.05
+
+
+def test_the_best_outcome_is_not_next_to_impossible():
+    """As it would be under most settings that the other outcomes suggest."""
+    X, Y, Yvar = data(24, 2)
+    highest, options = 5.0, {"num_samples": 512, "generator": seeded(2)}
+    free = sample_hyperparameters(X, Y, Yvar, **options)
+    guarded = sample_hyperparameters(X, Y, Yvar, **options, highest=highest)
+    for sample, always in ((free, False), (guarded, True)):
+        lengths = sample.lengthscale
+        K = sample.outputscale[:, None, None] * matern52(
+            X / lengths.unsqueeze(1), X / lengths.unsqueeze(1)
+        )
+        K = K + MEAN_VARIANCE + torch.diag(Yvar + JITTER)
+        # The posterior mean of the constant.
+        mean = MEAN_VARIANCE * torch.linalg.solve(K, Y.expand(len(K), -1)).sum(-1)
+        height = (highest - mean) / sample.outputscale.sqrt()
+        assert bool((height <= MOST_DEVIATIONS + 1e-6).all()) == always
 
 
 def test_no_length_scale_is_longer_than_the_longest():
