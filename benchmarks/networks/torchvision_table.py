@@ -244,7 +244,7 @@ class Tour:
 def render_torchvision(traces: Sequence[Trace]) -> str:
     """One row per network, then the sentences of what was refused."""
     lines = opening(
-        "Fifty networks of torchvision",
+        "Networks of torchvision",
         "For those who want to know whether their network is taken: networks for five "
         f"tasks with random weights, {CLASSES} outputs and small inputs, profiled, "
         f"cut to {RATIO:.0%} of the weights of its layers (`search=False`), saved, "

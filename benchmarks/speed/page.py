@@ -96,9 +96,8 @@ def _speedups(traces: Sequence[Trace]) -> list[str]:
         "A search ends at the network that just meets the target with the least loss, "
         "among those of the price path, its incumbents and what it evaluated. With one "
         f"coordinate a layer {MAX_TRIALS} evaluations do not lead to a certificate. "
-        "With one a stage (and one for the 1 x 1 shortcuts) they do, but there are "
-        "fewer networks, and the price path itself loses more: the row with one a "
-        "stage shows by how much.",
+        "With one a stage (and one for the 1 x 1 shortcuts) fewer do, but there are "
+        "fewer networks as well, and the price path among them loses more.",
         "",
         'With `choose="best"` a convolution may be any of three forms, and the table '
         "of times has a budget three times as long. What is known of the times "
