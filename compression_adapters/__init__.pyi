@@ -19,6 +19,9 @@ from .decompositions import (
     Decomposition as Decomposition,
 )
 from .decompositions import (
+    Ladder as Ladder,
+)
+from .decompositions import (
     Moments as Moments,
 )
 from .evaluation.estimates import (
@@ -97,6 +100,12 @@ from .evaluation.scalarization import (
     scalarize_rate as scalarize_rate,
 )
 from .layers.selection import (
+    best_of as best_of,
+)
+from .layers.selection import (
+    choose_best as choose_best,
+)
+from .layers.selection import (
     choose_linear as choose_linear,
 )
 from .layers.selection import (
@@ -140,6 +149,9 @@ from .network.counts import (
 )
 from .network.counts import (
     whole_network_ratio as whole_network_ratio,
+)
+from .network.export import (
+    export_onnx as export_onnx,
 )
 from .network.fine_tuning import (
     fine_tune as fine_tune,
@@ -266,6 +278,7 @@ __all__ = [
     "Decomposition",
     "EvaluationError",
     "IntermediateSquaredL2",
+    "Ladder",
     "LatencyComparison",
     "LatencyTable",
     "LayerSpec",
@@ -285,6 +298,8 @@ __all__ = [
     "UnmeasuredNetworkError",
     "apply_sem_floor",
     "as_inputs",
+    "best_of",
+    "choose_best",
     "choose_linear",
     "choose_low_rank",
     "choose_pruning",
@@ -298,6 +313,7 @@ __all__ = [
     "compression_ratio",
     "cross_entropy",
     "dataset_sampler",
+    "export_onnx",
     "factorize_network",
     "find_layers",
     "fine_tune",

@@ -18,6 +18,7 @@ from compression_adapters.network.structured_inputs import OutputChoice
 from compression_adapters.options import (
     AUTO,
     AtMax,
+    ChooseName,
     CompressionOptions,
     Objective,
     ProblemOptions,
@@ -65,7 +66,7 @@ def compress(
     calibrate: int = ProblemOptions.calibrate,
     calibration_seed: int = ProblemOptions.calibration_seed,
     held_out: int | None = ProblemOptions.held_out,
-    choose: Choose = choose_low_rank,
+    choose: Choose | ChooseName = choose_low_rank,
     include: Selectors | None = None,
     exclude: Selectors = (),
     tie: Tie | None = None,
@@ -152,7 +153,10 @@ def compress(
         held_out: How many inputs are kept apart from both calibration and trials, for
             the statement about quality at the end; at most 40 % of a pool.
         choose: Which layers to compress, and how; by default all linear layers and 2d
-            convolutions. See `find_layers`, and `profile` to inspect them first.
+            convolutions. `"best"` offers each convolution every form that it can have
+            and takes at each size the one that loses least, see `Ladder`; it takes
+            longer to decompose and to time. See `find_layers`, and `profile` to inspect
+            them first.
         include: Globs for layer names, types, or predicates; only layers that match.
         exclude: The same; layers that match are left alone.
         tie: Layer name to group, for a common coordinate; or `"threshold"`.

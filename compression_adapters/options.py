@@ -27,6 +27,8 @@ LossName = Literal[
 ]
 EncodingName = Literal["log", "energy", "linear"]
 AtMax = Literal["dense", "factor"]
+ChooseName = Literal["low_rank", "best"]
+"""Which forms a layer can have, see `CHOICES`."""
 Objective = Literal["ratio", "rate"]
 Level = Literal["pairwise", "joint", "marginal"]
 Sampling = Literal["leader_challenger", "challenger", "expected_improvement"]
@@ -351,7 +353,12 @@ class ProblemOptions:
     calibration_seed: int = option(
         0, "Determines which inputs the factors are fitted to.", at_least=0
     )
-    choose: Callable[[str, nn.Module], Any] | None = None
+    choose: Callable[[str, nn.Module], Any] | ChooseName | None = option(
+        None,
+        "best: every form of a convolution, and at each size the one that loses least; "
+        "low_rank: one form.  [default: low_rank]",
+        choices=ChooseName,
+    )
     include: Any = None
     exclude: Any = ()
     tie: Callable[[str], str] | Literal["threshold"] | None = None
@@ -419,6 +426,11 @@ class ProblemOptions:
             )
         if not (isinstance(seconds, int | float) and 0.0 < seconds < math.inf):
             raise ValueError(f"latency_seconds must be positive; got {seconds!r}.")
+        if isinstance(self.choose, str) and self.choose not in get_args(ChooseName):
+            raise ValueError(
+                f"choose must be one of {', '.join(get_args(ChooseName))}, or a "
+                f"function; got {self.choose!r}."
+            )
         require_size(self.size, self.size_of)
         require_objective(self.objective)
         require_tie(self.tie)

@@ -71,6 +71,7 @@ ROWS: dict[str, set[str]] = {
     "compression_adapters.rank_space": {"torch", "numpy"}
     | {"compression_adapters.options", "compression_adapters.layers"},
     "compression_adapters.network": {"torch", "numpy", "pandas", "safetensors", "tqdm"}
+    | {"onnxruntime"}
     | {
         "compression_adapters.options",
         "compression_adapters.decompositions",

@@ -8,9 +8,12 @@ from typing import Any
 
 from benchmarks.harness.plans import minutes_of, planned
 from benchmarks.harness.traces import Trace, recorded
+from benchmarks.speed.deploy import run_deploy
 from benchmarks.speed.runs import (
     BATCH,
     DELTA,
+    MAX_TRIALS,
+    NETWORK,
     SPEEDUP,
     WEIGHTS,
     run_prediction,
@@ -27,11 +30,26 @@ BATCHES = (BATCH, 8)
 
 
 def speedup(
-    search: bool, tie: str = "stage", factor: float = SPEEDUP
+    search: bool, tie: str = "stage", factor: float = SPEEDUP, forms: str = "chosen"
 ) -> dict[str, Any]:
-    """Settings of a network that has to be so many times faster."""
+    """Settings of a network that has to be so many times faster.
+
+    Args:
+        search: Whether it is searched, or taken from the price path.
+        tie: Which layers share a coordinate.
+        factor: How many times faster.
+        forms: `"chosen"` by hand, or all of each layer, `"best"`.
+    """
     settings = {"search": search, "speedup": factor, "batch": BATCH}
-    return {"part": "speedup", **settings, "tie": tie, "delta": DELTA}
+    settings |= {"part": "speedup", "tie": tie, "delta": DELTA}
+    if search and tie == "none":
+        settings["max_trials"] = MAX_TRIALS
+    return settings | ({"forms": forms} if forms != "chosen" else {})
+
+
+def deploy(network: str) -> dict[str, Any]:
+    """Settings of a network that is timed as it would be deployed."""
+    return {"part": "deploy", "network": network}
 
 
 def weights(ratio: float = WEIGHTS) -> dict[str, Any]:
@@ -46,21 +64,27 @@ def prediction(batch: int) -> dict[str, Any]:
 
 # Each with its number of runs and the core-minutes of one, measured.
 _PLAN: tuple[tuple[dict[str, Any], int, float], ...] = (
-    (speedup(True), 3, 3.0),
     (speedup(False, "none"), 3, 2.0),
+    (speedup(False, "none", forms="best"), 3, 4.0),
+    (speedup(True, "none"), 3, 4.0),
+    (speedup(True, "none", forms="best"), 3, 6.0),
+    (speedup(False), 1, 2.0),
     (weights(), 3, 1.0),
+    (deploy(NETWORK), 1, 3.0),
+    (deploy("fc3"), 1, 0.5),
     *((prediction(batch), 1, 2.5) for batch in BATCHES),
 )
 
 _PARTS: dict[str, Callable[[int, dict[str, Any]], dict[str, Any]]] = {
     "speedup": run_speedup,
     "weights": run_weights,
+    "deploy": run_deploy,
     "prediction": run_prediction,
 }
 
 
 def plan(seeds: int | None, **changes: Any) -> list[tuple[dict[str, Any], int]]:
-    """Every setting that agrees with `changes`; predictions are one run.
+    """Every setting that agrees with `changes`; what is timed alone is one run.
 
     Raises:
         ValueError: When a change names a setting that no part has.
@@ -68,7 +92,7 @@ def plan(seeds: int | None, **changes: Any) -> list[tuple[dict[str, Any], int]]:
     return [
         (row, seed)
         for row, seed in planned(_PLAN, seeds, **changes)
-        if seed == 0 or row["part"] != "prediction"
+        if seed == 0 or row["part"] not in ("prediction", "deploy")
     ]
 
 

@@ -1,5 +1,6 @@
 """A table of a network's layers and possible ranks, before any search."""
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -23,6 +24,7 @@ from compression_adapters.network.macs import (
     run_counted,
 )
 from compression_adapters.network.replacement import bare_copy, copy_network
+from compression_adapters.network.sizes import by_error, count_weights, with_ranks
 from compression_adapters.network.structured_inputs import (
     Inputs,
     NetworkInputs,
@@ -87,7 +89,7 @@ def profile(
     network: nn.Module,
     example: Any = None,
     *,
-    choose: Choose = choose_low_rank,
+    choose: Choose | str = choose_low_rank,
     include: Selectors | None = None,
     exclude: Selectors = (),
     encoding: str = "log",
@@ -117,7 +119,9 @@ def profile(
         encoding: `"log"` or `"linear"`: the meaning of the coordinate 0.5. `"energy"`
             needs errors.
         min_rank: Smallest rank.
-        errors: Whether to decompose each layer, for its errors at three ranks.
+        errors: Whether to decompose each layer, for its errors at three ranks. Layers
+            with several decompositions (`choose="best"`) are decomposed in any case:
+            their ranks are the rungs by weights.
         calibrate: Inputs that the factors are fitted to, as in a search; with them
             there are errors too, those of the output. None: of the weights alone.
         seed: Of the choice of patches, see `gather_moments`.
@@ -151,7 +155,9 @@ def profile(
     factors: dict[str, Factors] = {}
     if times is not None and not isinstance(times, LatencyTable):
         times = as_inputs(times)
-    if errors or calibrate is not None or isinstance(times, Tensor | NetworkInputs):
+    ladders = any(layer.ladder is not None for layer in layers)
+    timed = isinstance(times, Tensor | NetworkInputs)
+    if errors or ladders or calibrate is not None or timed:
         # A forward pass may change what a network keeps.
         factors = calibrated_factors(
             copy_network(network), layers, calibrate, seed=seed
@@ -170,6 +176,8 @@ def profile(
     elif isinstance(times, LatencyTable):
         times.require_layers(layers)
         latency = times
+    if ladders:
+        layers = _with_rungs(network, layers, factors)
     inputs: dict[str, list[torch.Size]] = {}
     num_macs = None
     if example is not None:
@@ -200,6 +208,20 @@ def profile(
         num_macs=num_macs,
         latency=latency,
     )
+
+
+def _with_rungs(
+    network: nn.Module, layers: Sequence[LayerSpec], factors: Mapping[str, Factors]
+) -> tuple[LayerSpec, ...]:
+    """Choose the rungs of ladders by weights."""
+    sizes = count_weights(network, layers).layers
+    found = []
+    for layer in layers:
+        each = sizes[layer.name]
+        ranks = range(1, layer.max_rank + 1)
+        order = by_error(layer, factors[layer.name], each, ranks)
+        found.append(with_ranks(layer, each, each.worthwhile(order))[0])
+    return tuple(found)
 
 
 def _calibration_inputs(calibrate: Any) -> Inputs | None:

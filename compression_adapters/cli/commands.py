@@ -38,7 +38,7 @@ Your own objective: ax_pac.pac_generation_strategy in an Ax loop.
 
 # What of a search's options a profile takes.
 _PROFILED = (
-    *("calibrate", "calibration_seed", "encoding", "min_rank", "output"),
+    *("calibrate", "calibration_seed", "choose", "encoding", "min_rank", "output"),
     *("size", "latency_batch", "latency_seconds"),
 )
 
@@ -176,7 +176,7 @@ def _print_summary(summary: dict[str, Any], folder: Path) -> None:
         )
         if summary.get("note"):
             accuracy += f" ({summary['note']})"
-    ranks = ", ".join(f"{name} {rank}" for name, rank in summary["ranks"].items())
+    ranks = ", ".join(_form(layer) for layer in summary["layers"])
     ended = f"{verdict} (level {certificate['level']})"
     if summary["stop_reason"] == "no_search":
         ended = "not searched"
@@ -197,6 +197,12 @@ def _print_summary(summary: dict[str, Any], folder: Path) -> None:
         f"saved     {folder}/network (reloaded, {reload})\n"
         f"report    {folder}/report.html"
     )
+
+
+def _form(layer: dict[str, Any]) -> str:
+    """Write what became of a layer; of a ladder with its decomposition."""
+    kind = f"{layer['kind']} " if "rung" in layer and layer["rank"] != "dense" else ""
+    return f"{layer['layer']} {kind}{layer['rank']}"
 
 
 def _size_lines(summary: dict[str, Any]) -> str:

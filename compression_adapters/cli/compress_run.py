@@ -29,6 +29,7 @@ from compression_adapters.cli.options import Request
 from compression_adapters.cli.reload import reloads_equal
 from compression_adapters.cli.sources import Source
 from compression_adapters.evaluation.accuracy import top_accuracies
+from compression_adapters.evaluation.loss_curves import relative_errors
 from compression_adapters.network.costs import cost_table, slower_note
 from compression_adapters.network.counts import compression_ratio, whole_network_ratio
 from compression_adapters.network.truncation import truncated
@@ -43,6 +44,9 @@ from compression_adapters.search.result import CompressionResult
 
 TIMES_FILE: Final = "times.json"
 """The table of times of a run by latency, for `--size` of another."""
+
+_MOST_RUNGS: Final = 60
+"""Forms of a layer that a report shows, beside the one that was chosen."""
 
 _PACKAGES: Final = (
     *("ax-pac", "ax-platform", "botorch"),
@@ -68,7 +72,9 @@ def compress_source(source: Source, request: Request) -> dict[str, Any]:
     labels = source.labels_for(request.options.problem.loss)
     if request.options.target.accuracy_drop_at_most is not None:
         labels = source.labels
-    options = request.options.changed(labels=labels, choose=source.choose)
+    options = request.options.changed(
+        labels=labels, choose=source.choose_as(request.options.problem.choose)
+    )
     result = compress_with(source.network, source.inputs, options)
     result.save(out / NETWORK_FOLDER)
     result.client.save_to_json_file(str(out / "experiment.json"))
@@ -104,10 +110,14 @@ def _summary(
 ) -> dict[str, Any]:
     """Collect settings and results as plain JSON values."""
     problem, experiment = result.problem, experiment_of(result.client)
+    # None where a target chose a network beside those that were evaluated.
     incumbent = next(
-        index
-        for index, trial in experiment.trials.items()
-        if trial.arm.parameters == result.parameterization
+        (
+            index
+            for index, trial in experiment.trials.items()
+            if trial.arm.parameters == result.parameterization
+        ),
+        None,
     )
     gain, known = result.gain_over_path(), problem.calibration
     return {
@@ -128,8 +138,12 @@ def _summary(
         "certificates": certificate_records(experiment),
         "times": time_table(experiment).to_dict("records"),
         "layers": result.layers.to_dict("records"),
+        "ladders": _ladders(result),
         "loss_fresh": {"mean": result.loss.mean, "sem": result.loss.sem},
         "gain_over_path": None if gain is None else gain._asdict(),
+        "beside_incumbent": None
+        if result.beside_incumbent is None
+        else result.beside_incumbent._asdict(),
         "calibration": None if known is None else known.to_dict(),
         "finish": _finish(result),
         "statement": None if result.statement is None else result.statement.to_dict(),
@@ -160,6 +174,35 @@ def _size(result: CompressionResult) -> dict[str, Any]:
         f"after ({after / before:.1%})"
     )
     return record | {"quantity": quantity, "scale": scale, "sentence": sentence}
+
+
+def _ladders(result: CompressionResult) -> list[dict[str, Any]]:
+    """Record what every form of each layer costs and loses, and which was chosen."""
+    problem, ladders = result.problem, []
+    scales = {
+        name: scale
+        for parameter in problem.parameters
+        for name, scale in zip(parameter.layers, parameter.scales, strict=True)
+    }
+    for layer in problem.layers:
+        errors = relative_errors(layer, problem.factors[layer.name])
+        sizes, rank = problem.measure.layers[layer.name], result.ranks[layer.name]
+        ranks = [int(one) for one in scales[layer.name].ranks]
+        step = -(-len(ranks) // _MOST_RUNGS)
+        shown = sorted({*ranks[::step], *ranks[-1:], *({rank} - {"dense"})}, key=int)
+        forms = [layer.form_of(int(one)) for one in shown]
+        ladders.append(
+            {
+                "layer": layer.name,
+                "kinds": [form.kind for form in forms],
+                "ranks": [form.rank for form in forms],
+                "sizes": [sizes.at(one) for one in shown],
+                "errors": [errors[int(one)] for one in shown],
+                "dense": sizes.dense,
+                "chosen": None if rank == "dense" else shown.index(rank),
+            }
+        )
+    return ladders
 
 
 def _sample_size(result: CompressionResult) -> dict[str, Any] | None:

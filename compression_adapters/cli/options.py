@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 IN_STAGES = (
     *(*TARGETS, "loss", "delta", "epsilon", "level", "max_trials", "start"),
-    *("sampling", "seed", "num_samples", "refit"),
+    *("sampling", "seed", "num_samples", "refit", "choose"),
     *("size", "size_of", "latency_batch", "latency_seconds"),
 )
 """Options that `ax-pac stages` has for all its stages."""

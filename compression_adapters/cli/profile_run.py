@@ -19,6 +19,7 @@ def profile_source(
     calibration_seed: int,
     encoding: str,
     min_rank: int,
+    choose: str | None = None,
     output: str | int | None = None,
     size: str = "weights",
     latency_batch: int | None = None,
@@ -33,6 +34,7 @@ def profile_source(
         calibration_seed: Determines which.
         encoding: The meaning of the coordinate 0.5.
         min_rank: Smallest rank.
+        choose: `"best"`: every form of each layer.
         output: Which output of the network is compared.
         size: `"latency"` times the layers, the path of a table reads their times.
         latency_batch: Inputs in a batch that is timed; None: 50.
@@ -61,7 +63,7 @@ def profile_source(
     return profile(
         source.network,
         few,
-        choose=source.choose,
+        choose=source.choose_as(choose),
         encoding=encoding,
         min_rank=min_rank,
         errors=True,

@@ -12,7 +12,12 @@ from torch.utils.data import Dataset
 
 from compression_adapters.evaluation.losses import LABELLED_LOSSES
 from compression_adapters.evaluation.sampling import open_pool
-from compression_adapters.layers.selection import Choose, choose_linear, choose_low_rank
+from compression_adapters.layers.selection import (
+    Choose,
+    best_of,
+    choose_linear,
+    choose_low_rank,
+)
 from compression_adapters.network.weights import load_weights
 from compression_adapters.presets.registry import PRESETS, Preset
 from compression_adapters.presets.torchvision import (
@@ -57,6 +62,14 @@ class Source:
     labels: Tensor | None = field(default=None, repr=False)
     test: tuple[Tensor, Tensor] | Dataset[Any] | None = field(default=None, repr=False)
     note: str = ""
+
+    def choose_as(self, forms: object) -> Choose:
+        """Return the choice of layers, with every form of each if asked for `"best"`.
+
+        Args:
+            forms: The option `choose` of the command line.
+        """
+        return best_of(self.choose) if forms == "best" else self.choose
 
     def labels_for(self, loss: object) -> Tensor | None:
         """Return the labels that a search by this loss takes."""

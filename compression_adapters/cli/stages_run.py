@@ -147,7 +147,8 @@ def compress_source_in_stages(
     """
     out, test_samples = request.out, request.source.test_samples
     labels = source.labels_for(request.options.problem.loss)
-    options = request.options.changed(labels=labels, choose=source.choose)
+    choose = source.choose_as(request.options.problem.choose)
+    options = request.options.changed(labels=labels, choose=choose)
     stages = _stages(source, requests, training, options)
     folders = [
         out / STAGES_FOLDER / f"{i}-{stage.name}" for i, stage in enumerate(stages)
@@ -292,7 +293,8 @@ def _row(
 def _costs(source: Source, network: nn.Module) -> list[dict[str, Any]]:
     """Count and time the original and the last network."""
     example = _few(source)[:1]
-    pruned = [e.name for e in recipe_of(network) if e.decomposition == "pruning"]
+    recipe = recipe_of(network).layers
+    pruned = [entry.name for entry in recipe if entry.decomposition == "pruning"]
     before = measure_cost(source.network, example)
     after = measure_cost(network, example, pruned=pruned)
     table = cost_table(before, after)

@@ -10,6 +10,12 @@ from compression_adapters.decompositions.embedding import (
     LowRankEmbedding,
     LowRankEmbeddings,
 )
+from compression_adapters.decompositions.ladder import (
+    Ladder,
+    LadderFactors,
+    Rung,
+    error_shares,
+)
 from compression_adapters.decompositions.low_rank_conv import (
     LowRankConv,
     LowRankConv2d,
@@ -49,6 +55,8 @@ __all__ = [
     "ChannelConv2d",
     "Decomposition",
     "Factors",
+    "Ladder",
+    "LadderFactors",
     "LowRankConv",
     "LowRankConv2d",
     "LowRankEmbedding",
@@ -57,10 +65,12 @@ __all__ = [
     "MagnitudePruning",
     "MomentKind",
     "Moments",
+    "Rung",
     "SVDFactors",
     "TruncatedSVD",
     "Tucker",
     "TuckerConv2d",
+    "error_shares",
     "is_transposed_linear",
     "parts_of",
     "sparse_bytes",

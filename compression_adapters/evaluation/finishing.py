@@ -17,7 +17,7 @@ from compression_adapters.calibration.refit import refit_in_sequence
 from compression_adapters.evaluation.estimates import MeanSEM, mean_and_sem
 from compression_adapters.evaluation.problem import CompressionProblem
 from compression_adapters.network.fine_tuning import move_batch_norm
-from compression_adapters.network.recipe import finishes_of, record_finishes
+from compression_adapters.network.recipe import added_to_recipe, record_recipe
 from compression_adapters.rank_space.scales import DENSE, Rank
 
 StepName = Literal["refit", "batch_norm"]
@@ -197,7 +197,7 @@ def finish_network(
         attempt("batch_norm", lambda: move_batch_norm(kept, problem.network, parts))
     record = FinishRecord(len(before), mean_and_sem(before), tuple(steps))
     if any(step.accepted for step in steps):
-        record_finishes(kept, (*finishes_of(compressed), record.to_dict()))
+        record_recipe(kept, added_to_recipe(compressed, finishes=[record.to_dict()]))
     return kept, record
 
 

@@ -8,7 +8,7 @@ from typing import Final
 
 import numpy as np
 
-from compression_adapters.decompositions import Factors
+from compression_adapters.decompositions import Factors, error_shares
 from compression_adapters.evaluation.problem import CompressionProblem
 from compression_adapters.layers.survey import LayerSpec
 from compression_adapters.rank_space.scales import DENSE, Rank
@@ -83,12 +83,7 @@ def relative_errors(layer: LayerSpec, factors: Factors) -> Sequence[float]:
     Returns:
         From 1.0 down to 0.0, dimensionless; zeros for a layer without any output.
     """
-    squares = layer.decomposition.singular_values(factors).double().square()
-    tails = squares.flip(0).cumsum(0).flip(0)
-    total = float(tails[0])
-    if total <= 0.0:
-        return [0.0] * (len(tails) + 1)
-    return [*(tails / total).tolist(), 0.0]
+    return error_shares(layer.decomposition, factors)
 
 
 def _mean_loss(problem: CompressionProblem, ranks: Mapping[str, Rank]) -> float:

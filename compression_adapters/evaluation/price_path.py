@@ -42,6 +42,7 @@ class PricePath:
         table: One row for each: `price` (the largest one that gives it; infinite for
             the first; loss units for all weights in play), `compression_ratio`, and
             `predicted_loss`, the sum over the layers in play of loss(K), in loss units.
+        losses: Layer name to loss(K), for K from 0 to full rank.
 
     Source: Ma et al. 2019 have no such rule; the price of a weight against the relative
         error of a layer is the rule of BALF (2025), for ranks.
@@ -60,6 +61,7 @@ class PricePath:
     problem: CompressionProblem = field(repr=False)
     networks: tuple[dict[str, Rank], ...] = field(repr=False)
     table: pd.DataFrame = field(repr=False)
+    losses: Mapping[str, Sequence[float]] = field(default_factory=dict, repr=False)
 
     def __len__(self) -> int:
         return len(self.networks)
@@ -139,6 +141,64 @@ class PricePath:
         }
         return sorted(middles - values.keys())
 
+    def moved(self, ranks: Mapping[str, Rank], ratio: float) -> dict[str, Rank]:
+        """Make any network as large as a ratio allows, at the least predicted loss.
+
+        A network that is too large gives up the ranks that cost least for their size,
+        one coordinate after the other, until it fits. Then it takes the ranks that gain
+        most for their size, as long as one fits.
+
+        Args:
+            ranks: Layer name to rank or `"dense"`, of a network that the problem has.
+            ratio: The largest compression ratio, of the size that the problem counts.
+
+        Returns:
+            Ranks that are no larger; those of the smallest network if none is.
+        """
+        problem = self.problem
+        edges, tables = bin_edges(problem.parameters), problem.ratio_tables()
+        options = [
+            _options(p, edges[p.name], tables[p.name], self.losses)
+            for p in problem.parameters
+        ]
+        now = [
+            next(o for o in each if all(ranks[n] == r for n, r in o.ranks.items()))
+            for each in options
+        ]
+        size = sum(option.size for option in now)
+        # Up to rounding, as in `at_ratio`.
+        left = (ratio - problem.ratio_constant) * (1.0 + 1e-12)
+
+        def best(shrink: bool) -> tuple[int, _Option] | None:
+            """Return the coordinate to change, and what it becomes."""
+            found: tuple[float, int, _Option] | None = None
+            for place, each in enumerate(options):
+                at = now[place]
+                for o in each:
+                    if shrink and o.size < at.size:
+                        price = _price(o, at)
+                    elif not shrink and at.size < o.size <= left - size + at.size:
+                        price = -_price(at, o)
+                        if price >= 0.0:
+                            continue  # larger and no better
+                    else:
+                        continue
+                    if found is None or price < found[0]:
+                        found = price, place, o
+            return None if found is None else found[1:]
+
+        for shrink in (True, False):
+            while not shrink or size > left:
+                step = best(shrink)
+                if step is None:
+                    break
+                size += step[1].size - now[step[0]].size
+                now[step[0]] = step[1]
+        found: dict[str, Rank] = {}
+        for option in now:
+            found |= option.ranks
+        return found
+
     def point(self, position: int) -> dict[str, float]:
         """Return a network's point in the search space, for an Ax trial."""
         return parameterization_from_ranks(
@@ -193,7 +253,7 @@ def price_path(
             ],
         }
     )
-    return PricePath(problem, tuple(networks), table)
+    return PricePath(problem, tuple(networks), table, losses)
 
 
 class _Option(NamedTuple):

@@ -34,7 +34,7 @@ from compression_adapters.evaluation.sampling import (
 )
 from compression_adapters.evaluation.scalarization import scalarize, scalarize_rate
 from compression_adapters.evaluation.size_choice import measured_size, worthwhile_ranks
-from compression_adapters.layers.selection import choose_low_rank
+from compression_adapters.layers.selection import choice_of
 from compression_adapters.layers.survey import LayerSpec, find_layers, unwrap
 from compression_adapters.network.checks import (
     check_forward,
@@ -49,12 +49,7 @@ from compression_adapters.network.parity import (
     layers_in_use,
     require_parity,
 )
-from compression_adapters.network.recipe import (
-    calibrations_of,
-    record_calibrations,
-    record_sizes,
-    sizes_of,
-)
+from compression_adapters.network.recipe import added_to_recipe, record_recipe
 from compression_adapters.network.replacement import copy_network
 from compression_adapters.network.sizes import SizeMeasure, count_weights
 from compression_adapters.network.truncation import (
@@ -207,13 +202,14 @@ class CompressionProblem:
         """
         ranks = self.ranks(parameterization)
         small = truncate_network(self.network, self.factors, self.layers, ranks)
-        if self.calibration is not None:
-            earlier = calibrations_of(self.network)
-            record_calibrations(small, (*earlier, self.calibration.to_dict()))
-        if not self.measure.is_default:  # of which older recipes say nothing
-            record_sizes(
-                small, (*sizes_of(self.network), self.measure.to_dict_at(ranks))
-            )
+        known, size = self.calibration, self.measure
+        recipe = added_to_recipe(
+            small,
+            calibrations=[] if known is None else [known.to_dict()],
+            # Of the default one older recipes say nothing.
+            sizes=[] if size.is_default else [size.to_dict_at(ranks)],
+        )
+        record_recipe(small, recipe)
         return small
 
     def evaluate(
@@ -481,7 +477,7 @@ def build_problem(
     # By the user's own modules, which `choose` may compare by identity.
     layers = find_layers(
         network,
-        options.choose or choose_low_rank,
+        choice_of(options.choose),
         include=options.include,
         exclude=options.exclude,
     )
@@ -507,7 +503,7 @@ def build_problem(
     )
     batch = batch_of(many, options.latency_batch or num_samples)
     size = measured_size(network, layers, factors, batch, few, options)
-    layers, size, worthwhile = worthwhile_ranks(layers, size, options)
+    layers, size, worthwhile = worthwhile_ranks(layers, factors, size, options)
     spectra = {
         layer.name: layer.decomposition.singular_values(factors[layer.name])
         for layer in layers

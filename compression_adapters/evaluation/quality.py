@@ -137,14 +137,8 @@ class Agreement:
 
     def statement(self, values: Tensor, error: float) -> QualityStatement:
         """Bound the agreement; exact if it is yes or no for each input."""
-        return QualityStatement(
-            "agreement",
-            float(values.double().mean()),
-            _share(values, error),
-            1.0 - error,
-            len(values),
-            self.target,
-        )
+        mean, bound = float(values.double().mean()), _share(values, error)
+        return _stated("agreement", mean, bound, values, error, self.target)
 
 
 @dataclass(frozen=True)
@@ -169,9 +163,7 @@ class Cosine:
         """Bound the expected cosine, whatever its distribution."""
         bound = 2.0 * mean_at_least((1.0 + values.double()) / 2.0, error) - 1.0
         mean = float(values.double().mean())
-        return QualityStatement(
-            "cosine", mean, bound, 1.0 - error, len(values), self.target
-        )
+        return _stated("cosine", mean, bound, values, error, self.target)
 
 
 @dataclass(frozen=True)
@@ -192,14 +184,9 @@ class AccuracyDrop:
     def statement(self, values: Tensor, error: float) -> QualityStatement:
         """Bound the drop by an exact test of the pairs."""
         lost, won = int((values > 0).sum()), int((values < 0).sum())
-        return QualityStatement(
-            "accuracy_drop",
-            (lost - won) / len(values),
-            drop_at_most(lost, won, len(values), error),
-            1.0 - error,
-            len(values),
-            self.target,
-        )
+        drop = (lost - won) / len(values)
+        bound = drop_at_most(lost, won, len(values), error)
+        return _stated("accuracy_drop", drop, bound, values, error, self.target)
 
 
 @dataclass(frozen=True)
@@ -220,14 +207,8 @@ class LossOf:
 
     def statement(self, values: Tensor, error: float) -> QualityStatement:
         """Bound the expected loss, approximately."""
-        return QualityStatement(
-            "loss",
-            float(values.double().mean()),
-            mean_at_most(values, error),
-            1.0 - error,
-            len(values),
-            self.target,
-        )
+        mean, bound = float(values.double().mean()), mean_at_most(values, error)
+        return _stated("loss", mean, bound, values, error, self.target)
 
 
 class QualityTest:
@@ -403,3 +384,15 @@ def _share(values: Tensor, error: float) -> float:
     if bool(((values == 0) | (values == 1)).all()):
         return share_at_least(int(values.sum()), len(values), error)
     return mean_at_least(values, error)
+
+
+def _stated(
+    quantity: QuantityName,
+    estimate: float,
+    bound: float,
+    values: Tensor,
+    error: float,
+    target: float | None,
+) -> QualityStatement:
+    """State a bound that was computed from values of inputs, at an error."""
+    return QualityStatement(quantity, estimate, bound, 1.0 - error, len(values), target)

@@ -13,10 +13,12 @@ from compression_adapters.layers.survey import LayerSpec
 from compression_adapters.network.latency import LatencyTable, measure_latency
 from compression_adapters.network.sizes import (
     SizeMeasure,
+    by_error,
     count_bytes,
     count_multiply_adds,
     count_weights,
     size_of_table,
+    with_ranks,
 )
 from compression_adapters.network.structured_inputs import Inputs
 from compression_adapters.options import ProblemOptions
@@ -74,8 +76,11 @@ def measured_size(
 
 
 def worthwhile_ranks(
-    layers: Sequence[LayerSpec], size: SizeMeasure, options: ProblemOptions
-) -> tuple[tuple[LayerSpec, ...], SizeMeasure, dict[str, tuple[int, ...]] | None]:
+    layers: Sequence[LayerSpec],
+    factors: Mapping[str, Factors],
+    size: SizeMeasure,
+    options: ProblemOptions,
+) -> tuple[tuple[LayerSpec, ...], SizeMeasure, dict[str, tuple[int, ...]]]:
     """Leave out the ranks that cost as much as one with a smaller error.
 
     Of weights, every rank costs more than the one below it and no more than the dense
@@ -83,14 +88,18 @@ def worthwhile_ranks(
     and a rank as slow as the dense layer never is. A layer without a choice is left out
     and becomes part of the rest of the network.
 
+    Of several decompositions of a layer (`Ladder`), the forms that are left are its
+    rungs, by growing size: each has the least error of all that are no larger.
+
     Args:
         layers: The layers in play.
+        factors: Their factors, which say what each rank loses.
         size: What they cost.
         options: `tie`, `at_max`, `min_rank` and `round_to`.
 
     Returns:
         The layers, their maximal rank the largest that is worthwhile; the measure of
-        them; and the ranks of each, None for all.
+        them; and the ranks of those layers that have not all of them.
 
     Warns:
         UserWarning: with the layers that are left out.
@@ -98,21 +107,30 @@ def worthwhile_ranks(
     Raises:
         ValueError: when no layer has a rank that makes it smaller.
     """
-    if size.name == "weights" or options.tie == THRESHOLD:
-        return tuple(layers), size, None
+    if options.tie == THRESHOLD:
+        return tuple(layers), size, {}
     kept: list[LayerSpec] = []
     ranks: dict[str, tuple[int, ...]] = {}
+    tables = dict(size.layers)
     for layer in layers:
-        low = min(options.min_rank, layer.max_rank)
-        found = size.layers[layer.name].worthwhile(
-            allowed_ranks(low, layer.max_rank, options.round_to),
+        if layer.ladder is None and size.name == "weights":
+            kept.append(layer)
+            continue
+        found = tables[layer.name].worthwhile(
+            by_error(
+                layer, factors[layer.name], tables[layer.name], _allowed(layer, options)
+            ),
             dense=options.at_max == DENSE,
             margin=size.margin,
         )
-        if found:
-            kept.append(replace(layer, max_rank=found[-1]))
+        if not found:
+            continue
+        if layer.ladder is None:
             ranks[layer.name] = found
-    left = [layer.name for layer in layers if layer.name not in ranks]
+        chosen, tables[layer.name] = with_ranks(layer, tables[layer.name], found)
+        kept.append(chosen)
+    names = {layer.name for layer in kept}
+    left = [layer.name for layer in layers if layer.name not in names]
     if not kept:
         raise ValueError(
             f"No rank makes any layer smaller in {size.unit}: {', '.join(left)}. "
@@ -125,4 +143,15 @@ def worthwhile_ranks(
             f"as they are: {', '.join(left)}.",
             stacklevel=2,
         )
-    return tuple(kept), size.only(ranks), ranks
+    return tuple(kept), replace(size, layers=tables).only(names), ranks
+
+
+def _allowed(layer: LayerSpec, options: ProblemOptions) -> list[int]:
+    """List the ranks that the options allow; each decomposition's, of a ladder."""
+    allowed: list[int] = []
+    for span in layer.spans:
+        own = [layer.form_of(number).rank for number in span]
+        low = min(options.min_rank, int(own[-1]))
+        wanted = allowed_ranks(low, int(own[-1]), options.round_to)
+        allowed += [n for n, rank in zip(span, own, strict=True) if rank in wanted]
+    return allowed

@@ -1,18 +1,24 @@
 """Which layers to compress, and how: by type, by name, or by a function."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from fnmatch import fnmatchcase
+from typing import Final
 
 from torch import nn
 
 from compression_adapters.decompositions import (
     DECOMPOSITIONS,
     Decomposition,
+    Ladder,
     is_transposed_linear,
 )
 
 Choose = Callable[[str, nn.Module], Decomposition | None]
 """Maps a layer name and its module to a decomposition, or None to leave it alone."""
+
+
+_LADDER: Final = ("low_rank_conv", "channel_conv", "tucker")
+"""The forms of a convolution that is larger than 1 x 1, in one ladder."""
 
 
 Selector = str | type[nn.Module] | Callable[[str, nn.Module], bool]
@@ -71,6 +77,89 @@ def choose_low_rank(name: str, module: nn.Module) -> Decomposition | None:
         if decomposition.supports(module):
             return decomposition
     return None
+
+
+def best_of(choose: Choose) -> Choose:
+    """Offer every form of the layers that another function chooses.
+
+    A convolution that can be factored in several ways gets a `Ladder` of them: at each
+    size the search has the form that loses least, see `Ladder`. All other layers have
+    one form and keep it. Pruned layers stay pruned.
+
+    Args:
+        choose: Which layers.
+
+    Returns:
+        A function to be passed as `choose`.
+
+    Example:
+        >>> choose = best_of(choose_low_rank)
+        >>> [choose("", layer).name for layer in (nn.Linear(8, 4), nn.Conv2d(8, 8, 3))]
+        ['svd', 'low_rank_conv|channel_conv|tucker']
+    """
+
+    def chosen(name: str, module: nn.Module) -> Decomposition | None:
+        first = choose(name, module)
+        if first is None or first.name not in _LADDER:
+            return first
+        kinds = [
+            kind
+            for kind in map(DECOMPOSITIONS.__getitem__, _LADDER)
+            if kind.supports(module)
+        ]
+        # One of the user's own with a name of the package's stays what it is.
+        known = first == DECOMPOSITIONS[first.name]
+        return Ladder.of(kinds, module) if known and len(kinds) > 1 else first
+
+    return chosen
+
+
+def choose_best(name: str, module: nn.Module) -> Decomposition | None:
+    """Choose the layers of `choose_low_rank`, each with all forms that it can have.
+
+    Args:
+        name: Layer name; not used.
+        module: The module at that name.
+
+    Returns:
+        The decomposition, or None to leave the module alone.
+
+    Example:
+        >>> choose_best("conv", nn.Conv2d(8, 8, 3)).name
+        'low_rank_conv|channel_conv|tucker'
+    """
+    return best_of(choose_low_rank)(name, module)
+
+
+CHOICES: Final[Mapping[str, Choose]] = {
+    "low_rank": choose_low_rank,
+    "best": choose_best,
+}
+"""Functions that can be passed as `choose` by name; keys are those of `ChooseName`."""
+
+
+def choice_of(choose: Choose | str | None) -> Choose:
+    """Return the function that a name stands for; a function as it is.
+
+    Args:
+        choose: A function, a key of `CHOICES`, or None for `choose_low_rank`.
+
+    Raises:
+        ValueError: for another name.
+
+    Example:
+        >>> choice_of("best") is choose_best, choice_of(None) is choose_low_rank
+        (True, True)
+    """
+    if choose is None:
+        return choose_low_rank
+    if not isinstance(choose, str):
+        return choose
+    if choose not in CHOICES:
+        raise ValueError(
+            f"choose must be a function or one of {', '.join(CHOICES)}; got {choose!r}."
+        )
+    return CHOICES[choose]
 
 
 def choose_pruning(name: str, module: nn.Module) -> Decomposition | None:

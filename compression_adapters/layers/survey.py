@@ -2,7 +2,7 @@
 
 import warnings
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, Literal, NamedTuple
 
 import torch.nn.utils.parametrize
 from torch import nn
@@ -10,6 +10,7 @@ from torch import nn
 from compression_adapters.decompositions import (
     FACTORED_LAYERS,
     Decomposition,
+    Ladder,
     LowRankEmbedding,
     is_transposed_linear,
 )
@@ -17,6 +18,7 @@ from compression_adapters.layers.selection import (
     Choose,
     Selection,
     Selectors,
+    choice_of,
     choose_low_rank,
 )
 
@@ -28,13 +30,26 @@ _LAYER_TYPES: Final = (
 """Modules that a profile lists, even if only with a reason."""
 
 
+class Form(NamedTuple):
+    """A layer as it is after a search.
+
+    Args:
+        kind: Name of the decomposition.
+        rank: Its rank, or `"dense"`.
+    """
+
+    kind: str
+    rank: int | Literal["dense"]
+
+
 @dataclass(frozen=True)
 class LayerSpec:
     """One compressible layer.
 
     Args:
         name: Layer name: its dotted path, the first one if it has several.
-        decomposition: How it is decomposed; the object itself, not its name.
+        decomposition: How it is decomposed; the object itself, not its name. Of a
+            `Ladder`, ranks are the numbers of its rungs.
         weight_shape: Shape of the dense weight.
         max_rank: Largest rank that adds no weights.
         num_weights: Entries of the dense weight, without bias.
@@ -51,6 +66,39 @@ class LayerSpec:
     def weights_at(self, rank: int) -> int:
         """Count the weights at a rank, without bias."""
         return self.decomposition.num_weights(self.weight_shape, rank, self.groups)
+
+    @property
+    def ladder(self) -> Ladder | None:
+        """Its ladder, where its ranks are rungs of several decompositions."""
+        return self.decomposition if isinstance(self.decomposition, Ladder) else None
+
+    @property
+    def kinds(self) -> tuple[Decomposition, ...]:
+        """The decompositions that its ranks are of."""
+        ladder = self.ladder
+        return (self.decomposition,) if ladder is None else ladder.kinds
+
+    @property
+    def spans(self) -> tuple[range, ...]:
+        """Ranks in a row that are one decomposition at consecutive ranks."""
+        ladder = self.ladder
+        return (range(1, self.max_rank + 1),) if ladder is None else ladder.spans
+
+    def form_of(self, rank: int | Literal["dense"]) -> Form:
+        """Return which decomposition a rank is, and at which rank of its own.
+
+        Args:
+            rank: Of the layer, or `"dense"`.
+
+        Example:
+            >>> svd = find_layers(nn.Sequential(nn.Linear(30, 20)))[0]
+            >>> svd.form_of(3)
+            Form(kind='svd', rank=3)
+        """
+        if self.ladder is None or rank == "dense":
+            return Form(self.kinds[0].name, rank)
+        rung = self.ladder.rung(rank)
+        return Form(rung.kind, rung.rank)
 
 
 @dataclass(frozen=True)
@@ -72,7 +120,7 @@ class SkippedLayer:
 
 def find_layers(
     network: nn.Module,
-    choose: Choose = choose_low_rank,
+    choose: Choose | str = choose_low_rank,
     *,
     include: Selectors | None = None,
     exclude: Selectors = (),
@@ -86,7 +134,8 @@ def find_layers(
 
     Args:
         network: The reference network; not modified.
-        choose: Called with each layer name and module.
+        choose: Called with each layer name and module; or the name of such a function
+            in `CHOICES`: `"low_rank"` or `"best"`.
         include: Globs for layer names, types, or predicates `(name, module)`; only
             layers that match one are considered. None: all.
         exclude: The same; layers that match any of these are left alone.
@@ -124,7 +173,7 @@ def find_layers(
 
 def survey_layers(
     network: nn.Module,
-    choose: Choose = choose_low_rank,
+    choose: Choose | str = choose_low_rank,
     *,
     include: Selectors | None = None,
     exclude: Selectors = (),
@@ -152,6 +201,7 @@ def survey_layers(
     layers: list[LayerSpec] = []
     skipped: list[SkippedLayer] = []
     owners = _weight_owners(network)
+    choose = choice_of(choose)
     included = None if include is None else Selection("include", include)
     excluded = Selection("exclude", exclude)
     closed: set[nn.Module] = set()  # parts of layers handled as a whole

@@ -1,6 +1,7 @@
 """Save a compressed network, and rebuild it without any decomposition."""
 
 import json
+from collections import OrderedDict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,15 +26,9 @@ from compression_adapters.layers.survey import (
 from compression_adapters.network.recipe import (
     CompressionRecipe,
     LayerRecipe,
-    calibrations_of,
     entries_for,
-    finishes_of,
     recipe_of,
-    record_calibrations,
-    record_finishes,
     record_recipe,
-    record_sizes,
-    sizes_of,
 )
 from compression_adapters.network.replacement import copy_network, replace_in_place
 from compression_adapters.network.sparse import pack, unpack
@@ -92,11 +87,12 @@ def save_compressed(
     entries = entries_for(layers, ranks)
     for layer in layers:
         _require_weights(compressed, layer, ranks[layer.name])
+    known = recipe_of(compressed)
     recipe = CompressionRecipe(
         _whole_recipe(compressed, entries),
-        finishes=finishes_of(compressed),
-        calibrations=calibrations_of(compressed),
-        sizes=sizes_of(compressed),
+        finishes=known.finishes,
+        calibrations=known.calibrations,
+        sizes=known.sizes,
     )
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -152,12 +148,13 @@ def load_compressed(
             replace_in_place(replacements)
     if loaded is None:  # cannot happen: a recipe has a layer
         raise ValueError(f"{folder}: the recipe is empty.")
-    record_recipe(loaded, recipe.layers)
-    record_finishes(loaded, recipe.finishes)
-    record_calibrations(loaded, recipe.calibrations)
-    record_sizes(loaded, recipe.sizes)
+    record_recipe(loaded, recipe)
     weights = _file(folder, WEIGHTS_FILE)
-    loaded.load_state_dict(_tensors(loaded, weights))
+    state = OrderedDict(_tensors(loaded, weights))
+    # Versions of modules, without which some take the state for that of an old one.
+    versions = getattr(loaded.state_dict(), "_metadata", None)
+    state._metadata = versions  # type: ignore[attr-defined]  # as torch sets it
+    loaded.load_state_dict(state)
     return loaded
 
 
@@ -190,7 +187,7 @@ def _whole_recipe(
     compressed: nn.Module, entries: tuple[LayerRecipe, ...]
 ) -> tuple[LayerRecipe, ...]:
     """Return what all searches did, the last one's entries included."""
-    recorded = recipe_of(compressed)
+    recorded = recipe_of(compressed).layers
     if recorded and recorded[-len(entries) :] != entries:
         raise ValueError(
             "The network was made with other ranks than these; its last layers were "

@@ -97,7 +97,9 @@ def layer_table(layers: Iterable[LayerSpec], ranks: Mapping[str, Rank]) -> pd.Da
 
     Returns:
         One row per layer: `layer`, `kind` (the decomposition's name), `weight_shape`,
-        `max_rank`, `rank`, `weights`, `weights_before`, `ratio`.
+        `max_rank`, `rank`, `weights`, `weights_before`, `ratio`. Where a layer has a
+        ladder also `rung`, the number of its rung or `"dense"`; then `max_rank` is the
+        number of rungs, and `kind` and `rank` are those of the rung.
 
     Raises:
         ValueError: when a layer has no rank.
@@ -109,22 +111,27 @@ def layer_table(layers: Iterable[LayerSpec], ranks: Mapping[str, Rank]) -> pd.Da
            rank  weights  ratio
         0     3      150   0.25
     """
+    layers = tuple(layers)
     rows = []
     for layer in layers:
         weights = _layer_weights(layer, ranks)
+        kind, own = layer.form_of(ranks[layer.name])
         rows.append(
             {
                 "layer": layer.name,
-                "kind": layer.decomposition.name,
+                "kind": kind,
                 "weight_shape": layer.weight_shape,
                 "max_rank": layer.max_rank,
-                "rank": ranks[layer.name],
+                "rank": own,
                 "weights": weights,
                 "weights_before": layer.num_weights,
                 "ratio": weights / layer.num_weights,
             }
         )
-    return pd.DataFrame(rows)
+    table = pd.DataFrame(rows)
+    if any(layer.ladder is not None for layer in layers):
+        table["rung"] = [ranks[layer.name] for layer in layers]
+    return table
 
 
 def _rank_of(layer: LayerSpec, ranks: Mapping[str, Rank]) -> Rank:

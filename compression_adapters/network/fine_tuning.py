@@ -262,7 +262,7 @@ def _factor(schedule: Schedule, epoch: float, span: int) -> float:
 def _masks(network: nn.Module) -> list[tuple[Tensor, Tensor]]:
     """List the weights of pruned layers with masks of their nonzero entries."""
     masks: list[tuple[Tensor, Tensor]] = []
-    for entry in recipe_of(network):
+    for entry in recipe_of(network).layers:
         if entry.decomposition == "pruning" and entry.rank != DENSE:
             for weight in layer_weights(network.get_submodule(entry.name)):
                 masks.append((weight, weight.detach() != 0))

@@ -30,8 +30,9 @@ from compression_adapters.network.structured_inputs import (
 )
 from compression_adapters.rank_space.scales import DENSE, Rank
 
-FORMAT_VERSION: Final = 1
-"""Of a stored table of times."""
+FORMAT_VERSION: Final = 2
+"""Of a stored table of times. Version 1 has no `kinds`; it is still written of tables
+whose layers have one decomposition each."""
 
 PRECISION: Final = 0.05
 """Half-width of the 95 % interval of a median at which a time counts as known."""
@@ -40,6 +41,14 @@ NEGLIGIBLE: Final = 0.0025
 """The same as a share of the whole network: enough for a layer that takes little."""
 
 _FEWEST_ROUNDS: Final = 3
+
+_FEW_WIDTH: Final = 0.15
+"""What two or four timings are off by, as a share, at most; measured on ResNet18."""
+
+_GROWS: Final = 0.25
+"""A larger rank of a decomposition takes less than a smaller one by no more than this,
+as a share: a multiple of eight, after one that is none."""
+
 _STEP: Final = 1.2
 """Two ranks that are measured differ by this factor, from where multiples of 8 do."""
 
@@ -110,6 +119,8 @@ class LayerTimes:
         ranks: That were measured, ascending, and `"dense"` last.
         seconds: Median time of each, of all calls in one pass.
         half_widths: Of the 95 % intervals of the medians. Unit: seconds.
+        kinds: Of a layer with several decompositions (`Ladder`), the name of each and
+            the number of its ranks, which are counted on from one to the next.
     """
 
     decomposition: str
@@ -118,6 +129,30 @@ class LayerTimes:
     ranks: tuple[Rank, ...]
     seconds: tuple[float, ...]
     half_widths: tuple[float, ...]
+    kinds: tuple[tuple[str, int], ...] = ()
+
+    def forms(self) -> list[tuple[str, list[tuple[Rank, int]]]]:
+        """Return the ranks that were measured, by decomposition.
+
+        Returns:
+            For each decomposition its name, and pairs of its own rank and of the place
+            in `ranks`; the dense layer is left out.
+        """
+        found, before = [], 0
+        for name, number in self.kinds or ((self.decomposition, int(self._last)),):
+            own: list[tuple[Rank, int]] = [
+                (rank - before, place)
+                for place, rank in enumerate(self.ranks)
+                if rank != DENSE and before < rank <= before + number
+            ]
+            found.append((name, own))
+            before += number
+        return found
+
+    @property
+    def _last(self) -> Rank:
+        """The largest rank."""
+        return self.ranks[-2]
 
 
 @dataclass(frozen=True, eq=False)
@@ -133,7 +168,7 @@ class LatencyTable:
         rest: What of it is spent outside the layers in play. Unit: seconds.
         rounds: How often every rank was visited.
         known: Share of the times that are known to `PRECISION`, or to `NEGLIGIBLE` of
-            the whole network.
+            the whole network, or are surely too long to matter.
         measured_in: How long the measurement took. Unit: seconds.
 
     Example:
@@ -183,11 +218,13 @@ class LatencyTable:
                 )
             kept = (times.decomposition, times.weight_shape)
             now = (layer.decomposition.name, layer.weight_shape)
-            # The last entry is the dense layer's; the one before is the largest rank.
-            if kept != now or times.ranks[-2] < layer.max_rank:  # type: ignore[operator]
+            last = int(times.ranks[-2])  # before the dense layer's
+            # Of several decompositions a number means nothing without the others'.
+            same = times.kinds == kinds_of(layer) if times.kinds else True
+            if kept != now or last < layer.max_rank or not same:
                 raise ValueError(
                     f"The table of times has layer {layer.name!r} as {kept[0]} of "
-                    f"shape {kept[1]} up to rank {times.ranks[-2]}; here it is "
+                    f"shape {kept[1]} up to rank {last}; here it is "
                     f"{now[0]} of shape {now[1]} up to rank {layer.max_rank}. Measure "
                     "this network (size='latency')."
                 )
@@ -196,17 +233,25 @@ class LatencyTable:
         """Return one row for each layer and rank that was measured.
 
         Returns:
-            `layer`, `rank`, `milliseconds`, `half_width` (of the 95 % interval, in
-            milliseconds), `of_dense` and `of_network`, the shares.
+            `layer`, `kind` (the decomposition), `rank`, `milliseconds`, `half_width`
+            (of the 95 % interval, in milliseconds), `of_dense` and `of_network`, the
+            shares.
         """
+        rows = []
+        for name, times in self.layers.items():
+            forms: list[tuple[str, Rank, int]] = [
+                (kind, rank, place)
+                for kind, measured in times.forms()
+                for rank, place in measured
+            ]
+            for kind, rank, place in (*forms, (DENSE, DENSE, len(times.ranks) - 1)):
+                each, width = times.seconds[place], times.half_widths[place]
+                shares = (each / times.seconds[-1], each / self.whole)
+                rows.append((name, kind, rank, 1e3 * each, 1e3 * width, *shares))
         return pd.DataFrame(
-            [
-                (name, rank, 1e3 * s, 1e3 * w, s / t.seconds[-1], s / self.whole)
-                for name, t in self.layers.items()
-                for rank, s, w in zip(t.ranks, t.seconds, t.half_widths, strict=True)
-            ],
+            rows,
             columns=[
-                *("layer", "rank", "milliseconds", "half_width"),
+                *("layer", "kind", "rank", "milliseconds", "half_width"),
                 *("of_dense", "of_network"),
             ],
         )
@@ -214,16 +259,23 @@ class LatencyTable:
     def __str__(self) -> str:
         shown = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
         rows = []
+        several = any(times.kinds for times in self.layers.values())
         for name, times in self.layers.items():
-            at, last = self.seconds_at(name), int(times.ranks[-2])
-            row: dict[str, str] = {
-                "layer": name,
-                "dense": f"{1e3 * times.seconds[-1]:.3f}",
-            }
-            for rank in shown:
-                row[f"rank {rank}"] = f"{1e3 * at(rank):.3f}" if rank <= last else ""
-            row["largest"] = f"{1e3 * at(last):.3f} at {last}"
-            rows.append(row)
+            at = self.seconds_at(name)
+            for kind, measured in times.forms():
+                (first, place), (last, _) = measured[0], measured[-1]
+                before = int(times.ranks[place]) - int(first)
+                row: dict[str, str] = {"layer": name}
+                if several:
+                    row["kind"] = kind
+                row["dense"] = f"{1e3 * times.seconds[-1]:.3f}"
+                for rank in shown:
+                    fits = rank <= int(last)
+                    row[f"rank {rank}"] = (
+                        f"{1e3 * at(before + rank):.3f}" if fits else ""
+                    )
+                row["largest"] = f"{1e3 * at(before + int(last)):.3f} at {last}"
+                rows.append(row)
         own, machine = sum(t.seconds[-1] for t in self.layers.values()), self.machine
         number = sum(len(times.ranks) for times in self.layers.values())
         return (
@@ -238,11 +290,16 @@ class LatencyTable:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the table as plain JSON values."""
+        several = any(times.kinds for times in self.layers.values())
         return {
-            "format_version": FORMAT_VERSION,
+            "format_version": FORMAT_VERSION if several else 1,
             "machine": asdict(self.machine),
             "layers": {
-                name: {k: _plain(v) for k, v in asdict(times).items()}
+                name: {
+                    k: _plain(v)
+                    for k, v in asdict(times).items()
+                    if several or k != "kinds"
+                }
                 for name, times in self.layers.items()
             },
             **{name: getattr(self, name) for name in _NUMBERS},
@@ -262,7 +319,7 @@ class LatencyTable:
                 f"ax-pac reads up to {FORMAT_VERSION}. Update ax-pac."
             )
         try:
-            if version != FORMAT_VERSION:
+            if version not in (1, FORMAT_VERSION):
                 raise ValueError(f"format_version is {version!r}")
             layers = {n: _layer_times(entry) for n, entry in record["layers"].items()}
             numbers = {name: float(record[name]) for name in _NUMBERS}
@@ -337,6 +394,37 @@ def _layer_times(entry: Mapping[str, Any]) -> LayerTimes:
         ranks,
         seconds,
         widths,
+        _kinds(entry.get("kinds", []), int(ranks[-2])),
+    )
+
+
+def _kinds(entry: Sequence[Any], last: int) -> tuple[tuple[str, int], ...]:
+    """Check which decompositions the ranks of a layer are of."""
+    kinds = tuple((str(name), int(number)) for name, number in entry)
+    if kinds and (sum(n for _, n in kinds) != last or min(n for _, n in kinds) < 1):
+        raise ValueError(f"kinds {kinds} and ranks up to {last}")
+    return kinds
+
+
+def kinds_of(layer: LayerSpec) -> tuple[tuple[str, int], ...]:
+    """Return the decompositions of a ladder and how many ranks each has; else none.
+
+    Args:
+        layer: A layer, with all its forms.
+    """
+    if layer.ladder is None:
+        return ()
+    return tuple((layer.form_of(span[0]).kind, len(span)) for span in layer.spans)
+
+
+def forms_to_measure(layer: LayerSpec) -> tuple[int, ...]:
+    """Return the ranks of a layer that are measured: of each decomposition's own.
+
+    Args:
+        layer: A layer; of a ladder, with all its forms.
+    """
+    return tuple(
+        span[rank - 1] for span in layer.spans for rank in ranks_to_measure(len(span))
     )
 
 
@@ -384,7 +472,10 @@ def measure_latency(
 
     Rounds go through all ranks. After three, a rank whose time is known is visited no
     more: the 95 % interval of its median (from the median absolute deviation) reaches
-    no further than `PRECISION` of it, or than `NEGLIGIBLE` of the whole network.
+    no further than `PRECISION` of it, or than `NEGLIGIBLE` of the whole network. From
+    the second on, neither is one that is surely slower than another that loses less:
+    no search would choose it. Of a ladder of several decompositions that holds in the
+    first round too, for ranks above one that is too slow.
 
     Args:
         network: The reference network; runs in eval mode where it is.
@@ -412,7 +503,7 @@ def measure_latency(
     work = copy_network(network)
     names = [layer.name for layer in layers]
     rng = np.random.default_rng(seed)
-    samples = _Samples({x.name: ranks_to_measure(x.max_rank) for x in layers})
+    samples = _Samples(layers, factors)
     bar = tqdm(
         total=round(seconds),
         unit="s",
@@ -482,34 +573,47 @@ class _Samples:
     """Shares of the original's time, by layer and rank.
 
     Args:
-        ranks: Layer name to the ranks to measure.
+        layers: The layers.
+        factors: Their factors, by which the errors of a ladder's rungs are known.
     """
 
-    def __init__(self, ranks: Mapping[str, Sequence[int]]) -> None:
+    def __init__(
+        self, layers: Sequence[LayerSpec], factors: Mapping[str, Factors]
+    ) -> None:
+        self.layers = {layer.name: layer for layer in layers}
         self.shares: dict[str, dict[Rank, list[float]]] = {}
-        for name, each in ranks.items():
-            self.shares[name] = {rank: [] for rank in each}
-            self.shares[name][DENSE] = []
+        self.falling: dict[str, list[int]] = {}  # by falling error
+        for layer in layers:
+            ranks = forms_to_measure(layer)
+            self.shares[layer.name] = {rank: [] for rank in ranks}
+            self.shares[layer.name][DENSE] = []
+            order = list(ranks)
+            if layer.ladder is not None:
+                errors = layer.ladder.errors(factors[layer.name])
+                order = sorted(ranks, key=[1.0, *errors].__getitem__, reverse=True)
+            self.falling[layer.name] = order
         self.wholes: list[float] = []
         self.rests: list[float] = []
 
     def visits(self, rng: np.random.Generator) -> Iterator[dict[str, int]]:
-        """Yield ranks of all layers until each rank that is not known had its turn."""
-        queues: dict[str, list[int]] = {}
-        for name, shares in self.shares.items():
-            todo = [r for r in shares if r != DENSE and not self._is_known(name, r)]
-            every = [r for r in shares if r != DENSE]
-            queues[name] = [int(r) for r in rng.permutation(todo or every)]
-        longest = max(
-            (
-                len(queue)
-                for name, queue in queues.items()
-                if any(not self._is_known(name, rank) for rank in queue)
-            ),
-            default=0,
-        )
-        for turn in range(longest):
-            yield {name: queue[turn % len(queue)] for name, queue in queues.items()}
+        """Yield ranks of all layers until each that still matters had its turn."""
+        left: dict[str, list[int]] = {}
+        for name in self.shares:
+            still = self._open(name) or self.falling[name]
+            left[name] = rng.permutation(still).tolist()
+        every = {name: list(queue) for name, queue in left.items()}
+        turn = 0
+        while True:
+            for name, queue in left.items():
+                matter = {*self._open(name)}
+                left[name] = [rank for rank in queue if rank in matter]
+            if not any(left.values()):
+                return
+            yield {
+                name: queue.pop() if queue else every[name][turn % len(every[name])]
+                for name, queue in left.items()
+            }
+            turn += 1
 
     def add(
         self, ranks: Mapping[str, int], left: _Pass, here: _Pass, right: _Pass
@@ -523,28 +627,36 @@ class _Samples:
         self.rests.append(1.0 - sum(right[1].values()) / right[0])
 
     def known(self) -> float:
-        """Return the share of the times that are known well enough."""
-        each = [
-            self._is_known(name, rank)
-            for name, shares in self.shares.items()
-            for rank in shares
-        ]
-        return sum(each) / len(each)
+        """Return the share of the times that are known, or do not matter."""
+        unknown = sum(len(self._open(name)) for name in self.shares)
+        unknown += sum(not self._is_known(name, DENSE) for name in self.shares)
+        return 1.0 - unknown / sum(map(len, self.shares.values()))
 
     def times(
         self, layer: LayerSpec, whole: float, shapes: tuple[tuple[int, ...], ...]
     ) -> LayerTimes:
-        """Return the times of a layer."""
-        shares = self.shares[layer.name]
-        medians = [whole * statistics.median(values) for values in shares.values()]
-        widths = [whole * _half_width(values) for values in shares.values()]
+        """Return the times of a layer.
+
+        A form that was not visited, because a smaller rank of the same decomposition
+        was too slow already, has that rank's time.
+        """
+        found: dict[Rank, tuple[float, float]] = {}
+        for rank, values in self.shares[layer.name].items():
+            if values:
+                median, width = statistics.median(values), _half_width(values)
+                width = width if math.isfinite(width) else 0.0
+            else:
+                median = statistics.median(self._visited_below(layer, int(rank)))
+                width = median
+            found[rank] = (whole * median, whole * width)
         return LayerTimes(
             layer.decomposition.name,
             tuple(layer.weight_shape),
             shapes,
-            tuple(shares),
-            tuple(medians),
-            tuple(width if math.isfinite(width) else 0.0 for width in widths),
+            tuple(found),
+            tuple(seconds for seconds, _ in found.values()),
+            tuple(width for _, width in found.values()),
+            kinds_of(layer),
         )
 
     def _is_known(self, name: str, rank: Rank) -> bool:
@@ -553,6 +665,44 @@ class _Samples:
             return False
         allowed = max(PRECISION * statistics.median(values), NEGLIGIBLE)
         return _half_width(values) <= allowed
+
+    def _open(self, name: str) -> list[int]:
+        """List the ranks whose time is not known, and that may be of use.
+
+        One that is surely slower than another with a smaller error, or than the dense
+        layer, is no choice of a search, however much slower it is.
+        """
+        found: list[int] = []
+        least = self._bounds(name, DENSE)[1]
+        for rank in reversed(self.falling[name]):
+            low, high = self._bounds(name, rank)
+            if low <= least and not self._is_known(name, rank):
+                found.append(rank)
+            least = min(least, high)
+        return found
+
+    def _bounds(self, name: str, rank: Rank) -> tuple[float, float]:
+        """Return between which shares a time surely is."""
+        values = self.shares[name][rank]
+        if values:
+            median = statistics.median(values)
+            width = _FEW_WIDTH * median
+            if len(values) >= 2 * _FEWEST_ROUNDS:
+                width = _half_width(values)
+            return median - width, median + width
+        layer = self.layers[name]
+        if rank == DENSE or layer.ladder is None:
+            return 0.0, math.inf
+        below = self._visited_below(layer, rank)
+        low = statistics.median(below) * (1.0 - _GROWS) if below else 0.0
+        return low, math.inf
+
+    def _visited_below(self, layer: LayerSpec, rank: int) -> list[float]:
+        """Return the shares of the next smaller rank of a decomposition, if any."""
+        span = next(span for span in layer.spans if rank in span)
+        shares = self.shares[layer.name]
+        below = [r for r in shares if r != DENSE and r in span and r < rank]
+        return next((shares[r] for r in reversed(below) if shares[r]), [])
 
 
 def _half_width(values: Sequence[float]) -> float:

@@ -72,12 +72,18 @@ def drop_ranks_without_gain(
             fewer_macs = not shapes or _meta_macs(factored, shapes) < dense
             return fewer_macs and layer.weights_at(rank) < layer.num_weights
 
-        # Both grow with the rank, so all ranks above the first one without gain have
-        # none.
-        ranks = range(1, layer.max_rank + 1)
-        largest = bisect_left(ranks, True, key=lambda rank: not gains(rank))
-        if largest > 0:
-            kept.append(replace(layer, max_rank=largest))
+        # Both grow with the rank of a decomposition, so all ranks above the first one
+        # without gain have none.
+        with_gain = [
+            rank
+            for span in layer.spans
+            for rank in span[: bisect_left(span, True, key=lambda r: not gains(r))]
+        ]
+        if with_gain and layer.ladder is None:
+            kept.append(replace(layer, max_rank=with_gain[-1]))
+        elif with_gain and layer.ladder is not None:
+            ladder = layer.ladder.only(with_gain)
+            kept.append(replace(layer, decomposition=ladder, max_rank=len(with_gain)))
     if not kept:
         raise ValueError(
             "No layer gains from any rank: none needs fewer multiply-adds than dense. "

@@ -18,15 +18,6 @@ still written of networks without any."""
 _ATTRIBUTE: Final = "compression_recipe"
 """Attribute with the recipe of a compressed network; a later search adds to it."""
 
-_FINISHES: Final = "compression_finishes"
-"""Attribute with what was done to a network after its searches."""
-
-_SIZES: Final = "compression_sizes"
-"""Attribute with the sizes that the searches of a network were about."""
-
-_CALIBRATIONS: Final = "compression_calibrations"
-"""Attribute with the inputs that the factors of a network were fitted to."""
-
 
 @dataclass(frozen=True)
 class LayerRecipe:
@@ -131,100 +122,54 @@ class CompressionRecipe:
         )
 
 
-def recipe_of(network: nn.Module) -> tuple[LayerRecipe, ...]:
+def recipe_of(network: nn.Module) -> CompressionRecipe:
     """Return the record of all searches of a network so far.
 
     Args:
         network: Any network.
 
     Returns:
-        Entries in the order in which they were applied; empty for a network that was
-        not compressed here, or was put into another module since.
+        Its recipe; one without layers for a network that was not compressed here, or
+        was put into another module since.
     """
-    recipe: tuple[LayerRecipe, ...] = vars(network).get(_ATTRIBUTE, ())
-    return recipe
+    kept: CompressionRecipe | None = vars(network).get(_ATTRIBUTE)
+    return CompressionRecipe(()) if kept is None else kept
 
 
-def record_recipe(network: nn.Module, entries: Iterable[LayerRecipe]) -> None:
+def record_recipe(network: nn.Module, recipe: CompressionRecipe) -> None:
     """Store the record of its compression with a network.
 
     Args:
         network: The compressed network.
-        entries: All entries; they replace earlier ones.
+        recipe: Of all searches so far; it replaces an earlier one.
     """
-    setattr(network, _ATTRIBUTE, tuple(entries))
+    setattr(network, _ATTRIBUTE, recipe)
 
 
-def finishes_of(network: nn.Module) -> tuple[Mapping[str, Any], ...]:
-    """Return what was done to a network after its searches.
+def added_to_recipe(
+    network: nn.Module,
+    *,
+    layers: Iterable[LayerRecipe] = (),
+    finishes: Iterable[Mapping[str, Any]] = (),
+    calibrations: Iterable[Mapping[str, Any]] = (),
+    sizes: Iterable[Mapping[str, Any]] = (),
+) -> CompressionRecipe:
+    """Return a network's recipe with further entries.
 
     Args:
-        network: Any network.
-
-    Returns:
-        Plain JSON values, see `FinishRecord`; empty if nothing was kept.
+        network: With or without a recipe.
+        layers: Of one more search.
+        finishes: What was kept after it.
+        calibrations: What its factors were fitted to.
+        sizes: What it was about.
     """
-    finishes: tuple[Mapping[str, Any], ...] = vars(network).get(_FINISHES, ())
-    return finishes
-
-
-def record_finishes(network: nn.Module, finishes: Iterable[Mapping[str, Any]]) -> None:
-    """Store what was done to a network after its searches with it.
-
-    Args:
-        network: The compressed network.
-        finishes: One entry per search after which something was kept; they replace
-            earlier ones.
-    """
-    setattr(network, _FINISHES, tuple(finishes))
-
-
-def calibrations_of(network: nn.Module) -> tuple[Mapping[str, Any], ...]:
-    """Return which inputs the factors of a network's searches were fitted to.
-
-    Args:
-        network: Any network.
-
-    Returns:
-        Plain JSON values, see `CompressionRecipe`; empty for factors of the weights.
-    """
-    known: tuple[Mapping[str, Any], ...] = vars(network).get(_CALIBRATIONS, ())
-    return known
-
-
-def record_calibrations(
-    network: nn.Module, entries: Iterable[Mapping[str, Any]]
-) -> None:
-    """Store with a network which inputs its factors were fitted to.
-
-    Args:
-        network: The compressed network.
-        entries: One per search with data-aware factors; they replace earlier ones.
-    """
-    setattr(network, _CALIBRATIONS, tuple(entries))
-
-
-def sizes_of(network: nn.Module) -> tuple[Mapping[str, Any], ...]:
-    """Return what the sizes were that a network's searches were about.
-
-    Args:
-        network: Any network.
-
-    Returns:
-        Plain JSON values, see `CompressionRecipe`; empty where it was the weights.
-    """
-    known: tuple[Mapping[str, Any], ...] = vars(network).get(_SIZES, ())
-    return known
-
-
-def record_sizes(network: nn.Module, entries: Iterable[Mapping[str, Any]]) -> None:
-    """Store with a network what the sizes were that its searches were about.
-
-    Args:
-        network: The compressed network.
-        entries: One per search by another size than weights; they replace earlier ones.
-    """
-    setattr(network, _SIZES, tuple(entries))
+    known = recipe_of(network)
+    return CompressionRecipe(
+        (*known.layers, *layers),
+        finishes=(*known.finishes, *finishes),
+        calibrations=(*known.calibrations, *calibrations),
+        sizes=(*known.sizes, *sizes),
+    )
 
 
 def entries_for(
@@ -247,8 +192,9 @@ def entries_for(
         rank = ranks.get(layer.name)
         if rank is None:
             raise ValueError(f"ranks has no entry for layer {layer.name!r}.")
-        name = layer.decomposition.name
-        entries.append(LayerRecipe(layer.name, name, layer.weight_shape, rank))
+        # Of a ladder the rung's own decomposition and rank, which loading needs alone.
+        kind, own = layer.form_of(rank)
+        entries.append(LayerRecipe(layer.name, kind, layer.weight_shape, own))
     return tuple(entries)
 
 

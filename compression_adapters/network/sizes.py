@@ -10,6 +10,7 @@ from typing import Any, Final
 import torch
 from torch import Tensor, nn
 
+from compression_adapters.decompositions import Factors
 from compression_adapters.layers.survey import LayerSpec, layer_weights
 from compression_adapters.network.latency import LatencyTable
 from compression_adapters.network.macs import _meta_macs, run_counted
@@ -81,17 +82,17 @@ class LayerSizes:
         return dict(zip(self.options, self.sizes, strict=True))
 
     def worthwhile(
-        self, allowed: Iterable[int], *, dense: bool = True, margin: float = 0.0
+        self, allowed: Sequence[int], *, dense: bool = True, margin: float = 0.0
     ) -> tuple[int, ...]:
         """Return the ranks that are cheaper than everything with a smaller error.
 
         Args:
-            allowed: Ranks to choose from.
+            allowed: Ranks to choose from, in the order in which their errors fall.
             dense: Whether the dense layer is a choice too.
             margin: The share by which a rank has to be cheaper.
 
         Returns:
-            Ascending; empty where no rank is cheaper than the dense layer.
+            In the same order; empty where no rank is cheaper than the dense layer.
 
         Example:
             >>> sizes = LayerSizes((1, 2, 3, 4, "dense"), (2.0, 5.0, 3.0, 7.0, 6.0))
@@ -100,12 +101,54 @@ class LayerSizes:
         """
         kept: list[int] = []
         least = self.dense if dense else None
-        for rank in sorted(allowed, reverse=True):
+        for rank in reversed(allowed):
             size = self.at(rank)
             if least is None or size < least * (1.0 - margin):
                 kept.append(rank)
                 least = size
         return tuple(reversed(kept))
+
+
+def by_error(
+    layer: LayerSpec, factors: Factors, sizes: LayerSizes, ranks: Sequence[int]
+) -> list[int]:
+    """Order ranks so that their errors fall; of equal errors the smallest is last.
+
+    Args:
+        layer: A layer.
+        factors: Its factors.
+        sizes: What each rank costs.
+        ranks: Of the layer; of one decomposition, ascending ones are in order.
+    """
+    if layer.ladder is None:
+        return sorted(ranks)
+    errors = layer.ladder.errors(factors)
+    return sorted(ranks, key=lambda rank: (-errors[rank - 1], -sizes.at(rank)))
+
+
+def with_ranks(
+    layer: LayerSpec, sizes: LayerSizes, ranks: Sequence[int]
+) -> tuple[LayerSpec, LayerSizes]:
+    """Keep some ranks of a layer; those of a ladder become its rungs.
+
+    Args:
+        layer: A layer.
+        sizes: What each rank costs.
+        ranks: Those that stay, in the order of their errors.
+
+    Returns:
+        The layer, whose maximal rank is the last one, or the number of rungs; and what
+        its ranks cost.
+    """
+    if layer.ladder is None:
+        return replace(layer, max_rank=ranks[-1]), sizes
+    costs = (*map(sizes.at, ranks), sizes.dense)
+    ladder = layer.ladder.only(ranks, costs)
+    rungs = range(1, len(ranks) + 1)
+    return (
+        replace(layer, decomposition=ladder, max_rank=len(ranks)),
+        LayerSizes((*rungs, DENSE), costs),
+    )
 
 
 @dataclass(frozen=True, eq=False)
@@ -283,7 +326,7 @@ def count_multiply_adds(
         ) -> float:
             return _meta_macs(layer.decomposition.empty(bare, rank), calls) / samples
 
-        counts = _between(count, layer.max_rank)
+        counts = _between(count, layer)
         dense = _meta_macs(bare, calls) / samples
         tables[layer.name] = _table(layer, counts.__getitem__, dense)
     rest = total / samples - sum(one.dense for one in tables.values())
@@ -320,7 +363,7 @@ def count_bytes(network: nn.Module, layers: Sequence[LayerSpec]) -> SizeMeasure:
         if isinstance(layer.decomposition.empty(bare, 1), type(module)):
             counts = {r: count(r) for r in range(1, layer.max_rank + 1)}
         else:
-            counts = _between(count, layer.max_rank)
+            counts = _between(count, layer)
         tables[layer.name] = _table(layer, counts.__getitem__, dense)
     rest = _stored_bytes(network) - sum(one.dense for one in tables.values())
     return SizeMeasure("bytes", tables, rest)
@@ -355,13 +398,14 @@ def _table(layer: LayerSpec, size: Callable[[int], float], dense: float) -> Laye
     return LayerSizes((*ranks, DENSE), (*map(size, ranks), dense))
 
 
-def _between(count: Callable[[int], float], last: int) -> dict[int, float]:
+def _between(count: Callable[[int], float], layer: LayerSpec) -> dict[int, float]:
     """Count at every rank, calling as rarely as a count that is linear allows.
 
     Where the middle lies on the line between two ends, so does everything between
-    them: counts are polynomials of the rank without negative coefficients.
+    them: counts of a decomposition are polynomials of the rank without negative
+    coefficients.
     """
-    known = {rank: count(rank) for rank in {1, last}}
+    known: dict[int, float] = {}
 
     def fill(low: int, high: int) -> None:
         if high - low < 2:
@@ -378,7 +422,9 @@ def _between(count: Callable[[int], float], last: int) -> dict[int, float]:
         fill(low, middle)
         fill(middle, high)
 
-    fill(1, last)
+    for span in layer.spans:
+        known |= {rank: count(rank) for rank in {span[0], span[-1]}}
+        fill(span[0], span[-1])
     return known
 
 

@@ -316,7 +316,7 @@ def repeated(inputs: Inputs, size: int) -> Inputs:
     return inputs[torch.arange(size) % len(inputs)]
 
 
-def map_tensors(change: Callable[[Tensor], Tensor], tree: Any) -> Any:
+def map_tensors(change: Callable[[Tensor], Any], tree: Any) -> Any:
     """Change every tensor of a structure, and keep the structure.
 
     Mappings become plain dictionaries and lists become tuples, so that inputs have one

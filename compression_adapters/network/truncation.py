@@ -12,7 +12,11 @@ from compression_adapters.layers.survey import LayerSpec
 from compression_adapters.network.counts import (
     _rank_of,
 )
-from compression_adapters.network.recipe import entries_for, recipe_of, record_recipe
+from compression_adapters.network.recipe import (
+    added_to_recipe,
+    entries_for,
+    record_recipe,
+)
 from compression_adapters.network.replacement import Pair, copy_network, replaced
 from compression_adapters.rank_space.scales import DENSE, Rank
 
@@ -62,6 +66,7 @@ def factorize_network(
             if known is not None:
                 try:
                     fitted = layer.decomposition.factorize(module, known)
+                # torch has it, and its stubs do not.
                 except torch.linalg.LinAlgError as error:  # type: ignore[attr-defined]
                     warnings.warn(
                         f"Layer {layer.name!r} is decomposed by its weights alone: "
@@ -153,7 +158,7 @@ def truncate_network(
     layers = tuple(layers)
     final = _replacements(network, factors, layers, ranks, final=True)
     small = copy_network(network, final)
-    record_recipe(small, (*recipe_of(network), *entries_for(layers, ranks)))
+    record_recipe(small, added_to_recipe(network, layers=entries_for(layers, ranks)))
     return small
 
 

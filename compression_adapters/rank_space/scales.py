@@ -179,6 +179,21 @@ def _energy_edges(
     return np.concatenate(([0.0], np.cumsum(widths)))
 
 
+def _size_edges(sizes: Sequence[float], dense: bool) -> NDArray[np.float64]:
+    """Give each rung the logarithm of the factor to the size of the next one.
+
+    That is `log` for sizes: of one decomposition by weights they are multiples of the
+    rank. Dense, or the last rung without it, is as wide as the others on average.
+    """
+    known = np.asarray(sizes if dense else sizes[:-1], dtype=np.float64)
+    # A time may be too short for the clock.
+    logs = np.log(np.maximum(known, 1e-9 * known[-1]))
+    inner = logs - logs[0]
+    steps = len(inner) - 1
+    last = inner[-1] + (inner[-1] / steps if steps else 1.0)
+    return np.append(inner, last)
+
+
 ENCODINGS: dict[str, Callable[[int, int, bool, Tensor | None], NDArray[np.float64]]] = {
     "linear": _linear_edges,
     "log": _log_edges,
@@ -203,7 +218,8 @@ def rank_scale(
       in one corner of the cube.
     - `log`: the bin of rank r is [log(r / r_min), log((r + 1) / r_min)), scaled to [0,
       1]: the rank grows geometrically. Dense counts as rank max_rank + 1, so that its
-      bin is as wide as that of one more rank, and not the single point 1.0.
+      bin is as wide as that of one more rank, and not the single point 1.0. On a
+      ladder of several decompositions the size grows geometrically.
     - `energy`: the coordinate is the share of the layer's squared singular values that
       is kept; dense takes the energy beyond `max_rank`. One hundredth of the range
       (`MINIMAL_WIDTH_SHARE`) is divided equally among the bins, so that each rank stays
@@ -241,6 +257,13 @@ def rank_scale(
         [1, 1, 3, 7, 'dense']
     """
     check_scale_options(layer, encoding, at_max, min_rank, round_to)
+    ladder = layer.ladder
+    if ladder is not None:
+        # Its rungs are what these options left.
+        min_rank, round_to = 1, 1
+        if encoding == "log":
+            edges = _size_edges(ladder.sizes, at_max == DENSE)
+            return scale_of_edges(edges, 1, layer, at_max, 1)
     low = min(min_rank, layer.max_rank)
     try:
         edges = ENCODINGS[encoding](

@@ -11,6 +11,8 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from compression_adapters.report.plots import (
+    SizeAxis,
+    plot_ladders,
     plot_layer_errors,
     plot_layer_sizes,
     plot_objective,
@@ -34,6 +36,9 @@ NETWORK_FOLDER = "network"
 
 FORMAT_VERSION = 1
 
+_HEIGHT = 420
+"""Pixels of a plot that does not ask for another height (`layout.meta`)."""
+
 
 _STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; color: #222; max-width: 60rem;
@@ -42,8 +47,12 @@ h1 { font-size: 1.6rem; margin-bottom: .2rem; }
 .verdict { padding: .8rem 1rem; border-left: .4rem solid; margin: 1rem 0; }
 .holds { border-color: #2ca02c; background: #f0f8f0; }
 .open { border-color: #d9822b; background: #fdf6ee; }
+.headline { display: flex; flex-wrap: wrap; gap: 1rem 3rem; margin: 1.2rem 0; }
+.headline p { margin: 0; max-width: 18rem; color: #555; line-height: 1.3; }
+.headline b { display: block; font-size: 1.8rem; color: #222; }
 table { border-collapse: collapse; margin: 1rem 0; }
 th, td { padding: .25rem .8rem; text-align: right; border-bottom: 1px solid #ddd; }
+td { white-space: nowrap; }
 th:first-child, td:first-child { text-align: left; }
 figure { margin: 2rem 0; } figcaption { color: #555; }
 .wide { overflow-x: auto; } .trials { font-size: .8rem; }
@@ -93,7 +102,7 @@ def write_report(
 
     Args:
         folder: A run's folder, see `write_run`.
-        extra_figures: Further plots with their captions, placed after the objective.
+        extra_figures: Further plots with their captions, placed at the end.
 
     Returns:
         The page.
@@ -104,49 +113,75 @@ def write_report(
     summary, trials = read_run(folder)
     layers = pd.DataFrame(summary["layers"])
     incumbent = summary.get("incumbent_trial")
-    figures = [
-        (
-            "Each evaluation of the objective, on fresh samples, with its error bars.",
-            plot_objective(trials, incumbent),
-        ),
-        *extra_figures,
-        ("The rank of each layer.", plot_ranks(layers)),
-        (
-            "Ratio and loss of each evaluated network, as measured in the search.",
-            plot_ratio_against_loss(trials, incumbent),
-        ),
-    ]
-    if "size" in layers:
-        size = summary["size"]
-        figures.insert(
-            0,
+    of_layer, scale, axis = _unit(summary)
+    figures: list[tuple[str, go.Figure]] = []
+    sizes = _with_sizes(layers)
+    if sizes is not None:
+        caption = f"What each layer costs before and after: {of_layer}."
+        figures.append((caption, plot_layer_sizes(sizes, of_layer, scale)))
+    if "accuracy_compressed" in summary:
+        figures.append(
             (
-                "What each layer costs before and after, in the size that the search "
-                "was about.",
-                plot_layer_sizes(layers, size["quantity"], size["scale"]),
-            ),
+                "Each evaluated network on the test set, which the search did not use.",
+                plot_ratio_against_accuracy(_accuracy_points(summary, trials), axis),
+            )
         )
+    figures.append(
+        (
+            "Size and loss of each evaluated network, as measured in the search, with "
+            "95 % intervals.",
+            plot_ratio_against_loss(trials, incumbent, axis),
+        )
+    )
+    if summary.get("ladders"):
+        figures.append(
+            (
+                "What each layer could be: the size of every form that no other one "
+                "beats, and what it loses of the layer's squared output. The ring is "
+                "the form that was chosen.",
+                plot_ladders(summary["ladders"], of_layer, scale),
+            )
+        )
+    else:  # a run from before there were any
+        figures.append(("The rank of each layer.", plot_ranks(layers)))
     if "output_error" in layers:
-        figures.insert(
-            -1,
+        figures.append(
             (
                 "What each layer's rank leaves out of its output, before any refit: as "
                 "its factors predict it, and on fresh inputs, with all other layers "
                 "left as they were.",
                 plot_layer_errors(layers),
-            ),
-        )
-    if "accuracy_compressed" in summary:
-        points = _accuracy_points(summary, trials)
-        figures.append(
-            (
-                "Each evaluated network on the test set, which the search did not use.",
-                plot_ratio_against_accuracy(points),
             )
         )
+    figures += [
+        (
+            "Each evaluation of the objective, on fresh samples, with its error bars.",
+            plot_objective(trials, incumbent),
+        ),
+        *extra_figures,
+    ]
     path = folder / REPORT_FILE
     path.write_text(_page(summary, layers, trials, figures), encoding="utf-8")
     return path
+
+
+def _unit(summary: dict[str, Any]) -> tuple[str, float, SizeAxis]:
+    """Return what is counted of a layer, the factor to its unit, and the axis."""
+    size = summary.get("size")
+    if size is None or (size["size"], size["size_of"]) == ("weights", "layers"):
+        return "weights", 1.0, SizeAxis("compression ratio, layers in play")
+    quantity, scale = str(size["quantity"]), float(size["scale"])
+    of_layer = quantity.rpartition(",")[0] or quantity  # of what, is said last
+    return of_layer, scale, SizeAxis(quantity, scale * size["before"])
+
+
+def _with_sizes(layers: pd.DataFrame) -> pd.DataFrame | None:
+    """Add sizes to a table of layers that has weights only; None of an older run."""
+    if "size" in layers:
+        return layers
+    if not {"weights", "weights_before"} <= set(layers):
+        return None
+    return layers.assign(size=layers["weights"], size_before=layers["weights_before"])
 
 
 def _accuracy_points(summary: dict[str, Any], trials: pd.DataFrame) -> pd.DataFrame:
@@ -189,6 +224,7 @@ def _page(
     """Assemble the page."""
     certificate, reason = summary["certificate"], summary["stop_reason"]
     parts = [
+        _headline(summary),
         verdict_html(
             certificate["holds"],
             certificate["level"],
@@ -198,17 +234,47 @@ def _page(
         ),
         _statement_html(summary),
         _results_table(summary),
-        wide(layers.to_html(index=False, border=0, float_format="{:.4f}".format)),
     ]
     for number, (caption, figure) in enumerate(figures):
         # The page contains the library once, so that it opens without a connection.
         parts.append(figure_html(figure, caption, with_library=number == 0))
+    if "weight_shape" in layers:
+        shapes = [" x ".join(map(str, shape)) for shape in layers["weight_shape"]]
+        layers = layers.assign(weight_shape=shapes)
     number_format = "{:.4g}".format
+    own = layers.to_html(index=False, border=0, float_format=number_format)
+    parts.append(f"<h2>Layers</h2>{wide(own)}")
     table = trials.to_html(index=False, border=0, na_rep="", float_format=number_format)
     parts.append(f"<h2>Trials</h2><div class='trials'>{wide(table)}</div>")
     versions = ", ".join(f"{k} {v}" for k, v in summary["versions"].items())
     parts.append(f"<p>Seed {summary['seed']}; {html.escape(versions)}.</p>")
     return html_page(f"Compression of {summary['network']}", parts)
+
+
+def _headline(summary: dict[str, Any]) -> str:
+    """Say before and after in the user's unit, and the quality, in large print."""
+    (name, before, after), *_ = [
+        *_size_rows(summary),
+        ("weights, layers in play", "100 %", f"{_weights_ratio(summary):.1%}"),
+    ]
+    cells = [f"<b>{after}</b>{name}, {before} before"]
+    if "accuracy_compressed" in summary:
+        accuracies = (summary[f"accuracy_{n}"] for n in ("compressed", "original"))
+        small, whole = (f"{value:.2%}" for value in accuracies)
+        cells.append(f"<b>{small}</b>top-1 accuracy, {whole} before")
+    said = summary.get("statement")
+    if said:
+        name = str(said["quantity"])
+        percent = name in ("agreement", "accuracy_drop")
+        value = f"{said['estimate']:.2%}" if percent else f"{said['estimate']:.4g}"
+        label = {"agreement": "agreement with the original"}.get(name, name)
+        cells.append(
+            f"<b>{value}</b>{label.replace('_', ' ')}, on {said['count']:,} held-out "
+            "inputs"
+        )
+    elif summary.get("loss_fresh"):
+        cells.append(f"<b>{summary['loss_fresh']['mean']:.4g}</b>loss, fresh samples")
+    return "<div class='headline'>" + "".join(f"<p>{c}</p>" for c in cells) + "</div>"
 
 
 def html_page(title: str, parts: Sequence[str]) -> str:
@@ -257,11 +323,13 @@ def figure_html(figure: go.Figure, caption: str, *, with_library: bool) -> str:
     Returns:
         Part of a page.
     """
+    height = (figure.layout.meta or {}).get("height", _HEIGHT)
     figure.update_layout(
         template="plotly_white",
-        height=420,
+        height=height,
         margin={"t": 60},
-        legend={"orientation": "h", "y": -0.2},
+        # Below the axis, at the same distance whatever the height is.
+        legend={"orientation": "h", "y": -0.2 * _HEIGHT / height},
     )
     picture = figure.to_html(
         full_html=False, include_plotlyjs=with_library, config={"responsive": True}
@@ -310,11 +378,10 @@ def _results_table(summary: dict[str, Any]) -> str:
             before, after = summary[f"{key}_original"], summary[f"{key}_compressed"]
             rows.append((name, f"{before:.2%}", f"{after:.2%}"))
     costs = summary.get("costs", {"table": [], "warnings": []})
-    in_play = "weights_ratio" if "weights_ratio" in summary else "compression_ratio"
-    ratios = [("weights, layers in play", in_play)]
+    ratios = [("weights, layers in play", _weights_ratio(summary))]
     if not costs["table"]:  # which counts the weights of the whole network
-        ratios.append(("weights, whole network", "whole_network_ratio"))
-    rows += [(name, "100 %", f"{summary[key]:.2%}") for name, key in ratios]
+        ratios.append(("weights, whole network", summary["whole_network_ratio"]))
+    rows += [(name, "100 %", f"{ratio:.2%}") for name, ratio in ratios]
     for cost in costs["table"]:
         before, after = readable(cost["before"]), readable(cost["after"])
         rows.append((cost["quantity"], before, f"{after} ({cost['ratio']:.1%})"))
@@ -334,6 +401,13 @@ def _results_table(summary: dict[str, Any]) -> str:
         remarks.append(
             f"Loss of the compressed network on fresh samples: {fresh['mean']:.4g}, "
             f"standard error {fresh['sem']:.2g}."
+        )
+    beside = summary.get("beside_incumbent")
+    if beside is not None:
+        remarks.append(
+            "The certificate is of the best balance of loss and size that was found. "
+            "This network just meets the target; its objective is above that one's by "
+            f"{beside['mean']:.4g}, standard error {beside['sem']:.2g}."
         )
     gain = summary.get("gain_over_path")
     if gain is not None and gain["mean"] == gain["sem"] == 0.0:
@@ -357,6 +431,11 @@ def _results_table(summary: dict[str, Any]) -> str:
     head = "<tr><th></th><th>original</th><th>compressed</th></tr>"
     table = wide(f"<table>{head}{cells}</table>")
     return f"{table}{_finish_table(summary)}{notes}<p>Time: {seconds}.</p>"
+
+
+def _weights_ratio(summary: dict[str, Any]) -> float:
+    """Return the ratio of weights, which older runs have under another name."""
+    return float(summary.get("weights_ratio", summary["compression_ratio"]))
 
 
 def _size_rows(summary: dict[str, Any]) -> list[tuple[str, str, str]]:

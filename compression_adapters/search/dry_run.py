@@ -68,11 +68,9 @@ def dry_run(problem: CompressionProblem) -> None:
     with tempfile.TemporaryDirectory() as folder:
         with _attempt("saved"):
             save_compressed(small, layers, ranks, folder)
-        if not recipe_of(reference):
+        if not recipe_of(reference).layers:
             with _attempt("loaded"):
-                own = {
-                    layer.decomposition.name: layer.decomposition for layer in layers
-                }
+                own = {kind.name: kind for layer in layers for kind in layer.kinds}
                 loaded = load_compressed(folder, reference, decompositions=own)
                 with evaluation_mode(loaded):
                     if not agree(outputs, forward(loaded, few)):

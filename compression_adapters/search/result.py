@@ -74,6 +74,9 @@ class CompressionResult:
             calibration nor a trial has drawn; None: none were held out.
         latency: Where the size is a time: that of the whole network, measured before
             and after, beside what was predicted. None else.
+        beside_incumbent: Where a target chose another network than the incumbent that
+            the certificate is of: by how much its objective is worse, on the same fresh
+            samples. Unit: objective units. None where it is the incumbent.
     """
 
     network: nn.Module = field(repr=False)
@@ -93,6 +96,7 @@ class CompressionResult:
     finish: FinishRecord | None = None
     statement: QualityStatement | None = None
     latency: LatencyComparison | None = None
+    beside_incumbent: MeanSEM | None = None
 
     def __str__(self) -> str:
         return "\n".join(self.sentences())
@@ -135,9 +139,16 @@ class CompressionResult:
         """Say what is certified, or why nothing is."""
         found = self.certificate
         if found.holds:
+            than = ""
+            if self.beside_incumbent is not None:
+                than = (
+                    " than the best balance of loss and size that was found, which "
+                    "this network is beside by "
+                    f"{self.beside_incumbent.mean:+.3g} to meet the target"
+                )
             return (
                 f"Certified: with confidence {1.0 - found.epsilon:.4g}, no choice of "
-                f"ranks is better by more than {found.delta:.4g} (level "
+                f"ranks is better by more than {found.delta:.4g}{than} (level "
                 f"{found.level}, {len(self.trials)} evaluations)."
             )
         if self.stop_reason == "no_search":

@@ -11,7 +11,8 @@ from compression_adapters.network.latency import (
     LatencyTable,
     LayerTimes,
     Machine,
-    ranks_to_measure,
+    forms_to_measure,
+    kinds_of,
 )
 
 TICK = 1e-6
@@ -43,7 +44,7 @@ def table_of(layers, seconds, *, rest=0.0, machine=MACHINE):
     """A table of times by a function of layer and rank or `"dense"`."""
     times = {}
     for layer in layers:
-        ranks = (*ranks_to_measure(layer.max_rank), "dense")
+        ranks = (*forms_to_measure(layer), "dense")
         each = tuple(seconds(layer, rank) for rank in ranks)
         times[layer.name] = LayerTimes(
             layer.decomposition.name,
@@ -52,6 +53,7 @@ def table_of(layers, seconds, *, rest=0.0, machine=MACHINE):
             ranks,
             each,
             tuple(0.01 * s for s in each),
+            kinds_of(layer),
         )
     whole = rest + sum(t.seconds[-1] for t in times.values())
     return LatencyTable(machine, times, whole, rest, 3, 1.0, 1.0)

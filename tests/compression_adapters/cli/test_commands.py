@@ -401,3 +401,56 @@ def test_times_that_were_not_measured_are_not_kept(tmp_path):
     result = invoke("profile", "fc3", "--save-times", str(tmp_path / "times.json"))
     assert result.exit_code == 2
     assert "--save-times keeps what --size latency measures" in result.output
+
+
+CONVOLUTIONS = """
+import torch
+from torch import nn
+
+def network():
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return nn.Sequential(
+            nn.Conv2d(3, 12, 3), nn.ReLU(), nn.Conv2d(12, 12, 3),
+            nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(12, 6),
+        )
+
+def inputs():
+    return torch.randn(300, 3, 9, 9, generator=torch.Generator().manual_seed(0))
+"""
+
+
+def test_every_form_is_offered_printed_and_reported(own_module, tmp_path):
+    (tmp_path / "own_module_of_a_user.py").write_text(CONVOLUTIONS)
+    source = (f"{own_module}:network", "--data", f"{own_module}:inputs")
+    result = invoke(
+        *("compress", *source, "--out", "run", "--choose", "best", "--no-refit"),
+        *SHORT,
+    )
+    assert result.exit_code == 0, result.output
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert summary["settings"]["choose"] == "best"
+    layers = {layer["layer"]: layer for layer in summary["layers"]}
+    for name, rank in summary["ranks"].items():
+        assert layers[name]["rung"] == rank
+        if "rung" in layers[name] and layers[name]["rank"] != "dense":
+            form = f"{name} {layers[name]['kind']} {layers[name]['rank']}"
+            assert form in result.output
+    ladders = {ladder["layer"]: ladder for ladder in summary["ladders"]}
+    assert len({*ladders["2"]["kinds"]}) > 1
+    for name, ladder in ladders.items():
+        sizes, errors = ladder["sizes"], ladder["errors"]
+        assert sizes == sorted(sizes)
+        assert errors == sorted(errors, reverse=True)
+        assert max(sizes) <= ladder["dense"]
+        if ladder["chosen"] is None:
+            assert layers[name]["rank"] == "dense"
+        else:
+            assert ladder["ranks"][ladder["chosen"]] == layers[name]["rank"]
+            assert ladder["kinds"][ladder["chosen"]] == layers[name]["kind"]
+    assert "Forms of each layer" in (tmp_path / "run" / "report.html").read_text()
+    shown = invoke("profile", *source, "--choose", "best")
+    assert shown.exit_code == 0, shown.output
+    assert "low_rank_conv|channel_conv|tucker" in shown.output
+    refused = invoke("compress", *source, "--out", "run", "--choose", "worst")
+    assert refused.exit_code == 2

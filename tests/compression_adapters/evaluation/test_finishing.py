@@ -21,7 +21,7 @@ from compression_adapters import (
     squared_l2,
 )
 from compression_adapters.evaluation import finishing
-from compression_adapters.network.recipe import calibrations_of, finishes_of
+from compression_adapters.network.recipe import recipe_of
 from compression_adapters.search.trials import fresh_seed
 from tests.helpers.networks import pool, small_network
 
@@ -62,8 +62,8 @@ def test_both_steps_are_tried_and_the_loss_falls_on_other_samples():
     before, after = (problem.network_loss(n, seed=99).mean for n in (small, new))
     assert after < before
     assert not new.training
-    assert finishes_of(new) == (record.to_dict(),)
-    assert finishes_of(small) == ()
+    assert recipe_of(new).finishes == (record.to_dict(),)
+    assert recipe_of(small).finishes == ()
 
 
 def test_the_record_holds_what_is_measured_by_hand(monkeypatch):
@@ -107,7 +107,7 @@ def test_a_step_that_makes_it_worse_is_refused(monkeypatch):
     assert record.steps[0].change.mean > 0
     assert record.after == record.before
     assert "not kept" in record.sentence()
-    assert finishes_of(new) == ()
+    assert recipe_of(new).finishes == ()
 
 
 def test_a_step_without_effect_is_refused(monkeypatch):
@@ -233,10 +233,10 @@ def test_a_finished_network_is_saved_and_loaded_equal(searched, tmp_path):
     assert recipe.to_json() == text
     loaded = load_compressed(tmp_path, convolutional(1)).eval()
     assert torch.equal(loaded(images()), searched.network(images()))
-    assert finishes_of(loaded) == recipe.finishes
+    assert recipe_of(loaded).finishes == recipe.finishes
     known = searched.problem.calibration
     assert recipe.calibrations == (known.to_dict(),)
-    assert calibrations_of(loaded) == recipe.calibrations
+    assert recipe_of(loaded).calibrations == recipe.calibrations
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ from compression_adapters import compression_problem
 from compression_adapters.evaluation.loss_curves import loss_curves
 from compression_adapters.evaluation.price_path import price_path
 from compression_adapters.network.counts import compression_ratio
+from compression_adapters.rank_space.parameters import parameterization_from_ranks
 from compression_adapters.rank_space.scales import DENSE
 
 POOL = torch.randn(300, 12, generator=torch.Generator().manual_seed(0))
@@ -113,3 +114,46 @@ def test_a_layer_of_zeros_has_no_error_and_is_cut_first():
         silent[2].weight.zero_()
     path = price_path(compression_problem(silent, POOL, gamma=1.0, include=["0", "2"]))
     assert all(ranks["2"] == 1 for ranks in path.networks)
+
+
+def predicted(path, ranks):
+    """The sum of the layers' losses, by hand."""
+    return sum(
+        0.0 if rank == DENSE else path.losses[name][rank]
+        for name, rank in ranks.items()
+    )
+
+
+@pytest.mark.parametrize("ratio", [0.2, 0.3, 0.55, 0.9, 1.0])
+@pytest.mark.parametrize("start", ["smallest", "middle", "largest"])
+def test_a_network_is_moved_to_a_ratio_and_no_step_that_helps_is_left(ratio, start):
+    p = problem()
+    path = price_path(p)
+    place = {"smallest": 0, "middle": len(path) // 2, "largest": len(path) - 1}[start]
+    ranks = path.moved(path.networks[place], ratio)
+    assert p.ratio(ranks) <= ratio * (1.0 + 1e-9)
+    scales = {q.layers[0]: q.scales[0] for q in p.parameters}
+    for name, scale in scales.items():
+        for other in (*scale.ranks, DENSE):
+            changed = {**ranks, name: other}
+            fits = p.ratio(changed) <= ratio
+            assert (
+                not fits or predicted(path, changed) >= predicted(path, ranks) - 1e-12
+            )
+    if p.ratio(path.networks[place]) <= ratio:
+        assert predicted(path, ranks) <= predicted(path, path.networks[place])
+    if ratio == 1.0:
+        assert predicted(path, ranks) == 0.0
+
+
+def test_what_fits_nowhere_becomes_the_smallest_network():
+    path = price_path(problem())
+    assert path.moved(path.networks[-1], 1e-6) == path.networks[0]
+
+
+def test_tied_layers_are_moved_together():
+    p = problem(tie=lambda name: "all")
+    path = price_path(p)
+    ranks = path.moved(path.networks[-1], 0.4)
+    assert p.ratio(ranks) <= 0.4
+    assert p.ranks(parameterization_from_ranks(ranks, p.parameters)) == ranks

@@ -354,7 +354,7 @@ def test_a_network_that_went_through_four_searches_comes_back(
     assert loaded.again is loaded.body
     assert repr(loaded) == repr(small)
     assert recipe_of(loaded) == recipe_of(small)
-    kinds = [(entry.name, entry.decomposition) for entry in recipe_of(small)]
+    kinds = [(entry.name, entry.decomposition) for entry in recipe_of(small).layers]
     assert kinds == [
         ("stem", "tucker"),
         ("body", "low_rank_conv"),
@@ -470,3 +470,32 @@ def test_copies_and_moves_of_a_compressed_network_keep_working(tmp_path, images)
     save_compressed(half, layers, ranks, tmp_path)
     loaded = load_compressed(tmp_path, Convolutional(seed=1).bfloat16())
     assert torch.equal(loaded(images.bfloat16()), half(images.bfloat16()))
+
+
+class Versioned(nn.Module):
+    """Refuses the state of an older version, as torchvision's MNASNet does."""
+
+    _version = 2
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(8, 8)
+
+    def forward(self, x):
+        return self.layer(x)
+
+    def _load_from_state_dict(self, state_dict, prefix, local_metadata, *rest):
+        if local_metadata.get("version") != 2:
+            raise ValueError("version should be set to 2")
+        super()._load_from_state_dict(state_dict, prefix, local_metadata, *rest)
+
+
+def test_a_network_that_asks_for_its_version_is_loaded(tmp_path):
+    network = Versioned()
+    layers = find_layers(network)
+    factors = factorize_network(network, layers)
+    small = truncate_network(network, factors, layers, {"layer": 2})
+    save_compressed(small, layers, {"layer": 2}, tmp_path)
+    loaded = load_compressed(tmp_path, Versioned())
+    x = torch.ones(1, 8)
+    assert torch.equal(loaded(x), small(x))

@@ -119,6 +119,37 @@ def test_what_the_user_pays_for_comes_first(tmp_path):
     assert "Size of each layer" in page
 
 
+def test_the_page_begins_with_before_after_and_quality(tmp_path):
+    said = {
+        "quantity": "agreement",
+        "estimate": 0.9712,
+        "count": 4000,
+        "sentence": "agrees <often>",
+    }
+    size = {
+        **{"size": "bytes", "size_of": "network", "before": 2000.0, "after": 500.0},
+        **{"quantity": "bytes as stored, whole network", "scale": 1.0},
+    }
+    layers = [{**SUMMARY["layers"][0], "size": 10.0, "size_before": 30.0}]
+    ladder = {
+        **{"layer": "fc", "kinds": ["svd"], "ranks": [1], "sizes": [10.0]},
+        **{"errors": [0.2], "dense": 30.0, "chosen": 0},
+    }
+    summary = {**SUMMARY, "size": size, "statement": said, "layers": layers}
+    write_run(tmp_path, summary | {"ladders": [ladder]}, TRIALS)
+    page = write_report(tmp_path).read_text()
+    headline = page.index("<b>500 (25.0%)</b>bytes as stored, whole network, 2,000")
+    agreement = page.index("<b>97.12%</b>agreement with the original, on 4,000")
+    verdict, table = page.index("class='verdict"), page.index("<table>")
+    assert headline < agreement < verdict < table
+    pictures = [
+        page.index(f"<figcaption>{caption}")
+        for caption in ("What each layer costs", "Size and loss", "What each layer cou")
+    ]
+    assert pictures == sorted(pictures)
+    assert "Rank per layer" not in page
+
+
 def test_a_folder_without_a_run_is_refused(tmp_path):
     with pytest.raises(ValueError, match="holds no finished run"):
         read_run(tmp_path)

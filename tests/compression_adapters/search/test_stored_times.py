@@ -7,7 +7,7 @@ import pytest
 from ax_pac import open_client
 from ax_pac.ax_internals import experiment_of, properties
 from compression_adapters import compress, find_layers, load_compressed
-from compression_adapters.network.recipe import sizes_of
+from compression_adapters.network.recipe import recipe_of
 from compression_adapters.search import result as results
 from compression_adapters.search.stored_times import table_of as stored_table
 from tests.helpers.networks import pool, small_network
@@ -99,7 +99,7 @@ def test_a_saved_network_says_by_which_size_it_was_chosen(tmp_path):
     assert size == found.problem.measure.to_dict_at(found.ranks)
     assert (size["size"], size["size_of"]) == ("bytes", "network")
     loaded = load_compressed(tmp_path / "small", small_network())
-    assert sizes_of(loaded) == (size,)
+    assert recipe_of(loaded).sizes == (size,)
     weights = compress(small_network(), pool(), max_trials=3, **SHORT)
     weights.save(tmp_path / "plain")
     older = json.loads((tmp_path / "plain" / "recipe.json").read_text())
