@@ -12,6 +12,7 @@ from benchmarks.calibration.fitted_page import (
     render_fitted,
     render_inner_maximum,
 )
+from benchmarks.calibration.kept import render_kept
 from benchmarks.calibration.known_part import render_known_part
 from benchmarks.calibration.misfit import render_misfit
 from benchmarks.calibration.noise_page import render_noise
@@ -43,6 +44,7 @@ Renderer = Callable[..., str | Mapping[str, str]]
 _PAGES: tuple[tuple[str, tuple[str, ...], Renderer], ...] = (
     ("fc3", ("fc3",), render_fc3),
     ("calibration", ("calibration",), render_calibration),
+    ("kept", ("fitted", "known_part", "misfit"), render_kept),
     ("fitted", ("fitted",), render_fitted),
     ("known_part", ("known_part",), render_known_part),
     ("misfit", ("misfit",), render_misfit),

@@ -186,7 +186,8 @@ def render_misfit(traces: Sequence[Trace]) -> str:
     )
     lines += [revisions(traces), ""]
     rows = []
-    for settings, group in by_settings(traces):
+    for group in by_settings(traces):
+        settings = group[0].settings
         results = [trace.result for trace in group]
         stops = [result if result["holds"] else None for result in results]
         held = [stop for stop in stops if stop is not None]
