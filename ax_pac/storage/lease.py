@@ -243,10 +243,10 @@ class Lease:
         who = "another process" if row is None else described(row, time)
         where = self._engine.url.render_as_string(hide_password=True)
         return (
-            f"the search {self._name!r} in {where} is held by {who}. Nothing was written. Wait for its end, or end it; a process that is gone "
-            "is known by its id on its own machine, elsewhere after "
-            f"{EXPIRES_AFTER:.0f} s without a sign of life. Reading works meanwhile: "
-            "ax-pac status"
+            f"the search {self._name!r} in {where} is held by {who}. Nothing was "
+            "written. Wait for its end, or end it; that a process is gone is seen at "
+            f"once on its own machine, elsewhere after {EXPIRES_AFTER:.0f} s without a "
+            "sign of life. Reading works meanwhile: ax-pac status"
         )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 from ax.core.base_trial import BaseTrial
 from ax.core.experiment import Experiment
@@ -12,8 +12,12 @@ from ax.generation_strategy.generation_strategy import GenerationStrategy
 from ax.orchestration.orchestrator import Orchestrator
 from ax.orchestration.orchestrator_options import OrchestratorOptions
 
-if TYPE_CHECKING:
-    from ax_pac.storage.client import StoredClient
+
+class SavesTrials(Protocol):
+    """A client that writes trials to a database: see `StoredClient`."""
+
+    def save_trials(self, trials: Sequence[BaseTrial], *, strategy: bool) -> None:
+        """Write trials, and the strategy if it has proposed."""
 
 
 class SavingOrchestrator(Orchestrator):
@@ -37,7 +41,7 @@ class SavingOrchestrator(Orchestrator):
         generation_strategy: GenerationStrategy,
         options: OrchestratorOptions,
         *,
-        client: StoredClient | None = None,
+        client: SavesTrials | None = None,
     ) -> None:
         self._client = client
         super().__init__(experiment, generation_strategy, options)
