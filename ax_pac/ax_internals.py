@@ -6,13 +6,14 @@ one, `tests/ax_pac/test_ax_internals.py` fails and names the function to adapt.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 from ax.adapter.base import Adapter
 from ax.adapter.registry import Generators
 from ax.adapter.transforms.one_hot import OH_PARAM_INFIX
 from ax.api.client import Client
+from ax.core.base_trial import BaseTrial
 from ax.core.data import Data
 from ax.core.experiment import Experiment
 from ax.core.generator_run import GeneratorRun
@@ -101,6 +102,17 @@ def properties(experiment: Experiment) -> dict[str, Any]:
     Checked on Ax 1.3.1: `Experiment._properties`.
     """
     return experiment._properties
+
+
+def put_back(experiment: Experiment, trials: Mapping[int, BaseTrial]) -> None:
+    """Put trials into an experiment in place of those of the same index.
+
+    Saving a new trial replaces it by a copy that was read from the database, which is
+    to be forgotten where the transaction fails.
+
+    Checked on Ax 1.3.1: `Experiment._trials`.
+    """
+    experiment._trials.update(trials)
 
 
 # ------------------------------------------------------------------ strategy

@@ -105,7 +105,7 @@ class RayOrchestrator(SavingOrchestrator):
                 trial = self.experiment.trials[index]
                 reasons = self.runner.repeated[index]
                 trial.update_run_metadata({"repeated_because": reasons})
-                self._save_or_update_trials_in_db_if_possible(self.experiment, [trial])
+                self.save([trial])
             if self._on_end is not None:
                 self._on_end(index)
         return results
@@ -136,7 +136,7 @@ class RayOrchestrator(SavingOrchestrator):
         for trial in running:
             trial.mark_abandoned(reason=f"cancelled: {reason}")
         if running:
-            self._save_or_update_trials_in_db_if_possible(self.experiment, running)
+            self.save(running)
 
     def interrupt(self) -> None:
         """Cancel what runs after an error or Ctrl-C.
@@ -144,7 +144,7 @@ class RayOrchestrator(SavingOrchestrator):
         In a database the trials stay as running, to be taken up when the search goes
         on; otherwise they are abandoned.
         """
-        if self._client is None:
+        if self.client is None:
             self.cancel_running("the search was interrupted")
         else:
             self._stop_running()

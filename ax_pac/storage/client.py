@@ -20,6 +20,7 @@ from ax_pac.ax_internals import (
     experiment_of,
     maybe_experiment_of,
     properties,
+    put_back,
     resume,
     strategy_of,
 )
@@ -422,12 +423,14 @@ class StoredClient(Client):
         strategy = strategy_of(self) if self._strategy_changed else None
         trials = list(self._trials)
         whole = self._whole or experiment.db_id is None
+        changed = (
+            experiment.trials if whole else {i: experiment.trials[i] for i in trials}
+        )
         self._attempt = Attempt(
             new_stamp(found),
-            without_ids(
-                experiment if whole else [experiment.trials[i] for i in trials],
-                strategy,
-            ),
+            experiment,
+            dict(changed),
+            without_ids(experiment if whole else changed, strategy),
         )
         properties(experiment)[LAST_WRITE] = self._attempt.stamp
         save_changes(
@@ -457,21 +460,31 @@ class StoredClient(Client):
 
 
 class Attempt:
-    """A write that may have failed: its stamp, and the ids that it gave.
+    """A write that may have failed: its stamp, and what it did to Ax's objects.
 
     Args:
         stamp: That it left.
+        experiment: That it wrote.
+        trials: The trials that it wrote, as they were before.
         without_ids: See `database.without_ids`, before the write.
     """
 
-    def __init__(self, stamp: Stamp, without_ids: list[tuple[Any, str]]) -> None:
+    def __init__(
+        self,
+        stamp: Stamp,
+        experiment: Experiment,
+        trials: dict[int, BaseTrial],
+        without_ids: list[tuple[Any, str]],
+    ) -> None:
         self.stamp = stamp
-        self._before = without_ids
+        self._experiment, self._trials = experiment, trials
+        self._without_ids = without_ids
         self._given: list[tuple[Any, str, Any]] = []
 
     def undo(self) -> None:
-        """Forget the ids: their rows are not there."""
-        given = [(o, n, getattr(o, n, None)) for o, n in self._before]
+        """Put the trials back, and forget the ids: their rows are not there."""
+        put_back(self._experiment, self._trials)
+        given = [(o, n, getattr(o, n, None)) for o, n in self._without_ids]
         self._given = [each for each in given if each[2] is not None] or self._given
         for one, name, _ in given:
             setattr(one, name, None)

@@ -282,7 +282,7 @@ class Database:
             raise error
         if seconds >= self._patience:
             raise DatabaseUnreachableError(
-                f"the database {self.name} could not be reached for {seconds:.0f} s: "
+                f"the database {self.name} could not be reached for {seconds:.1f} s: "
                 f"{error.orig}. Nothing of this call was written. Once it is back, "
                 "call again or start the search again"
             ) from error

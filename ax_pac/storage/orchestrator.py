@@ -43,7 +43,7 @@ class SavingOrchestrator(Orchestrator):
         *,
         client: SavesTrials | None = None,
     ) -> None:
-        self._client = client
+        self.client = client
         super().__init__(experiment, generation_strategy, options)
 
     def run_trials(
@@ -59,7 +59,7 @@ class SavingOrchestrator(Orchestrator):
             existing_trials: As in Ax.
             stage_only: As in Ax.
         """
-        if self._client is None or stage_only:
+        if self.client is None or stage_only:
             metadata: dict[int, dict[str, Any]] = super().run_trials(
                 new_trials, existing_trials, stage_only
             )
@@ -68,13 +68,24 @@ class SavingOrchestrator(Orchestrator):
         trials = [*existing_trials, *new_trials]
         for trial in trials:
             trial.mark_running(no_runner_required=True)
-        self._client.save_trials(trials, strategy=True)
+        self.client.save_trials(trials, strategy=True)
         metadata = self.runner.run_multiple(trials=trials)
-        for trial in trials:
+        # Saving a new trial has put another object in its place.
+        stored = [self.experiment.trials[trial.index] for trial in trials]
+        for trial in stored:
             trial.update_run_metadata(metadata=metadata.get(trial.index, {}))
         if any(metadata.values()):
-            self._client.save_trials(trials, strategy=False)
+            self.client.save_trials(stored, strategy=False)
         return metadata
+
+    def save(self, trials: Sequence[BaseTrial]) -> None:
+        """Write trials that changed, where there is a database.
+
+        Args:
+            trials: Of the experiment.
+        """
+        if self.client is not None:
+            self.client.save_trials(trials, strategy=False)
 
     def _save_or_update_trials_in_db_if_possible(
         self,
@@ -82,9 +93,8 @@ class SavingOrchestrator(Orchestrator):
         trials: Sequence[BaseTrial],
         reduce_state_generator_runs: bool = False,
     ) -> bool:
-        if self._client is not None:
-            self._client.save_trials(trials, strategy=False)
-        return self._client is not None
+        self.save(trials)
+        return self.client is not None
 
     def _save_or_update_trials_and_generation_strategy_if_possible(
         self,
@@ -94,5 +104,5 @@ class SavingOrchestrator(Orchestrator):
         new_generator_runs: list[GeneratorRun],
         reduce_state_generator_runs: bool = False,
     ) -> None:
-        if self._client is not None:
-            self._client.save_trials(trials, strategy=True)
+        if self.client is not None:
+            self.client.save_trials(trials, strategy=True)

@@ -18,6 +18,7 @@ from compression_adapters.cli.options import (
     take_source,
 )
 from compression_adapters.cli.stages import print_stages, stages
+from compression_adapters.cli.watch import status, watch, write_search_report
 
 # "\\b" keeps click from reflowing the paragraph after it.
 _HELP = """Compress neural networks until a certificate holds.
@@ -29,6 +30,8 @@ Start here:
   ax-pac compress torchvision:resnet18 --data IMAGES --out runs/r18
   ax-pac compress my_module:my_network --data my_module:my_inputs ...
   ax-pac profile fc3                   its layers, and what each rank would lose
+  ax-pac status runs/fc3/search.db     how searches in a database stand
+  ax-pac watch runs/fc3/search.db      a page on them, while they run
   ax-pac stages vgg16 --data IMAGES --gamma 0.001 --epochs 3 --out runs/vgg16
 
 From Python: compression_adapters.compress(network, inputs, gamma=...).
@@ -98,6 +101,8 @@ def _with_default_gamma(request: Request) -> Request:
 
 
 main.add_command(stages)
+main.add_command(status)
+main.add_command(watch)
 
 
 @main.command(short_help="Tabulate the layers of a network before a search.")
@@ -133,13 +138,28 @@ def profile(progress: bool | None, save_times: Path | None, **values: Any) -> No
         raise click.ClickException(str(error)) from error
 
 
-@main.command(short_help="Write the report of a finished run again.")
-@click.argument("folder", type=click.Path(path_type=Path, file_okay=False))
-def report(folder: Path) -> None:
+@main.command(short_help="Write the report of a finished run, or of a database.")
+@click.argument("run", metavar="FOLDER|DB")
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path, dir_okay=False),
+    default=None,
+    help="The page on a database.  [default: searches.html beside an SQLite file, "
+    "else here]",
+)
+def report(run: str, out: Path | None) -> None:
     """Write the report of a finished run again, and print its result.
 
-    FOLDER is the --out of `ax-pac compress` or `ax-pac stages`.
+    FOLDER is the --out of `ax-pac compress` or `ax-pac stages`. DB is a database of
+    searches, a file or a URL: the page is then on how all of them stand.
     """
+    folder = Path(run)
+    if "://" in run or folder.is_file():
+        beside = Path() if "://" in run else folder.parent
+        write_search_report(run, out or beside / "searches.html")
+        return
+    if out is not None:
+        raise click.UsageError("--out is for the page on a database")
     from compression_adapters.cli.compress_run import certificate_figures
     from compression_adapters.report.run import read_run, write_report
     from compression_adapters.report.stages import (
