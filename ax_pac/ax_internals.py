@@ -135,6 +135,66 @@ def new_runs(strategy: GenerationStrategy) -> list[GeneratorRun]:
     return [run for run in strategy._generator_runs if run.db_id is None]
 
 
+def replace_last_run(
+    strategy: GenerationStrategy, runs: Sequence[GeneratorRun]
+) -> None:
+    """Put several generator runs in place of the last one of a strategy.
+
+    Checked on Ax 1.3.1: `GenerationStrategy._generator_runs`.
+    """
+    strategy._generator_runs[-1:] = runs
+
+
+def split_run(run: GeneratorRun) -> list[GeneratorRun]:
+    """Split a generator run of several points into one for each.
+
+    A point that it has twice comes twice. Each has its own prediction and the value of
+    its own acquisition.
+
+    Checked on Ax 1.3.1: the arguments of `GeneratorRun`, and what `GenerationNode.gen`
+    sets on it afterwards.
+    """
+    values = (run.gen_metadata or {}).get("expected_acquisition_value")
+    runs = []
+    for number, (arm, weight) in enumerate(zip(run.arms, run.weights, strict=True)):
+        metadata = dict(run.gen_metadata or {})
+        if isinstance(values, list) and len(values) == len(run.arms):
+            metadata["expected_acquisition_value"] = values[number]
+        predictions = None
+        if run.model_predictions is not None:
+            means, covariances = run.model_predictions
+            predictions = (
+                {name: [row[number]] for name, row in means.items()},
+                {
+                    one: {other: [row[number]] for other, row in rows.items()}
+                    for one, rows in (covariances or {}).items()
+                },
+            )
+        for _ in range(round(weight)):
+            part = GeneratorRun(
+                arms=[arm],
+                optimization_config=run.optimization_config,
+                search_space=run.search_space,
+                model_predictions=predictions,
+                type=run.generator_run_type,
+                # Of the whole batch, once: what is added up stays the same.
+                fit_time=run.fit_time if not runs else 0.0,
+                gen_time=run.gen_time if not runs else 0.0,
+                generator_key=run._generator_key,
+                generator_kwargs=run._generator_kwargs,
+                adapter_kwargs=run._adapter_kwargs,
+                gen_metadata=metadata,
+                generator_state_after_gen=run._generator_state_after_gen,
+                candidate_metadata_by_arm_signature=(
+                    run._candidate_metadata_by_arm_signature
+                ),
+                generation_node_name=run._generation_node_name,
+            )
+            part._suggested_experiment_status = run._suggested_experiment_status
+            runs.append(part)
+    return runs
+
+
 def node_of(run: GeneratorRun) -> str | None:
     """Return the name of the node that made a generator run.
 

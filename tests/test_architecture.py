@@ -64,7 +64,7 @@ ROWS: dict[str, set[str]] = {
         "ax_pac.strategy",
     },
     "ax_pac.orchestration": {"ax", "pandas", "torch", "ray"}
-    | {"ax_pac.ax_internals", "ax_pac.storage"},
+    | {"ax_pac.ax_internals", "ax_pac.storage", "ax_pac.strategy"},
     "ax_pac": {"ax_pac"},
     "compression_adapters.options": {"torch"},
     "compression_adapters.decompositions": {"torch", "numpy", "tensorly"},

@@ -7,9 +7,11 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+from ax.adapter.adapter_utils import get_fixed_features_from_experiment
 from ax.api.client import Client
 from ax.core.base_trial import BaseTrial
 from ax.core.experiment import Experiment
+from ax.core.generator_run import GeneratorRun
 from ax.orchestration.orchestrator import (
     FailureRateExceededError,
     Orchestrator,
@@ -26,6 +28,7 @@ from ax_pac.orchestration.ray_runner import (
 )
 from ax_pac.storage.client import StoredClient
 from ax_pac.storage.orchestrator import SavesTrials, SavingOrchestrator
+from ax_pac.strategy.batch import proposed_together
 
 
 class RayOrchestrator(SavingOrchestrator):
@@ -80,6 +83,17 @@ class RayOrchestrator(SavingOrchestrator):
             return bool(super().run(max_new_trials, timeout_hours))
         finally:
             self.ask_seconds += time.perf_counter() - start
+
+    def _gen_new_trials_from_generation_strategy(
+        self, num_trials: int, n: int | None = None
+    ) -> list[list[GeneratorRun]]:
+        self.generation_strategy.experiment = self.experiment
+        return proposed_together(
+            self.generation_strategy,
+            self.experiment,
+            num_trials,
+            fixed_features=get_fixed_features_from_experiment(self.experiment),
+        )
 
     def wait_for_completed_trials_and_report_results(
         self,
@@ -225,6 +239,8 @@ def ray_orchestrator(
     experiment = experiment_of(client)
     options = OrchestratorOptions(
         max_pending_trials=workers,
+        # As many as there are free workers, from one fit.
+        run_trials_in_batches=True,
         global_stopping_strategy=global_stopping_strategy,
         # The runner waits by itself.
         init_seconds_between_polls=0,
