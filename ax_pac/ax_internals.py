@@ -155,7 +155,7 @@ def split_run(run: GeneratorRun) -> list[GeneratorRun]:
     sets on it afterwards.
     """
     values = (run.gen_metadata or {}).get("expected_acquisition_value")
-    runs = []
+    runs: list[GeneratorRun] = []
     for number, (arm, weight) in enumerate(zip(run.arms, run.weights, strict=True)):
         metadata = dict(run.gen_metadata or {})
         if isinstance(values, list) and len(values) == len(run.arms):

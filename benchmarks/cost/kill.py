@@ -44,6 +44,8 @@ _PLAN = (
     (_SETTINGS, _RUNS, 0.35),
     (_WORKERS | {"killed": "driver", "database": "sqlite"}, 18, 0.9),
     (_WORKERS | {"killed": "driver", "database": "postgresql"}, 8, 0.9),
+    (_WORKERS | {"killed": "driver", "database": "sqlite", "span": 2.0}, 8, 1.0),
+    (_WORKERS | {"killed": "driver", "database": "postgresql", "span": 2.0}, 6, 1.0),
     (_WORKERS | {"killed": "worker", "database": "sqlite"}, 8, 0.5),
     (
         _SETTINGS

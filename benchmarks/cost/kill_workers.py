@@ -32,7 +32,8 @@ POSTGRES = "AX_PAC_TEST_POSTGRES"
 
 _MOST_KILLS = 40
 # Seconds over which moments are drawn, from the first evaluation of a process or, the
-# share of the early ones, from its start; about as long as a search goes on.
+# share of the early ones, from its start; about as long as a search goes on. With a
+# `span` of its own a search is killed more often.
 _SPAN, _SHARE_EARLY = 6.0, 0.25
 _CERTIFICATE = ("delta", "epsilon", "level")
 _COLUMNS = ["metric_name", "mean", "sem"]
@@ -146,7 +147,8 @@ def _kill_driver(
         before, log = stored_trials(database), len(evaluations(folder))
         process = _start(folder, seed, settings, database, address)
         ended = False
-        moment = float(rng.uniform(0.0, _SPAN)) if len(kills) < _MOST_KILLS else None
+        span = settings.get("span", _SPAN)
+        moment = float(rng.uniform(0.0, span)) if len(kills) < _MOST_KILLS else None
         # Ray and its workers take longer to start than all the trials take.
         is_early = bool(rng.random() < _SHARE_EARLY)
         while not (is_early or ended or len(evaluations(folder)) > log):

@@ -33,6 +33,9 @@ def _kill_of_workers(traces: Sequence[Trace]) -> list[str]:
             (
                 killed,
                 settings["database"],
+                f"{settings.get('span', 6.0):g}"
+                if settings["killed"] == "driver"
+                else "-",
                 len(results),
                 len(kills) or "-",
                 sum(kill["running"] > 0 for kill in kills) or "-",
@@ -55,10 +58,11 @@ def _kill_of_workers(traces: Sequence[Trace]) -> list[str]:
         "",
         "The same network, each evaluation prolonged by "
         f"{traces[0].settings['wait']:g} s, on two workers of a Ray that outlives the "
-        "processes. *Driver*: the process of the search is killed, up to 6 s after its "
-        "first evaluation or, in a quarter of the cases, after its start, and is "
-        "started again until the search ends. *Worker*: the process of the evaluation "
-        "that began last is killed. *Two processes*: nobody is killed, and one search "
+        "processes. *Driver*: the process of the search is killed at a random moment "
+        "within so many seconds after its first evaluation or, in a quarter of the "
+        "cases, after its start, and is started again until the search ends. "
+        "*Worker*: the process of the evaluation that began last is killed. *Two "
+        "processes*: nobody is killed, and one search "
         "is started twice at the same moment.",
         "",
         "A search is *sound* if no completed trial was lost, changed or evaluated "
@@ -69,8 +73,8 @@ def _kill_of_workers(traces: Sequence[Trace]) -> list[str]:
         "kill. *Told*: processes that ended with the message who holds the search.",
         "",
         *table(
-            "killed | database | searches | kills | with a trial running | repeated "
-            "| failed trials | told | certified | sound",
+            "killed | database | within, s | searches | kills | with a trial running "
+            "| repeated | failed trials | told | certified | sound",
             rows,
         ),
         *(["Broken promises:", "", *broken, ""] if broken else []),

@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import click
+from click.core import ParameterSource
 
+from compression_adapters.cli.many import LIST_SUFFIXES, compress_list
 from compression_adapters.cli.options import (
     Request,
     SourceRequest,
@@ -30,6 +32,7 @@ Start here:
   ax-pac compress torchvision:resnet18 --data IMAGES --out runs/r18
   ax-pac compress my_module:my_network --data my_module:my_inputs ...
   ax-pac profile fc3                   its layers, and what each rank would lose
+  ax-pac compress tonight.toml --workers 4 --out runs/tonight   a list of searches
   ax-pac status runs/fc3/search.db     how searches in a database stand
   ax-pac watch runs/fc3/search.db      a page on them, while they run
   ax-pac stages vgg16 --data IMAGES --gamma 0.001 --epochs 3 --out runs/vgg16
@@ -71,7 +74,14 @@ def compress(out: Path, resume: bool, **values: Any) -> None:
     784-1000-1000-10 on MNIST; it is trained in one minute the first time and kept in
     your cache folder. The others need --data; without --gamma and the like, a tenth of
     a per cent of the outputs' squared size weighs as much as one of the weights.
+
+    NETWORK may also be a list of searches, a .toml or .json file: each entry has a
+    name, a network and any of the options below. --workers is then how many are made
+    at the same time on Ray, --resources what each reserves, and a second call goes on.
     """
+    if Path(values["network"]).suffix in LIST_SUFFIXES:
+        _compress_list(out, resume, values)
+        return
     request = Request.of(out, resume, **values)
     if not request.options.target.given:
         request = _with_default_gamma(request)
@@ -87,6 +97,44 @@ def compress(out: Path, resume: bool, **values: Any) -> None:
     except KeyboardInterrupt:
         raise click.ClickException("interrupted before the first result") from None
     _print_summary(summary, out)
+
+
+def _compress_list(out: Path, resume: bool, values: dict[str, Any]) -> None:
+    """Make the searches of a list, and print a table of what became of them."""
+    context = click.get_current_context()
+    other = [
+        name
+        for name in values
+        if name not in ("network", "db", "workers", "resources", "progress")
+        and context.get_parameter_source(name) is ParameterSource.COMMANDLINE
+    ]
+    if other:
+        raise click.UsageError(
+            f"--{other[0].replace('_', '-')} is an option of a search: write it into "
+            f"{values['network']}, under a search or under defaults"
+        )
+    from compression_adapters.report.many import cells_of
+
+    try:
+        rows = compress_list(
+            Path(values["network"]),
+            compress,
+            out,
+            db=values["db"],
+            workers=values["workers"] or 1,
+            resources=values["resources"],
+            say=click.echo,
+        )
+    except (ValueError, RuntimeError, OSError, ImportError) as error:
+        raise click.ClickException(str(error)) from error
+    for row in rows:
+        click.echo("  ".join(cells_of(row)))
+    click.echo(f"report    {out / 'report.html'}")
+    failed = [row["name"] for row in rows if row["state"] == "failed"]
+    if failed:
+        raise click.ClickException(
+            f"failed: {', '.join(failed)}. The same command tries these again"
+        )
 
 
 def _with_default_gamma(request: Request) -> Request:

@@ -145,6 +145,12 @@ def _known_network(
     context: click.Context, parameter: click.Parameter, name: str
 ) -> str:
     """Refuse a mistyped name before anything is imported."""
+    if name.endswith((".toml", ".json")) and parameter.name == "network":
+        if context.command.name != "compress":
+            raise click.BadParameter("a list of searches is for ax-pac compress")
+        if not Path(name).is_file():
+            raise click.BadParameter(f"there is no list of searches {name}")
+        return name
     if name not in PRESET_NAMES and ":" not in name:
         raise click.BadParameter(
             f"{name!r} is not one of {', '.join(PRESET_NAMES)}, and neither "
