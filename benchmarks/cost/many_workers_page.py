@@ -26,6 +26,7 @@ def render_ray(traces: Sequence[Trace]) -> str:
         ("speed", _speed),
         ("certificate", _certificate),
         ("pending", _pending),
+        ("together", _together),
     )
     for part, section in sections:
         own = [trace for trace in traces if trace.settings["part"] == part]
@@ -36,18 +37,23 @@ def render_ray(traces: Sequence[Trace]) -> str:
 def _speed(traces: Sequence[Trace]) -> list[str]:
     wait = traces[0].settings["wait"]
     trials = len(traces[0].trials)
-    one = {t.seed: t for t in traces if t.settings["workers"] == 1}
+
+    def kept(t: Trace) -> str:
+        return str(t.settings.get("database", "memory"))
+
+    one = {(kept(t), t.seed): t for t in traces if t.settings["workers"] == 1}
     rows, ratios = [], []
-    for t in sorted(traces, key=lambda t: (t.settings["workers"], t.seed)):
+    for t in sorted(traces, key=lambda t: (kept(t), t.settings["workers"], t.seed)):
         ratio = ""
-        if t.seed in one:
-            of_one = one[t.seed].result["trials_a_minute"]
+        if (kept(t), t.seed) in one:
+            of_one = one[kept(t), t.seed].result["trials_a_minute"]
             ratio = f"{t.result['trials_a_minute'] / of_one:.2f}"
             if t.settings["workers"] == 2:
                 ratios.append(t.result["trials_a_minute"] / of_one)
         rows.append(
             [
-                *(t.settings["workers"], t.seed, f"{t.result['seconds']:.1f}"),
+                *(kept(t), t.settings["workers"], t.seed),
+                f"{t.result['seconds']:.1f}",
                 f"{t.result['trials_a_minute']:.1f}",
                 f"{t.result['ask_seconds'] / trials:.2f}",
                 ratio,
@@ -61,7 +67,7 @@ def _speed(traces: Sequence[Trace]) -> list[str]:
         "search.",
         "",
         *table(
-            "workers | seed | seconds | trials per minute | proposing "
+            "kept in | workers | seed | seconds | trials per minute | proposing "
             "| relative to one worker",
             rows,
         ),
@@ -117,6 +123,28 @@ def _pending(traces: Sequence[Trace]) -> list[str]:
         "Measured without Ray, so no cluster is part of it.",
         "",
         *table("d | n | p | seconds | proposals per second | busy workers", rows),
+    ]
+
+
+def _together(traces: Sequence[Trace]) -> list[str]:
+    rows = []
+    for t in sorted(traces, key=lambda t: (t.settings["p"], t.settings["q"])):
+        cpu = t.result["cpu"]
+        rows.append(
+            [
+                *(t.settings[name] for name in ("d", "n", "p", "q")),
+                *(f"{cpu:.3f}", f"{1.0 / cpu:.1f}", f"{t.result['wall']:.3f}"),
+            ]
+        )
+    return [
+        "## Proposals made together",
+        "",
+        "The same for q points at once, as `ray_orchestrator` proposes for all workers "
+        "that are free: one fit, one certificate, each point conditioned on those "
+        "before it and on the p running trials. CPU seconds per point, one thread; one "
+        f"trial ends before each batch. Medians of {len(traces[0].trials)} batches.",
+        "",
+        *table("d | n | p | q | seconds | proposals per second | wall seconds", rows),
     ]
 
 
