@@ -17,6 +17,7 @@ from benchmarks.calibration import (
     fitted,
     inner_maximum,
     known_part,
+    misfit,
     noise_calibration,
     sem_coverage,
 )
@@ -65,6 +66,7 @@ BENCHMARKS = {
         calibration,
         fitted,
         known_part,
+        misfit,
         inner_maximum,
         check_cost,
         check_share,

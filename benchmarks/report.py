@@ -13,6 +13,7 @@ from benchmarks.calibration.fitted_page import (
     render_inner_maximum,
 )
 from benchmarks.calibration.known_part import render_known_part
+from benchmarks.calibration.misfit import render_misfit
 from benchmarks.calibration.noise_page import render_noise
 from benchmarks.comparison.fabolas_page import render_fabolas
 from benchmarks.comparison.page import comparison_pages
@@ -44,6 +45,7 @@ _PAGES: tuple[tuple[str, tuple[str, ...], Renderer], ...] = (
     ("calibration", ("calibration",), render_calibration),
     ("fitted", ("fitted",), render_fitted),
     ("known_part", ("known_part",), render_known_part),
+    ("misfit", ("misfit",), render_misfit),
     ("inner_maximum", ("inner_maximum",), render_inner_maximum),
     ("check_cost", ("check_cost",), render_check_cost),
     ("check_share", ("check_share",), render_check_share),

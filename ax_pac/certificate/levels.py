@@ -24,11 +24,16 @@ from ax_pac.acquisition.optimize import (
 from ax_pac.cells import CellEdges, Cells
 from ax_pac.certificate.exhaustive import exhaustive_failure
 from ax_pac.certificate.joint import JointFailure, filled_in, joint_failure
-from ax_pac.certificate.marginal import MarginalCheck, MarginalFailure
+from ax_pac.certificate.marginal import (
+    MarginalCheck,
+    MarginalFailure,
+    has_known_kernel,
+)
 from ax_pac.certificate.record import (
     DEFAULT_LEVEL,
     EXHAUSTIVE,
     LEVELS,
+    MISFITS,
     PACCertificate,
     check_settings,
     reason_of,
@@ -36,6 +41,8 @@ from ax_pac.certificate.record import (
 from ax_pac.domain import Domain
 from ax_pac.known import KnownFunction
 from ax_pac.surrogate.fit import fewest_observations, too_few_observations
+from ax_pac.surrogate.mcmc import HyperparameterSample
+from ax_pac.surrogate.residuals import Misfit, misfit
 
 # The sign of a mean closer to zero than this many posterior standard deviations is not
 # known, so a share of it is no tolerance.
@@ -360,7 +367,37 @@ def _joint(check: _Check) -> _Finding:
         "active_set_size": result.active_set_size,
         "worse_incumbent_probability": worse,
     }
-    return _Finding(result.estimate + worse <= check.epsilon, fields)
+    passes = result.estimate + worse <= check.epsilon
+    if passes and not is_filter:
+        fault = _misfit_of_fit(check)
+        if fault is not None:
+            fields["certifiable"] = False
+            fields["hyperparameter_status"] = MISFITS[fault.kind]
+            fields["hyperparameter_text"] = fault.sentence
+    return _Finding(passes, fields)
+
+
+def _misfit_of_fit(check: _Check) -> Misfit | None:
+    """Return what residuals say against the fitted model, where it is a plain GP."""
+    model = check.acquisition.model
+    weight = scalar_weight(check.acquisition.posterior_transform)
+    if weight is None or not has_known_kernel(model):
+        return None
+    kernel = model.covar_module
+    sample = HyperparameterSample(
+        kernel.base_kernel.lengthscale.detach().reshape(1, -1),
+        kernel.outputscale.detach().reshape(1),
+        1.0,
+        1.0,
+    )
+    Y = math.copysign(1.0, weight) * model.train_targets.detach()
+    return misfit(
+        model.train_inputs[0].detach(),
+        Y,
+        model.likelihood.noise.detach().expand(len(Y)).clone(),
+        sample,
+        torch.Generator().manual_seed(check.seeds["joint"]),
+    )
 
 
 def _looks(check: _Check) -> MarginalCheck:

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import torch
 from botorch.models import SingleTaskGP
+from botorch.models.model import Model
 from gpytorch.kernels import MaternKernel, ScaleKernel
 from gpytorch.likelihoods import FixedNoiseGaussianLikelihood
 from gpytorch.means import ConstantMean
@@ -21,7 +22,7 @@ from ax_pac.acquisition.analytic import check_delta, check_model, check_points
 from ax_pac.acquisition.difference import is_plain_gp
 from ax_pac.certificate.bounds import betting_upper, is_hopeless, log_wealth
 from ax_pac.certificate.marginal_draws import DifferenceProblem, draw_failures
-from ax_pac.certificate.record import HyperparameterStatus
+from ax_pac.certificate.record import MISFITS, HyperparameterStatus
 from ax_pac.domain import Domain
 from ax_pac.known import KnownFunction
 from ax_pac.surrogate.fit import OUTPUTSCALE_BOUNDS, too_few_observations
@@ -32,6 +33,7 @@ from ax_pac.surrogate.mcmc import (
     HyperparameterSample,
     effective_sample_size,
 )
+from ax_pac.surrogate.residuals import misfit
 
 # Draws at most, in multiples of the fewest independent ones that could certify if none
 # had any probability of failing.
@@ -322,9 +324,13 @@ class MarginalCheck:
             return refusal
         with _one_thread():
             chains = self._chains_on(problem)
-            return _draw_until_decided(
+            result = _draw_until_decided(
                 chains, problem, self._epsilon, self._alpha, self._generator
             )
+            is_certified = result.upper_bound <= self._epsilon
+            if not (is_certified and result.hyperparameter_status == _OK.status):
+                return result
+            return _unless_misfit(result, self._model, problem, chains, self._seed)
 
     def _problem(self, candidates: Tensor) -> DifferenceProblem:
         """Return the problem with candidates, or refuse arguments out of range."""
@@ -368,6 +374,7 @@ class MarginalCheck:
                     float(kernel.outputscale.detach()),
                 ),
                 settle=False,
+                highest=float(problem.Y.max()),
             )
         return self._chains
 
@@ -435,6 +442,37 @@ def _draw_until_decided(
         hyperparameter_status=diagnosis.status,
         hyperparameter_text=diagnosis.text,
         worse_incumbent_probability=worse / max(len(values), 1),
+    )
+
+
+def _unless_misfit(
+    result: MarginalFailure,
+    model: SingleTaskGP,
+    problem: DifferenceProblem,
+    chains: HyperparameterChains,
+    seed: int,
+) -> MarginalFailure:
+    """Withhold a certificate where residuals say that the model is too sure."""
+    # Its own, so that it can be repeated without the draws before it.
+    generator = torch.Generator().manual_seed(seed + 2)
+    sample = chains.sample()
+    fault = misfit(problem.Z, problem.Y, problem.noise, sample, generator)
+    if fault is None:
+        return result
+    # The next evaluation is to tell who is right, the outlier or the others.
+    with torch.no_grad():
+        kernel = model.covar_module
+        worst = problem.Z[fault.worst].unsqueeze(0)
+        relevance = kernel(problem.candidates, worst).to_dense().squeeze(-1)
+        K = kernel(problem.Z).to_dense() + torch.diag(problem.noise + JITTER)
+        cross = kernel(problem.candidates, problem.Z).to_dense()
+        explained = torch.linalg.solve(K, cross.mT)
+        variance = kernel.outputscale - (cross.mT * explained).sum(0)
+    return dataclasses.replace(
+        result,
+        challenger=int((relevance * variance).argmax()),
+        hyperparameter_status=MISFITS[fault.kind],
+        hyperparameter_text=fault.sentence,
     )
 
 
@@ -520,7 +558,7 @@ def _check_arguments(
     if weight not in (1.0, -1.0):
         raise ValueError(f"weight must be 1 or -1, got {weight!r}")
     check_model(model, None)
-    if not (is_plain_gp(model) and _has_known_kernel(model)):
+    if not has_known_kernel(model):
         raise ValueError(
             "the marginal level needs one exact GP with a scaled Matern-5/2 kernel, a "
             "constant mean and known noise, as fit_model returns; got "
@@ -535,8 +573,10 @@ def _check_arguments(
         )
 
 
-def _has_known_kernel(model: SingleTaskGP) -> bool:
+def has_known_kernel(model: Model) -> bool:
     """Whether kernel, mean and noise are those whose posterior can be drawn from."""
+    if not is_plain_gp(model):
+        return False
     kernel = model.covar_module
     base = getattr(kernel, "base_kernel", None)
     return (

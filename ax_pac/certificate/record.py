@@ -27,11 +27,20 @@ HyperparameterStatus = Literal[
     "chains_disagree",
     "too_few_draws",
     "bound_violated",
+    "noise_understated",
+    "model_too_sure",
     "other",
 ]
 """Whether the data determine the hyperparameters well enough for a claim;
-`bound_violated`: they contradict the bound of the unknown part; `other` is a refusal
-that a version before 0.2 stored as a sentence."""
+`bound_violated`: they contradict the bound of the unknown part; `noise_understated` and
+`model_too_sure`: they scatter by more than the noise, or the model, allows; `other` is
+a refusal that a version before 0.2 stored as a sentence."""
+
+MISFITS: dict[str, HyperparameterStatus] = {
+    "noise": "noise_understated",
+    "residuals": "model_too_sure",
+}
+"""Status for each kind of `ax_pac.surrogate.residuals.Misfit`."""
 
 # What else a stored record holds, see `certificate_records`.
 _RECORD_KEYS = (

@@ -17,9 +17,19 @@ LENGTHSCALE_MEDIAN = 0.25
 
 LENGTHSCALE_LOG_SD = 0.75
 
+# Longer ones count as this, in units of the box. Where a search has looked, around one
+# peak, a coordinate can seem to have no influence; a length scale of many boxes says
+# that it has none anywhere, and rules out a peak elsewhere that nobody looked at.
+LONGEST_LENGTHSCALE = 2.0
+
 OUTPUTSCALE_MEDIAN = 1.0
 
 OUTPUTSCALE_LOG_SD = 0.75
+
+# Prior deviations that the best outcome may be above the mean. Around a narrow peak
+# most observations are high and agree with each other, and a fit to them may call the
+# peak itself next to impossible; it then rules out a second one where nobody looked.
+MOST_DEVIATIONS = 3.5
 
 # Prior variance of the constant mean, which is integrated out.
 MEAN_VARIANCE = 1.0
@@ -89,6 +99,8 @@ class HyperparameterChains:
             Default: all starting points come from the prior.
         settle: Whether to sweep until the starting points are forgotten; if not, that
             is done before the first draw is kept.
+        highest: The best outcome. Settings that put it further above their mean than
+            `MOST_DEVIATIONS` are left out. Default: none are.
 
     Raises:
         ValueError: When a shape is wrong or a value not finite.
@@ -119,9 +131,10 @@ class HyperparameterChains:
         generator: torch.Generator,
         initial: tuple[Tensor, float] | None = None,
         settle: bool = True,
+        highest: float = -math.inf,
     ) -> None:
         _check_data(X, Y, Yvar)
-        self._likelihood = _Likelihood(X, Y, Yvar)
+        self._likelihood = _Likelihood(X, Y, Yvar, highest)
         self._generator = generator
         dim = X.shape[-1]
         self._centre = torch.full((dim + 1,), math.log(OUTPUTSCALE_MEDIAN)).double()
@@ -147,7 +160,7 @@ class HyperparameterChains:
 
     def current(self) -> tuple[Tensor, Tensor]:
         """Return where the chains are: length scales, `64 x d`, and output scales."""
-        theta = (self._centre + self._spread * self._state).exp()
+        theta = self._hyperparameters(self._state)
         return theta[:, :-1], theta[:, -1]
 
     @property
@@ -168,7 +181,7 @@ class HyperparameterChains:
         history = torch.stack(self._history, dim=1)  # chains x sweeps x quantities
         thinned = history[:, self.thin - 1 :: self.thin]
         kept = thinned[..., :-1].transpose(0, 1).flatten(0, 1)
-        kept = (self._centre + self._spread * kept[first:]).exp()
+        kept = self._hyperparameters(kept[first:])
         columns = range(history.shape[-1])
         sizes = [effective_sample_size(thinned[..., k]) for k in columns]
         ratios = [group_r_hat(history[..., k], self._start[:, k]) for k in columns]
@@ -185,7 +198,13 @@ class HyperparameterChains:
         return torch.cat([self._state, log_posterior.unsqueeze(-1)], dim=-1)
 
     def _log_likelihood(self, state: Tensor) -> Tensor:
-        return self._likelihood((self._centre + self._spread * state).exp())
+        return self._likelihood(self._hyperparameters(state))
+
+    def _hyperparameters(self, state: Tensor) -> Tensor:
+        """Return length scales and output scale of standard normal states."""
+        theta = (self._centre + self._spread * state).exp()
+        theta[:, :-1].clamp_(max=LONGEST_LENGTHSCALE)
+        return theta
 
     def _normal(self, *shape: int) -> Tensor:
         return torch.randn(*shape, generator=self._generator, dtype=torch.float64)
@@ -294,12 +313,13 @@ class HyperparameterChains:
 class _Likelihood:
     """Log marginal likelihood of many hyperparameter settings at once."""
 
-    def __init__(self, X: Tensor, Y: Tensor, Yvar: Tensor) -> None:
+    def __init__(self, X: Tensor, Y: Tensor, Yvar: Tensor, highest: float) -> None:
         n = X.shape[0]
+        self._highest = highest
         row, column = torch.tril_indices(n, n, -1)
         self._squared = 5.0 * (X[row] - X[column]).square().mT.contiguous()
         self._lower = row * n + column
-        self._Y = Y.unsqueeze(-1)
+        self._Y = torch.stack([Y, torch.ones_like(Y)], dim=-1)
         self._noise = Yvar + JITTER
 
     def __call__(self, theta: Tensor) -> Tensor:
@@ -319,11 +339,15 @@ class _Likelihood:
         # Only the lower triangle is read.
         L, info = torch.linalg.cholesky_ex(K)
         whitened = torch.linalg.solve_triangular(
-            L, self._Y.expand(num, n, 1), upper=False
+            L, self._Y.expand(num, n, 2), upper=False
         )
-        value = -0.5 * whitened.square().sum((-2, -1))
+        outcome, one = whitened.unbind(-1)
+        value = -0.5 * outcome.square().sum(-1)
         value = value - L.diagonal(dim1=-2, dim2=-1).log().sum(-1)
-        usable = (info == 0) & value.isfinite()
+        mean = MEAN_VARIANCE * (outcome * one).sum(-1)
+        height = (self._highest - mean).clamp_min(0.0)
+        is_plain = height <= MOST_DEVIATIONS * outputscale.squeeze(-1).sqrt()
+        usable = (info == 0) & value.isfinite() & is_plain
         return torch.where(usable, value, torch.full_like(value, -1e100))
 
 

@@ -14,9 +14,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ax_pac import PACAcquisition, PACCertificate, certify, fit_model
-from ax_pac.acquisition.optimize import more_informative
-from ax_pac.surrogate.fit import fewest_observations
+from ax_pac import PACCertificate
 from ax_pac.surrogate.mcmc import (
     LENGTHSCALE_LOG_SD,
     LENGTHSCALE_MEDIAN,
@@ -28,16 +26,17 @@ from benchmarks.calibration.functions import (
     draw_from_prior,
     known_function,
 )
-from benchmarks.calibration.stopped import failure_when_stopped
+from benchmarks.calibration.searches import (
+    EPSILON,
+    CertifiedSearch,
+    gaussian,
+)
 from benchmarks.harness.plans import minutes_of, planned
 from benchmarks.harness.traces import Trace, recorded
 
 NAME = "fitted"
 DESCRIPTION = "fitted hyperparameters: success of marginal certificates at the stop"
 MINUTES_ONCE = 0.0
-
-DELTA = 0.1
-EPSILON = 0.05
 
 # Length scales of the draws whose hyperparameters are set, not drawn.
 _LENGTHSCALES = {
@@ -47,8 +46,8 @@ _LENGTHSCALES = {
     9: (1.5,) * 9,
     16: (2.0,) * 16,
 }
-_INITIAL = {2: 5, 3: 5, 4: 10, 6: 15, 9: 18, 16: 24}
-_MAX_EVALUATIONS = {2: 60, 3: 60, 4: 150, 6: 200, 9: 150, 16: 150}
+# Evaluations at most, where they are not those of the dimension.
+_BUDGETS = {"hartmann6": 100}
 
 
 def settings(function: str, d: int, noise: float) -> dict[str, Any]:
@@ -80,7 +79,8 @@ def run(seed: int, settings: dict[str, Any]) -> Trace:
     """Search one function; record where each level stops, and the regret there."""
     hyperparameters = _hyperparameters(seed, settings)
     function = _function(seed, settings, hyperparameters)
-    search = _Search(function, settings["noise"], seed)
+    noise, budget = gaussian(settings["noise"]), _BUDGETS.get(settings["function"])
+    search = CertifiedSearch(function, noise, seed, budget=budget)
     stops: dict[str, dict[str, Any]] = {}
     refusals = 0
     while "marginal" not in stops and search.num_evaluations < search.budget:
@@ -91,7 +91,8 @@ def run(seed: int, settings: dict[str, Any]) -> Trace:
         if "marginal" not in stops:
             search.step(certificate)
     if "marginal" in stops:
-        stops["marginal"] |= search.failure(hyperparameters)
+        true = None if hyperparameters is None else hyperparameters[:2]
+        stops["marginal"] |= search.failure(true)
     return recorded(
         NAME,
         settings,
@@ -105,7 +106,7 @@ def run(seed: int, settings: dict[str, Any]) -> Trace:
 
 
 def _levels_that_hold(
-    search: _Search, certificate: PACCertificate, stopped: dict[str, Any]
+    search: CertifiedSearch, certificate: PACCertificate, stopped: dict[str, Any]
 ) -> list[str]:
     """Which levels are met at this check."""
     levels = []
@@ -156,78 +157,3 @@ def _function(
     if hyperparameters is None:
         return known_function(settings["function"])
     return draw_from_prior(*hyperparameters, seed=1_000_003 * settings["d"] + seed)
-
-
-class _Search:
-    """A search with what it has observed."""
-
-    def __init__(self, function: Function, noise: float, seed: int) -> None:
-        self.function, self.noise, self.seed = function, noise, seed
-        dim = function.dim
-        self.budget = _MAX_EVALUATIONS[dim]
-        self.rng = torch.Generator().manual_seed(1_000_003 * dim + seed)
-        self.bounds = torch.tensor([[0.0] * dim, [1.0] * dim], dtype=torch.float64)
-        self.X = torch.empty(0, dim, dtype=torch.float64)
-        self.Y = torch.empty(0, 1, dtype=torch.float64)
-        engine = torch.quasirandom.SobolEngine(dim, scramble=True, seed=seed)
-        for x in engine.draw(_INITIAL[dim], dtype=torch.float64):
-            self._evaluate(x.unsqueeze(0))
-
-    @property
-    def num_evaluations(self) -> int:
-        return len(self.X)
-
-    def _evaluate(self, x: Tensor) -> None:
-        value = self.function.evaluate(x).unsqueeze(-1)
-        noise = torch.randn(1, 1, generator=self.rng, dtype=torch.float64)
-        self.X = torch.cat([self.X, x])
-        self.Y = torch.cat([self.Y, value + self.noise * noise])
-
-    def check(self) -> PACCertificate:
-        """Fit the surrogate and compute its certificate."""
-        Yvar = torch.full_like(self.Y, self.noise**2)
-        self.model = fit_model(self.X, self.Y, Yvar)
-        return self.certify("marginal")
-
-    def certify(self, level: str) -> PACCertificate:
-        """Compute a certificate from the surrogate that was fitted last."""
-        return certify(
-            self.model,
-            self.X,
-            self.bounds,
-            delta=DELTA,
-            epsilon=EPSILON,
-            level=level,
-            seed=10_000 * self.seed + self.num_evaluations,
-        )
-
-    def failure(self, hyperparameters: _Hyperparameters | None) -> dict[str, float]:
-        """Estimate the probability of a failure, with much more work than a check."""
-        return failure_when_stopped(
-            self.model,
-            self.X,
-            self.bounds,
-            delta=DELTA,
-            true=None if hyperparameters is None else hyperparameters[:2],
-            seed=self.seed,
-        )
-
-    def step(self, certificate: PACCertificate) -> None:
-        """Evaluate challenger or incumbent, whichever is more informative."""
-        acquisition = PACAcquisition(self.model, self.X, DELTA)
-        challenger = torch.tensor([certificate.challenger], dtype=torch.float64)
-        self._evaluate(more_informative(acquisition, challenger))
-
-    def verdict(self, certificate: PACCertificate) -> dict[str, Any]:
-        """Measure the true regret of the incumbent."""
-        incumbent = torch.tensor([certificate.incumbent], dtype=torch.float64)
-        value = self.function.evaluate(incumbent).item()
-        dim = self.function.dim
-        fewest = max(fewest_observations(dim), _INITIAL[dim])
-        return {
-            "evaluations": self.num_evaluations,
-            "regret": max(0.0, self.function.maximum - value),
-            "failure_probability": certificate.failure_probability,
-            # Which of the checks that a run may make, the first being 1.
-            "check": self.num_evaluations - fewest + 1,
-        }

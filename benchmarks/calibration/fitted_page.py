@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.calibration import check_cost, fitted, inner_maximum
+from benchmarks.calibration.searches import DELTA, EPSILON
 from benchmarks.harness.intervals import clopper_pearson
 from benchmarks.harness.tables import (
     described,
@@ -29,7 +30,7 @@ def render_fitted(traces: Sequence[Trace]) -> str:
         "Certificates with fitted hyperparameters",
         "How often a certificate is right in the setting of a user: the surrogate is "
         "fitted at every step, the search space is continuous, and sampling is "
-        f"leader/challenger. delta = {fitted.DELTA}, epsilon = {fitted.EPSILON}. A run "
+        f"leader/challenger. delta = {DELTA}, epsilon = {EPSILON}. A run "
         "ends by its certificate at level `marginal`. The rows `joint` and `pairwise` "
         "show where the same run would have stopped at those levels, which take the "
         "fitted hyperparameters as the true ones.",
@@ -81,10 +82,9 @@ def _fitted_row(level: str, stops: list[dict[str, Any] | None]) -> list[object]:
     made = [stop for stop in stops if stop is not None]
     if not made:
         return [level, f"0/{len(stops)}", *["-"] * 6]
-    good = sum(stop["regret"] <= fitted.DELTA for stop in made)
+    good = sum(stop["regret"] <= DELTA for stop in made)
     early = sum(
-        stop["check"] <= _FIRST_CHECKS and stop["regret"] > fitted.DELTA
-        for stop in made
+        stop["check"] <= _FIRST_CHECKS and stop["regret"] > DELTA for stop in made
     )
     return [
         level,

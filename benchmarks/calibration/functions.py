@@ -11,7 +11,17 @@ from dataclasses import dataclass
 
 import torch
 from botorch.generation import gen_candidates_scipy
-from botorch.test_functions import Branin, Hartmann, Rosenbrock, SyntheticTestFunction
+from botorch.test_functions import (
+    Ackley,
+    Branin,
+    Hartmann,
+    Levy,
+    Michalewicz,
+    Rastrigin,
+    Rosenbrock,
+    SixHumpCamel,
+    SyntheticTestFunction,
+)
 from torch import Tensor
 from torch.quasirandom import SobolEngine
 
@@ -78,13 +88,24 @@ def sample_of_prior(
     return evaluate
 
 
-def _largest_value(evaluate: Callable[[Tensor], Tensor], dim: int, seed: int) -> float:
-    """Search a draw densely, then by gradient from its best points."""
+def _largest_value(
+    evaluate: Callable[[Tensor], Tensor], dim: int, seed: int, gradient: bool = True
+) -> float:
+    """Search a draw densely, then around its best points, by gradient or at random."""
     points = SobolEngine(dim, scramble=True, seed=seed).draw(
         _NUM_SPACE_FILLING, dtype=torch.float64
     )
     values = torch.cat([evaluate(chunk) for chunk in points.split(1024)])
     starts = points[values.topk(_NUM_POLISHED).indices]
+    if not gradient:
+        rng = torch.Generator().manual_seed(seed)
+        for radius in (1e-2, 1e-3, 1e-4):
+            moves = torch.randn(256, 1, dim, generator=rng, dtype=torch.float64)
+            near = (starts + radius * moves).clamp(0.0, 1.0).flatten(0, 1)
+            near = torch.cat([starts, near])
+            found = torch.cat([evaluate(chunk) for chunk in near.split(1024)])
+            starts = near[found.topk(_NUM_POLISHED).indices]
+        return float(max(found.max(), values.max()))
     _, polished = gen_candidates_scipy(
         starts.unsqueeze(-2),
         lambda X: evaluate(X.squeeze(-2)),
@@ -123,3 +144,59 @@ def known_function(name: str) -> Function:
     if not math.isfinite(maximum):
         raise ValueError(f"test function {name!r} has no known optimum")
     return Function(function.dim, evaluate, maximum)
+
+
+# Test functions as they are in BoTorch, Ackley's with its optimum off the centre.
+_OTHERS: dict[str, Callable[[], SyntheticTestFunction]] = {
+    "ackley": lambda: Ackley(dim=2, bounds=[(-3.0, 5.0)] * 2),
+    "levy": lambda: Levy(dim=2),
+    "rastrigin": lambda: Rastrigin(dim=2),
+    "michalewicz": lambda: Michalewicz(dim=2),
+    "six_hump": lambda: SixHumpCamel(),
+}
+# Draws from the prior that are changed.
+_CHANGED = ("steps", "cliff", "chirp")
+OTHER_KINDS = (*_OTHERS, *_CHANGED)
+_LENGTHSCALE = (0.25, 0.45)
+_STEP = 0.5
+_CLIFF = 1.5
+
+
+def function_of_other_kind(name: str, seed: int) -> Function:
+    """One of `OTHER_KINDS` in two dimensions: nothing that the prior would draw.
+
+    Test functions are standardised over their box by their mean and deviation.
+    `steps` rounds a draw to multiples of a half, `cliff` raises it by 1.5 beyond some
+    value of the first coordinate, and `chirp` draws on cubed coordinates: flat at one
+    side of the box, and three times as fast as elsewhere at the other.
+
+    Args:
+        name: Of the kind.
+        seed: Of the draw; a test function is always the same.
+    """
+    if name in _OTHERS:
+        return _standardised(_OTHERS[name]().to(torch.float64))
+    lengthscale = torch.tensor(_LENGTHSCALE, dtype=torch.float64)
+    draw = sample_of_prior(lengthscale, 1.0, 0.0, 2_000_003 + seed)
+    rng = torch.Generator().manual_seed(seed)
+    edge = 0.3 + 0.4 * torch.rand((), generator=rng, dtype=torch.float64)
+    evaluate = {
+        "steps": lambda X: _STEP * (draw(X) / _STEP).floor(),
+        "cliff": lambda X: draw(X) + _CLIFF * (X[..., 0] > edge),
+        "chirp": lambda X: draw(X**3),
+    }[name]
+    return Function(2, evaluate, _largest_value(evaluate, 2, seed, gradient=False))
+
+
+def _standardised(function: SyntheticTestFunction) -> Function:
+    """Return a test function negated, with mean 0 and deviation 1 over its box."""
+    lower, upper = function.bounds
+    engine = SobolEngine(function.dim, scramble=True, seed=0)
+    points = engine.draw(_NUM_SPACE_FILLING, dtype=torch.float64)
+    values = function(lower + (upper - lower) * points)
+    offset, scale = float(values.mean()), float(values.std())
+
+    def evaluate(X: Tensor) -> Tensor:
+        return (offset - function(lower + (upper - lower) * X)) / scale
+
+    return Function(function.dim, evaluate, (offset - function.optimal_value) / scale)

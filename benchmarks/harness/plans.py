@@ -15,17 +15,27 @@ def matching(
     changed does not agree.
 
     Raises:
-        ValueError: When a change names a setting that no row has.
+        ValueError: When a change names a setting that no row has, or no row agrees.
     """
     rows = list(rows)
     known = dict.fromkeys(name for row in rows for name in row)
     if set(changes) - set(known):
         raise ValueError(f"unknown settings in {[*changes]}, known: {[*known]}")
-    return [
+    agreeing = [
         row
         for row in rows
         if all(name in row and row[name] == value for name, value in changes.items())
     ]
+    if not agreeing:
+        found = {
+            name: list(dict.fromkeys(row[name] for row in rows if name in row))
+            for name in changes
+        }
+        raise ValueError(
+            f"no runs with {changes}; values in the plan: {found}. On the command line "
+            "true, false and null are written as in JSON."
+        )
+    return agreeing
 
 
 Plan = Sequence[tuple[dict[str, Any], int, float]]
@@ -43,7 +53,7 @@ def planned(
         changes: Values that a setting must have.
 
     Raises:
-        ValueError: When a change names a setting that no row has.
+        ValueError: As `matching`.
     """
     wanted = matching((row for row, _, _ in rows), changes)
     return [

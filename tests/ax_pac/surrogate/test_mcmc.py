@@ -6,12 +6,15 @@ import math
 
 import pytest
 import torch
+from scipy.stats import norm
 
 from ax_pac.surrogate.mcmc import (
     JITTER,
     LENGTHSCALE_LOG_SD,
     LENGTHSCALE_MEDIAN,
+    LONGEST_LENGTHSCALE,
     MEAN_VARIANCE,
+    MOST_DEVIATIONS,
     OUTPUTSCALE_LOG_SD,
     HyperparameterChains,
     HyperparameterSample,
@@ -51,6 +54,7 @@ def grid_posterior_1d(X, Y, Yvar) -> tuple[torch.Tensor, torch.Tensor]:
     axis = torch.linspace(-5.0, 5.0, 121, dtype=torch.float64)
     z = torch.cartesian_prod(axis, axis)
     lengths = LENGTHSCALE_MEDIAN * (LENGTHSCALE_LOG_SD * z[:, 0]).exp()
+    lengths = lengths.clamp_max(LONGEST_LENGTHSCALE)
     s = (OUTPUTSCALE_LOG_SD * z[:, 1]).exp()
     K = s[:, None, None] * matern52(
         X / lengths[:, None, None], X / lengths[:, None, None]
@@ -99,11 +103,46 @@ def test_draws_follow_the_prior_when_the_data_say_nothing(d):
         X, Y, torch.full_like(Y, 1e6), num_samples=2048, generator=seeded(1)
     )
     z, size = whitened(drawn, d), drawn.effective_sample_size
-    # Standard normal in whitened logarithms; four and a half standard errors, as there
-    # are up to 17 of each.
-    assert z.mean(0).abs().max() < 4.5 / size**0.5
-    assert (z.var(0) - 1.0).abs().max() < 4.5 * (2.0 / size) ** 0.5
+    # Standard normal in whitened logarithms, length scales at most the longest; four
+    # and a half standard errors, as there are up to 17 of each.
+    longest = math.log(LONGEST_LENGTHSCALE / (LENGTHSCALE_MEDIAN * d**0.5))
+    longest /= LENGTHSCALE_LOG_SD
+    beyond, density = norm.sf(longest), norm.pdf(longest)
+    mean = torch.zeros(d + 1, dtype=torch.float64)
+    mean[:d] = longest * beyond - density
+    square = torch.ones(d + 1, dtype=torch.float64)
+    square[:d] = 1.0 - beyond - longest * density + longest**2 * beyond
+    assert (z.mean(0) - mean).abs().max() < 4.5 / size**0.5
+    assert (z.var(0) - (square - mean**2)).abs().max() < 4.5 * (2.0 / size) ** 0.5
     assert drawn.r_hat < 1.05
+
+
+def test_the_best_outcome_is_not_next_to_impossible():
+    """As it would be under most settings that the other outcomes suggest."""
+    X, Y, Yvar = data(24, 2)
+    highest, options = 5.0, {"num_samples": 512, "generator": seeded(2)}
+    free = sample_hyperparameters(X, Y, Yvar, **options)
+    guarded = sample_hyperparameters(X, Y, Yvar, **options, highest=highest)
+    for sample, always in ((free, False), (guarded, True)):
+        lengths = sample.lengthscale
+        K = sample.outputscale[:, None, None] * matern52(
+            X / lengths.unsqueeze(1), X / lengths.unsqueeze(1)
+        )
+        K = K + MEAN_VARIANCE + torch.diag(Yvar + JITTER)
+        # The posterior mean of the constant.
+        mean = MEAN_VARIANCE * torch.linalg.solve(K, Y.expand(len(K), -1)).sum(-1)
+        height = (highest - mean) / sample.outputscale.sqrt()
+        assert bool((height <= MOST_DEVIATIONS + 1e-6).all()) == always
+
+
+def test_no_length_scale_is_longer_than_the_longest():
+    """A coordinate without influence."""
+    X, Y, Yvar = data(20, 2)
+    Y = Y - Y + (6.0 * X[:, 0]).sin()
+    drawn = sample_hyperparameters(X, Y, Yvar, num_samples=256, generator=seeded())
+    longest = drawn.lengthscale.amax(0)
+    assert longest[1] == LONGEST_LENGTHSCALE
+    assert longest[0] < LONGEST_LENGTHSCALE
 
 
 def test_start_does_not_matter():

@@ -10,6 +10,7 @@ from benchmarks.calibration import (
     check_share,
     fitted,
     inner_maximum,
+    searches,
     stopped,
 )
 from benchmarks.calibration.check_share import render_check_share
@@ -25,6 +26,7 @@ from benchmarks.calibration.functions import (
     known_function,
     sample_of_prior,
 )
+from benchmarks.calibration.searches import CertifiedSearch, gaussian
 
 
 @pytest.mark.parametrize("name", TEST_FUNCTIONS)
@@ -60,13 +62,14 @@ def trace():
     """One run, with a weaker promise than the benchmark's, which is met sooner."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(fitted, "EPSILON", 0.3)
+        patch.setattr(searches, "EPSILON", 0.3)
         yield fitted.run(0, fitted.settings("branin", 2, 0.02))
 
 
 def test_a_fitted_search_ends_by_its_certificate(trace):
     stop = trace.result["stops"]["marginal"]
     assert stop["evaluations"] == trace.result["evaluations"] <= 60
-    assert stop["regret"] <= fitted.DELTA
+    assert stop["regret"] <= searches.DELTA
     assert stop["failure_probability"] <= 0.3
     assert 0.0 <= stop["averaged"] <= 0.3
     assert "exact" not in stop  # a test function has no true hyperparameters
@@ -79,21 +82,21 @@ def test_a_fitted_search_ends_by_its_certificate(trace):
 def test_failures_where_a_search_stopped_agree_with_what_the_data_say(monkeypatch):
     """Few points leave a failure likely under any hyperparameters, many hardly so."""
     # The check is only asked for the model that it fits.
-    monkeypatch.setattr(fitted, "certify", lambda *arguments, **options: None)
+    monkeypatch.setattr(searches, "certify", lambda *arguments, **options: None)
     monkeypatch.setattr(stopped, "_NUM_DRAWS", 64)
     monkeypatch.setattr(stopped, "_NUM_LIKELY", 1000)
     monkeypatch.setattr(stopped, "_NUM_OTHERS", 500)
     settings = fitted.settings("set", 2, 0.1)
     hyperparameters = fitted._hyperparameters(3, settings)
     function = fitted._function(3, settings, hyperparameters)
-    search = fitted._Search(function, 0.1, 3)
+    search = CertifiedSearch(function, gaussian(0.1), 3)
     search.check()
-    few = search.failure(hyperparameters)
+    few = search.failure(hyperparameters[:2])
     grid = torch.linspace(0, 1, 9, dtype=torch.float64)
     for x in torch.cartesian_prod(grid, grid):
         search._evaluate(x.unsqueeze(0))
     search.check()
-    many = search.failure(hyperparameters)
+    many = search.failure(hyperparameters[:2])
     for name in ("averaged", "exact"):
         assert few[name] > 0.3 > many[name] + 0.1
     sections = [{"averaged": 0.04, "exact": 0.03}, {"averaged": 0.02, "exact": 0.05}]
