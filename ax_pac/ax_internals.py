@@ -159,7 +159,7 @@ def split_run(run: GeneratorRun) -> list[GeneratorRun]:
     for number, (arm, weight) in enumerate(zip(run.arms, run.weights, strict=True)):
         metadata = dict(run.gen_metadata or {})
         if isinstance(values, list) and len(values) == len(run.arms):
-            metadata["expected_acquisition_value"] = values[number]
+            metadata["expected_acquisition_value"] = [values[number]]
         predictions = None
         if run.model_predictions is not None:
             means, covariances = run.model_predictions

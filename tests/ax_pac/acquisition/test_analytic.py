@@ -294,6 +294,7 @@ def test_at_the_incumbent_the_closed_form_is_finite():
     assert bool(point.grad.isfinite().all())
 
 
+@torch.no_grad()
 @pytest.mark.parametrize("known", [False, True])
 def test_more_pending_points_are_added_to_those_that_there_are(model_and_points, known):
     model, X = model_and_points
