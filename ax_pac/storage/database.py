@@ -78,7 +78,7 @@ PATIENCE: Final = 300.0
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.1, 5.0
 
 # Seconds for which SQLite waits for another process to end its transaction.
-_SQLITE_TIMEOUT = 60.0
+SQLITE_TIMEOUT = 60.0
 
 # What SQLite says of a disk that is full, and of one that may come back. PostgreSQL has
 # codes: 53100 is a full disk.
@@ -298,7 +298,7 @@ def _engine_options(url: str) -> dict[str, Any]:
     """Return what an engine is made with: how long SQLite waits for a lock."""
     if sqlalchemy.make_url(url).get_backend_name() != "sqlite":
         return {}
-    return {"connect_args": {"timeout": _SQLITE_TIMEOUT}}
+    return {"connect_args": {"timeout": SQLITE_TIMEOUT}}
 
 
 def _make_tables(engine: sqlalchemy.Engine) -> None:

@@ -20,6 +20,7 @@ from ax.storage.sqa_store.sqa_classes import SQAExperiment, SQATrial
 
 from ax_pac.experiment.records import PROPERTY
 from ax_pac.storage.client import database_url
+from ax_pac.storage.database import SQLITE_TIMEOUT
 from ax_pac.storage.lease import LEASES, described, is_over, now
 
 State = Literal["running", "certified", "interrupted", "stopped"]
@@ -169,7 +170,7 @@ def _reading_engine(db: str | Path) -> sqlalchemy.Engine:
     where = f"file:{urllib.parse.quote(str(path.absolute()))}?mode=rw"
     return sqlalchemy.create_engine(
         "sqlite://",
-        creator=lambda: sqlite3.connect(where, uri=True, timeout=60.0),
+        creator=lambda: sqlite3.connect(where, uri=True, timeout=SQLITE_TIMEOUT),
         poolclass=sqlalchemy.NullPool,
     )
 

@@ -170,7 +170,7 @@ def test_a_commit_that_is_not_confirmed_is_not_made_again(wired):
 
 
 def test_a_locked_file_is_waited_for(tmp_path, monkeypatch):
-    monkeypatch.setattr(databases, "_SQLITE_TIMEOUT", 0.05)
+    monkeypatch.setattr(databases, "SQLITE_TIMEOUT", 0.05)
     client = prepare(open_client(tmp_path / "a.db", "bowl"))
     other = sqlite3.connect(tmp_path / "a.db", check_same_thread=False)
     other.execute("begin exclusive")
