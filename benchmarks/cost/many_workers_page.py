@@ -37,23 +37,18 @@ def render_ray(traces: Sequence[Trace]) -> str:
 def _speed(traces: Sequence[Trace]) -> list[str]:
     wait = traces[0].settings["wait"]
     trials = len(traces[0].trials)
-
-    def kept(t: Trace) -> str:
-        return str(t.settings.get("database", "memory"))
-
-    one = {(kept(t), t.seed): t for t in traces if t.settings["workers"] == 1}
+    one = {t.seed: t for t in traces if t.settings["workers"] == 1}
     rows, ratios = [], []
-    for t in sorted(traces, key=lambda t: (kept(t), t.settings["workers"], t.seed)):
+    for t in sorted(traces, key=lambda t: (t.settings["workers"], t.seed)):
         ratio = ""
-        if (kept(t), t.seed) in one:
-            of_one = one[kept(t), t.seed].result["trials_a_minute"]
+        if t.seed in one:
+            of_one = one[t.seed].result["trials_a_minute"]
             ratio = f"{t.result['trials_a_minute'] / of_one:.2f}"
             if t.settings["workers"] == 2:
                 ratios.append(t.result["trials_a_minute"] / of_one)
         rows.append(
             [
-                *(kept(t), t.settings["workers"], t.seed),
-                f"{t.result['seconds']:.1f}",
+                *(t.settings["workers"], t.seed, f"{t.result['seconds']:.1f}"),
                 f"{t.result['trials_a_minute']:.1f}",
                 f"{t.result['ask_seconds'] / trials:.2f}",
                 ratio,
@@ -67,7 +62,7 @@ def _speed(traces: Sequence[Trace]) -> list[str]:
         "search.",
         "",
         *table(
-            "kept in | workers | seed | seconds | trials per minute | proposing "
+            "workers | seed | seconds | trials per minute | proposing "
             "| relative to one worker",
             rows,
         ),
