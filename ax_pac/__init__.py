@@ -40,10 +40,12 @@ with quiet_imports():
     from ax_pac.known import KnownFunction, KnownPart
     from ax_pac.orchestration.ray_orchestrator import ray_orchestrator
     from ax_pac.storage import registry as _registry
-    from ax_pac.storage.client import (
+    from ax_pac.storage.client import StoredClient, open_client
+    from ax_pac.storage.errors import (
+        DatabaseFullError,
+        DatabaseUnreachableError,
         SearchChangedError,
-        StoredClient,
-        open_client,
+        SearchHeldError,
     )
     from ax_pac.strategy.certification import (
         certify_experiment,
@@ -90,6 +92,9 @@ __all__ = [  # noqa: RUF022 - by room, in the order in which they are used
     "open_client",
     "StoredClient",
     "SearchChangedError",
+    "SearchHeldError",
+    "DatabaseUnreachableError",
+    "DatabaseFullError",
     "ray_orchestrator",
     # Without Ax: any BoTorch model.
     "fit_model",

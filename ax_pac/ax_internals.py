@@ -6,13 +6,14 @@ one, `tests/ax_pac/test_ax_internals.py` fails and names the function to adapt.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 from ax.adapter.base import Adapter
 from ax.adapter.registry import Generators
 from ax.adapter.transforms.one_hot import OH_PARAM_INFIX
 from ax.api.client import Client
+from ax.core.base_trial import BaseTrial
 from ax.core.data import Data
 from ax.core.experiment import Experiment
 from ax.core.generator_run import GeneratorRun
@@ -103,6 +104,17 @@ def properties(experiment: Experiment) -> dict[str, Any]:
     return experiment._properties
 
 
+def put_back(experiment: Experiment, trials: Mapping[int, BaseTrial]) -> None:
+    """Put trials into an experiment in place of those of the same index.
+
+    Saving a new trial replaces it by a copy that was read from the database, which is
+    to be forgotten where the transaction fails.
+
+    Checked on Ax 1.3.1: `Experiment._trials`.
+    """
+    experiment._trials.update(trials)
+
+
 # ------------------------------------------------------------------ strategy
 
 
@@ -121,6 +133,66 @@ def new_runs(strategy: GenerationStrategy) -> list[GeneratorRun]:
     Checked on Ax 1.3.1: `GenerationStrategy._generator_runs`.
     """
     return [run for run in strategy._generator_runs if run.db_id is None]
+
+
+def replace_last_run(
+    strategy: GenerationStrategy, runs: Sequence[GeneratorRun]
+) -> None:
+    """Put several generator runs in place of the last one of a strategy.
+
+    Checked on Ax 1.3.1: `GenerationStrategy._generator_runs`.
+    """
+    strategy._generator_runs[-1:] = runs
+
+
+def split_run(run: GeneratorRun) -> list[GeneratorRun]:
+    """Split a generator run of several points into one for each.
+
+    A point that it has twice comes twice. Each has its own prediction and the value of
+    its own acquisition.
+
+    Checked on Ax 1.3.1: the arguments of `GeneratorRun`, and what `GenerationNode.gen`
+    sets on it afterwards.
+    """
+    values = (run.gen_metadata or {}).get("expected_acquisition_value")
+    runs: list[GeneratorRun] = []
+    for number, (arm, weight) in enumerate(zip(run.arms, run.weights, strict=True)):
+        metadata = dict(run.gen_metadata or {})
+        if isinstance(values, list) and len(values) == len(run.arms):
+            metadata["expected_acquisition_value"] = [values[number]]
+        predictions = None
+        if run.model_predictions is not None:
+            means, covariances = run.model_predictions
+            predictions = (
+                {name: [row[number]] for name, row in means.items()},
+                {
+                    one: {other: [row[number]] for other, row in rows.items()}
+                    for one, rows in (covariances or {}).items()
+                },
+            )
+        for _ in range(round(weight)):
+            part = GeneratorRun(
+                arms=[arm],
+                optimization_config=run.optimization_config,
+                search_space=run.search_space,
+                model_predictions=predictions,
+                type=run.generator_run_type,
+                # Of the whole batch, once: what is added up stays the same.
+                fit_time=run.fit_time if not runs else 0.0,
+                gen_time=run.gen_time if not runs else 0.0,
+                generator_key=run._generator_key,
+                generator_kwargs=run._generator_kwargs,
+                adapter_kwargs=run._adapter_kwargs,
+                gen_metadata=metadata,
+                generator_state_after_gen=run._generator_state_after_gen,
+                candidate_metadata_by_arm_signature=(
+                    run._candidate_metadata_by_arm_signature
+                ),
+                generation_node_name=run._generation_node_name,
+            )
+            part._suggested_experiment_status = run._suggested_experiment_status
+            runs.append(part)
+    return runs
 
 
 def node_of(run: GeneratorRun) -> str | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -94,6 +94,8 @@ def compress(
     db: str | Path | None = None,
     name: str = SearchOptions.name,
     workers: int | None = None,
+    resources: Mapping[str, float] | None = None,
+    timeout: float | None = None,
 ) -> CompressionResult:
     """Compress a network: search its layers' ranks until a certificate holds.
 
@@ -206,8 +208,14 @@ def compress(
             one that it holds is continued; `max_trials` counts all its trials, all
             other settings must be as they were, see `docs/how_to/storage.md`.
         name: Name of the search in the database.
-        workers: Evaluations at the same time, on Ray; not with `db`. None makes one
-            after the other in this process. See `docs/how_to/many_machines.md`.
+        workers: Evaluations at the same time, on Ray. None makes one after the other in
+            this process. See `docs/how_to/many_machines.md`.
+        resources: What an evaluation on Ray reserves, such as `{"num_gpus": 1}`:
+            `num_cpus`, `num_gpus`, `memory` (bytes), or a name that the cluster's nodes
+            were given. With a GPU, network, factors and pool are on that of the worker.
+            None: one CPU.
+        timeout: Seconds after which an evaluation on Ray is cancelled and its trial
+            fails. None: no limit.
 
     Returns:
         The compressed network, its certificate, and the trials. If interrupted
@@ -217,6 +225,7 @@ def compress(
         ValueError: When an argument is invalid; the message states which and why.
         ImportError: When an extra is missing: `sql` for `db`, `ray` for `workers`.
         EvaluationError: When three evaluations in a row fail.
+        SearchHeldError: When another process is at work on the search in `db`.
         UnmeasuredNetworkError: When the network to return does not lose what the search
             measured, so that its certificate would be of another network.
             Whatever fails after the search began carries its `client`.
@@ -282,6 +291,8 @@ def compress(
         db=db,
         name=name,
         workers=workers,
+        resources=resources,
+        timeout=timeout,
     )
     return compress_with(network, inputs, options, client=client)
 

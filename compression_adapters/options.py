@@ -191,6 +191,61 @@ def require_num_samples(num_samples: int) -> None:
         )
 
 
+def require_worker_options(
+    workers: int | None, resources: Any, timeout: float | None
+) -> None:
+    """Raise unless evaluations on workers can be made with these options."""
+    if timeout is not None and not 0.0 < timeout < math.inf:
+        raise ValueError(f"timeout must be positive and finite; got {timeout!r}.")
+    if resources is not None:
+        is_fine = isinstance(resources, Mapping) and all(
+            isinstance(name, str)
+            and type(amount) in (int, float)
+            and 0.0 <= amount < math.inf
+            for name, amount in resources.items()
+        )
+        if not is_fine:
+            raise ValueError(
+                "resources must be a dictionary of names and amounts, such as "
+                f"{{'num_gpus': 1}}; got {resources!r}."
+            )
+    if workers is None and (resources is not None or timeout is not None):
+        raise ValueError(
+            "resources and timeout are about evaluations on Ray: give a number of "
+            "workers too, or leave them out; got "
+            f"resources={resources!r}, timeout={timeout!r}, workers=None."
+        )
+
+
+def read_resources(text: str) -> dict[str, float]:
+    """Read what an evaluation reserves.
+
+    Args:
+        text: Such as `"num_gpus=1,num_cpus=4"`.
+
+    Raises:
+        ValueError: when it is not of that form.
+
+    Example:
+        >>> read_resources("num_gpus=0.5,num_cpus=4")
+        {'num_gpus': 0.5, 'num_cpus': 4}
+    """
+    found: dict[str, float] = {}
+    for part in text.split(","):
+        name, _, amount = (piece.strip() for piece in part.partition("="))
+        try:
+            number = float(amount)
+        except ValueError:
+            number = math.nan
+        if not name or not 0.0 <= number < math.inf:
+            raise ValueError(
+                "resources must be of the form NAME=NUMBER,NAME=NUMBER, such as "
+                f"num_gpus=1; got {text!r}."
+            )
+        found[name] = int(number) if number.is_integer() else number
+    return found
+
+
 def require_objective(objective: str) -> None:
     """Raise unless there is such an objective."""
     if objective not in get_args(Objective):
@@ -517,9 +572,21 @@ class SearchOptions:
     name: str = option(DEFAULT_NAME, "Name of the search in the database.")
     workers: int | None = option(
         None,
-        "Evaluations at the same time, on Ray; not with --db and --resume.  "
+        "Evaluations at the same time, on Ray.  "
         "[default: one after the other, without Ray]",
         at_least=1,
+    )
+    resources: Mapping[str, float] | None = option(
+        None,
+        "What each evaluation reserves on Ray, such as num_gpus=1 or "
+        "num_cpus=4,big_memory=1.  [default: num_cpus=1]",
+        metavar="NAME=NUMBER,...",
+    )
+    timeout: float | None = option(
+        None,
+        "Seconds after which an evaluation on Ray is cancelled and its trial fails.  "
+        "[default: no limit]",
+        above=0.0,
     )
 
     def __post_init__(self) -> None:
@@ -541,6 +608,7 @@ class SearchOptions:
             )
         if self.seed < 0:
             raise ValueError(f"seed must be at least 0; got {self.seed}.")
+        require_worker_options(self.workers, self.resources, self.timeout)
         known = get_args(Start)
         on_workers = self.start in ("path", "line") and self.workers is not None
         if self.start not in known or on_workers:
@@ -579,12 +647,6 @@ class CompressionOptions:
             raise ValueError(
                 "search=False takes a network from the price path at once, without "
                 "workers and without db; leave these out."
-            )
-        if self.search.workers is not None and self.search.db is not None:
-            raise ValueError(
-                "workers and db cannot be combined so far: leave workers out to keep "
-                "the search in a database, or save result.client with "
-                "save_to_json_file."
             )
         if self.target.speedup is not None:
             if isinstance(self.problem.size, str) and self.problem.size in (

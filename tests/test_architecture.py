@@ -63,7 +63,8 @@ ROWS: dict[str, set[str]] = {
         "ax_pac.adapter",
         "ax_pac.strategy",
     },
-    "ax_pac.orchestration": {"ax", "pandas", "torch", "ray", "ax_pac.ax_internals"},
+    "ax_pac.orchestration": {"ax", "pandas", "torch", "ray"}
+    | {"ax_pac.ax_internals", "ax_pac.storage", "ax_pac.strategy"},
     "ax_pac": {"ax_pac"},
     "compression_adapters.options": {"torch"},
     "compression_adapters.decompositions": {"torch", "numpy", "tensorly"},
@@ -95,7 +96,8 @@ ROWS: dict[str, set[str]] = {
     | {"platformdirs", "compression_adapters.decompositions"}
     | {"compression_adapters.layers", "compression_adapters.evaluation"},
     "compression_adapters.report": {"pandas", "plotly", "numpy"},
-    "compression_adapters.search": {"torch", "numpy", "pandas", "tqdm", "ax", "ax_pac"}
+    "compression_adapters.search": {"torch", "numpy", "pandas", "tqdm", "ray"}
+    | {"ax", "ax_pac"}
     | {"compression_adapters.options", "compression_adapters.layers"}
     | {"compression_adapters.rank_space", "compression_adapters.network"}
     | {"compression_adapters.evaluation", "compression_adapters.calibration"}

@@ -196,7 +196,11 @@ class PACAcquisition(AnalyticAcquisitionFunction):
         """
         if X_pending is not None and X_pending.shape[0] == 0:
             X_pending = None
+        more = self._with_more(X_pending)
         self.X_pending = None if X_pending is None else X_pending.detach().clone()
+        if more is not None:
+            self._difference = more
+            return
         self._difference = difference_to(
             self.incumbent,
             self.model,
@@ -204,6 +208,16 @@ class PACAcquisition(AnalyticAcquisitionFunction):
             self.posterior_transform,
             self.known,
         )
+
+    def _with_more(self, X_pending: Tensor | None) -> Any:
+        """The difference with more pending points than now; None if that is not so."""
+        before = getattr(self, "X_pending", None)
+        if before is None or X_pending is None or len(X_pending) <= len(before):
+            return None
+        if not torch.equal(X_pending[: len(before)], before):
+            return None
+        add = getattr(self._difference, "with_pending", None)
+        return None if add is None else add(X_pending[len(before) :])
 
     @property
     def rules_out(self) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from functools import cached_property
 from typing import Any, NamedTuple, Protocol
 
@@ -149,6 +150,19 @@ class ShiftedDifference:
         with torch.no_grad():
             self._at_incumbent = known(incumbent).reshape(())
 
+    def with_pending(self, X: Tensor) -> ShiftedDifference | None:
+        """As that of the unknown part, None if it has none.
+
+        Args:
+            X: Shape `q x d`. Unit: the model's input units.
+        """
+        add = getattr(self._unknown, "with_pending", None)
+        if add is None:
+            return None
+        more = copy.copy(self)
+        more._unknown = add(X)
+        return more
+
     def _shift(self, X: Tensor) -> Tensor:
         return self._weight * (self._known(X) - self._at_incumbent)
 
@@ -241,9 +255,10 @@ class DifferencePosterior:
             residual = model.train_targets - model.mean_module(Z)
             self.alpha = torch.cholesky_solve(residual.unsqueeze(-1), L).squeeze(-1)
             self.num_observed = Z.shape[0]
+            self.pending_noise = noise.mean()
             if X_pending is not None:
                 Z = torch.cat([Z, model.transform_inputs(X_pending)])
-                pending_noise = noise.mean().expand(X_pending.shape[0])
+                pending_noise = self.pending_noise.expand(X_pending.shape[0])
                 L = _noisy_cholesky(model, Z, torch.cat([noise, pending_noise]))
             self.Z, self.L = Z, L
             self.incumbent = model.transform_inputs(incumbent)
@@ -253,6 +268,33 @@ class DifferencePosterior:
             transform = getattr(model, "outcome_transform", None)
             scale = 1.0 if transform is None else float(transform.stdvs)
         self.scale = w * scale
+
+    def with_pending(self, X: Tensor) -> DifferencePosterior:
+        """Return the same with more points under evaluation.
+
+        Adds rows to the Cholesky factor, where a new one takes time cubic in the number
+        of points; the same up to rounding error.
+
+        Args:
+            X: Shape `q x d`. Unit: the model's input units.
+        """
+        more = copy.copy(self)
+        vars(more).pop("closed_form", None)
+        with torch.no_grad():
+            z = self.model.transform_inputs(X)
+            covar = self.model.covar_module
+            B = torch.linalg.solve_triangular(
+                self.L, covar(self.Z, z).to_dense(), upper=False
+            )
+            noise = self.pending_noise.expand(len(z))
+            corner = covar(z).to_dense() + torch.diag(noise) - B.mT @ B
+            n, q = B.shape
+            L = self.L.new_zeros(n + q, n + q)
+            L[:n, :n], L[n:, :n], L[n:, n:] = self.L, B.mT, psd_safe_cholesky(corner)
+            more.L, more.Z = L, torch.cat([self.Z, z])
+            k = covar(self.incumbent, z).to_dense()
+            more.k_incumbent = torch.cat([self.k_incumbent, k], dim=-1)
+        return more
 
     def explain(self, Z: Tensor) -> tuple[Tensor, Tensor]:
         """Return the gap at `Z` (`... x n x d`), and what the data explain of it.

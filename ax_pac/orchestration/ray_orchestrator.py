@@ -7,8 +7,11 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+from ax.adapter.adapter_utils import get_fixed_features_from_experiment
 from ax.api.client import Client
+from ax.core.base_trial import BaseTrial
 from ax.core.experiment import Experiment
+from ax.core.generator_run import GeneratorRun
 from ax.orchestration.orchestrator import (
     FailureRateExceededError,
     Orchestrator,
@@ -23,9 +26,12 @@ from ax_pac.orchestration.ray_runner import (
     ray_session,
     require_workers,
 )
+from ax_pac.storage.client import StoredClient
+from ax_pac.storage.orchestrator import SavesTrials, SavingOrchestrator
+from ax_pac.strategy.batch import proposed_together
 
 
-class RayOrchestrator(Orchestrator):
+class RayOrchestrator(SavingOrchestrator):
     """Ax's Orchestrator, which cancels what runs once the search is finished.
 
     Ax waits for trials that run when the strategy, or a global stopping strategy, ends
@@ -36,6 +42,7 @@ class RayOrchestrator(Orchestrator):
         experiment: Its runner is a `RayRunner`.
         generation_strategy: Proposes, and ends the search.
         options: As in Ax; the failure rates are not used.
+        client: See `SavingOrchestrator`.
         max_failures: Evaluations failing in a row after which to give up.
         on_end: Called with the index of each trial that completed or failed.
     """
@@ -51,10 +58,11 @@ class RayOrchestrator(Orchestrator):
         generation_strategy: Any,
         options: OrchestratorOptions,
         *,
+        client: SavesTrials | None = None,
         max_failures: int = 3,
         on_end: Callable[[int], None] | None = None,
     ) -> None:
-        super().__init__(experiment, generation_strategy, options)
+        super().__init__(experiment, generation_strategy, options, client=client)
         self._max_failures = max_failures
         self._on_end = on_end
 
@@ -76,6 +84,17 @@ class RayOrchestrator(Orchestrator):
         finally:
             self.ask_seconds += time.perf_counter() - start
 
+    def _gen_new_trials_from_generation_strategy(
+        self, num_trials: int, n: int | None = None
+    ) -> list[list[GeneratorRun]]:
+        self.generation_strategy.experiment = self.experiment
+        return proposed_together(
+            self.generation_strategy,
+            self.experiment,
+            num_trials,
+            fixed_features=get_fixed_features_from_experiment(self.experiment),
+        )
+
     def wait_for_completed_trials_and_report_results(
         self,
         idle_callback: Callable[[Orchestrator], None] | None = None,
@@ -96,6 +115,11 @@ class RayOrchestrator(Orchestrator):
         self.wait_seconds += time.perf_counter() - start
         while self.runner.ended:
             index = self.runner.ended.pop(0)
+            if index in self.runner.repeated:
+                trial = self.experiment.trials[index]
+                reasons = self.runner.repeated[index]
+                trial.update_run_metadata({"repeated_because": reasons})
+                self.save([trial])
             if self._on_end is not None:
                 self._on_end(index)
         return results
@@ -122,10 +146,33 @@ class RayOrchestrator(Orchestrator):
         Args:
             reason: Kept with each trial.
         """
-        for trial in self.experiment.trials.values():
-            if not trial.status.is_terminal:
-                self.runner.stop_trial(trial.index, {})
-                trial.mark_abandoned(reason=f"cancelled: {reason}")
+        running = self._stop_running()
+        for trial in running:
+            trial.mark_abandoned(reason=f"cancelled: {reason}")
+        if running:
+            self.save(running)
+
+    def interrupt(self) -> None:
+        """Cancel what runs after an error or Ctrl-C.
+
+        In a database the trials stay as running, to be taken up when the search goes
+        on; otherwise they are abandoned.
+        """
+        if self.client is None:
+            self.cancel_running("the search was interrupted")
+        else:
+            self._stop_running()
+
+    def _stop_running(self) -> list[BaseTrial]:
+        """Cancel the tasks of trials that are not at their end; return these."""
+        running = [
+            trial
+            for trial in self.experiment.trials.values()
+            if not trial.status.is_terminal
+        ]
+        for trial in running:
+            self.runner.stop_trial(trial.index, {})
+        return running
 
 
 @contextlib.contextmanager
@@ -136,6 +183,7 @@ def ray_orchestrator(
     workers: int,
     told: Callable[[], tuple[Any, ...]] = tuple,
     resources: Mapping[str, Any] | None = None,
+    timeout: float | None = None,
     max_failures: int = 3,
     global_stopping_strategy: Any = None,
     on_end: Callable[[int], None] | None = None,
@@ -144,9 +192,14 @@ def ray_orchestrator(
 
     The strategy is asked whenever a worker is free, and takes what runs into account.
     Once it ends, by its certificate, trials that still run are cancelled. Whatever ends
-    the block (an exception and Ctrl-C too), no trial is left running, and the client
-    has its own runner and metrics again, so that it can be saved and continued by any
-    loop.
+    the block (an exception and Ctrl-C too), no evaluation is left running, and the
+    client has its own runner and metrics again, so that it can be saved and continued
+    by any loop.
+
+    The client may be a `StoredClient`: a trial is then in the database before it is
+    evaluated, and with its result before the next one is asked for. Trials that were
+    running when the process ended, by an error, Ctrl-C or a kill, are running in the
+    database, and are evaluated first when the search goes on.
 
     A Ray that is already initialised is used; else the cluster that the variable
     `RAY_ADDRESS` names; else one is started here and ended with the block.
@@ -159,6 +212,7 @@ def ray_orchestrator(
         workers: Evaluations at the same time, at least 1.
         told: See `RayRunner`.
         resources: See `RayRunner`.
+        timeout: See `RayRunner`.
         max_failures: Evaluations failing in a row after which to give up.
         global_stopping_strategy: As in Ax, such as `PACStoppingStrategy`.
         on_end: Called with the index of each trial that completed or failed.
@@ -169,18 +223,24 @@ def ray_orchestrator(
 
     Raises:
         ImportError: when Ray is not installed.
-        ValueError: when there are no workers, when the client lives in a database, or
-            when `evaluate` cannot be sent to workers.
+        ValueError: when there are no workers, when `evaluate` cannot be sent to
+            workers, or when the client is in a database by Ax's own storage, which
+            cannot store a runner.
+        SearchHeldError: when another process holds the search in the database.
     """
     require_workers(workers)
-    if has_storage(client):
+    stored = client if isinstance(client, StoredClient) else None
+    if stored is None and has_storage(client):
         raise ValueError(
-            "A search on Ray's workers cannot be kept in a database so far: expected a "
-            "client without storage, which client.save_to_json_file saves afterwards."
+            "Ax's own storage cannot keep a search on Ray's workers: open the client "
+            "with ax_pac.open_client, or leave storage out and save it afterwards with "
+            "client.save_to_json_file."
         )
     experiment = experiment_of(client)
     options = OrchestratorOptions(
         max_pending_trials=workers,
+        # As many as there are free workers, from one fit.
+        run_trials_in_batches=True,
         global_stopping_strategy=global_stopping_strategy,
         # The runner waits by itself.
         init_seconds_between_polls=0,
@@ -188,30 +248,34 @@ def ray_orchestrator(
         enforce_immutable_search_space_and_opt_config=False,
         logging_level=30,
     )
-    with ray_session(workers):
+    if stored is not None:
+        stored.hold(experiment.name)
+    with ray_session(workers, resources):
         runner = RayRunner(
             evaluate,
             experiment.metrics,
             workers=workers,
             told=told,
             resources=resources,
+            timeout=timeout,
         )
         with _evaluated_by(runner, experiment):
             orchestrator = RayOrchestrator(
                 experiment,
                 strategy_of(client),
                 options,
+                client=stored,
                 max_failures=max_failures,
                 on_end=on_end,
             )
             for trial in list(orchestrator.running_trials):
                 runner.run_trial(trial.index, trial.arm.parameters)
-            reason = "the search was interrupted"
             try:
                 yield orchestrator
-                reason = "the search was finished without it"
-            finally:
-                orchestrator.cancel_running(reason)
+            except BaseException:
+                orchestrator.interrupt()
+                raise
+            orchestrator.cancel_running("the search was finished without it")
 
 
 @contextlib.contextmanager

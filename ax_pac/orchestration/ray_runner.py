@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
+import logging
 import math
 import os
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, Final
 
@@ -29,13 +32,45 @@ _LONGEST_WAIT: Final = 1.0
 
 _LONGEST_REASON: Final = 400
 
+_MOST_ATTEMPTS: Final = 2
+"""Workers that a trial may cost: what kills each of them is the trial's own fault."""
+
+# What `ray.remote` takes; any other name is that of a resource of the user's cluster.
+_RAY_OPTIONS = (
+    *("num_cpus", "num_gpus", "memory", "resources", "accelerator_type"),
+    *("runtime_env", "scheduling_strategy", "label_selector"),
+)
+
+_logger = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass
+class _Task:
+    """A trial under evaluation.
+
+    Args:
+        parameters: Parameter name to value.
+        told: Further arguments.
+        results: Ray's generator of what the worker reports: first that it has begun,
+            then the outcome.
+        began: When the driver heard that it had; None before.
+        attempts: Workers that it was given to.
+    """
+
+    parameters: dict[str, Any]
+    told: tuple[Any, ...]
+    results: Any
+    began: float | None = None
+    attempts: int = 1
+
 
 class RayRunner(IRunner):
     """Runs each trial as a task of Ray; `RayMetric` reads the outcomes.
 
     Ray has to be running, see `ray_session`. The function is put into Ray's object
-    store once; each worker process reads it once, and runs on one thread. A task is not
-    retried: an exception or a worker's death fails its trial, with the reason.
+    store once; each worker process reads it once, and runs on one thread. An exception
+    fails the trial, with the reason. A trial whose worker or machine died is given to
+    another one, on the same samples, and fails if that dies too.
 
     References to tasks are held by this process only, so that a trial that another
     process started is abandoned.
@@ -47,12 +82,16 @@ class RayRunner(IRunner):
         workers: Evaluations at the same time, at least 1.
         told: Called when a trial starts; returns further positional arguments of
             `evaluate`.
-        resources: Options of `ray.remote` for one evaluation, such as
-            `{"num_gpus": 1}`; by default one CPU.
+        resources: What one evaluation reserves, such as `{"num_gpus": 1}`: options of
+            `ray.remote`, or amounts of resources that the cluster's nodes were given
+            names for; by default one CPU.
+        timeout: Seconds after which an evaluation that has not ended is cancelled and
+            its trial fails; they begin when the worker does. None for no limit.
 
     Raises:
         ImportError: when Ray is not installed.
-        ValueError: when there are no workers, or `evaluate` cannot be sent to them.
+        ValueError: when there are no workers, the timeout is not positive, or
+            `evaluate` cannot be sent to them.
     """
 
     def __init__(
@@ -63,27 +102,39 @@ class RayRunner(IRunner):
         workers: int,
         told: Callable[[], tuple[Any, ...]] = tuple,
         resources: Mapping[str, Any] | None = None,
+        timeout: float | None = None,
     ) -> None:
         ray = import_ray()
         require_workers(workers)
+        require_timeout(timeout)
         self.workers = workers
         self.outcomes: dict[int, Outcome] = {}
         self.reasons: dict[int, str] = {}
         self.failures_in_a_row = 0
         self.ended: list[int] = []
+        self.repeated: dict[int, list[str]] = {}
+        self._timeout = timeout
         self._metrics = tuple(metrics)
         self._told = told
-        self._tasks: dict[int, Any] = {}
+        self._tasks: dict[int, _Task] = {}
         try:
             self._packed = ray.put(evaluate)
+        except ray.exceptions.RayError as error:
+            raise ValueError(
+                "What is evaluated does not fit into Ray's object store: start Ray "
+                "with a larger one (ray.init(object_store_memory=BYTES), or ray start "
+                f"--object-store-memory). Ray's error: {_first_line(error)}"
+            ) from error
         except Exception as error:
             raise ValueError(
                 "What is evaluated cannot be sent to Ray's workers; expected a "
                 "function and data that can be pickled, without open files, locks or "
                 f"connections. Ray's error: {_first_line(error)}"
             ) from error
-        options = {"num_cpus": 1, "max_retries": 0, **(resources or {})}
-        self._remote = ray.remote(**options)(_evaluate_on_worker)
+        options = {"num_returns": "streaming", "max_retries": 0}
+        self._remote = ray.remote(**options, **ray_options(resources))(
+            _evaluate_on_worker
+        )
 
     def run_trial(
         self, trial_index: int, parameterization: Mapping[str, Any]
@@ -97,11 +148,16 @@ class RayRunner(IRunner):
         Returns:
             No metadata.
         """
-        # In a list: Ray would unpack the reference itself, once per task.
-        self._tasks[trial_index] = self._remote.remote(
-            [self._packed], dict(parameterization), trial_index, self._told()
-        )
+        parameters, told = dict(parameterization), self._told()
+        results = self._submitted(trial_index, parameters, told)
+        self._tasks[trial_index] = _Task(parameters, told, results)
         return {}
+
+    def _submitted(
+        self, index: int, parameters: dict[str, Any], told: tuple[Any, ...]
+    ) -> Any:
+        # In a list: Ray would unpack the reference itself, once per task.
+        return self._remote.remote([self._packed], parameters, index, told)
 
     def poll_trial(
         self, trial_index: int, trial_metadata: Mapping[str, Any]
@@ -142,7 +198,8 @@ class RayRunner(IRunner):
 
     def poll_available_capacity(self) -> int:
         """Return how many more trials may be submitted."""
-        return self.workers - len(self._tasks)
+        # Below zero would mean that there is no limit.
+        return max(0, self.workers - len(self._tasks))
 
     def stop_trial(
         self, trial_index: int, trial_metadata: Mapping[str, Any]
@@ -158,7 +215,7 @@ class RayRunner(IRunner):
         """
         task = self._tasks.pop(trial_index, None)
         if task is not None:
-            import_ray().cancel(task, force=True)
+            import_ray().cancel(task.results, force=True)
         return {}
 
     def _status(self, index: int) -> TrialStatus:
@@ -171,22 +228,71 @@ class RayRunner(IRunner):
     def _collect(self, indices: list[int], seconds: float) -> None:
         """Collect the outcomes of tasks that have ended, after waiting for one."""
         ray = import_ray()
-        tasks = [self._tasks[index] for index in indices]
-        ray.wait(tasks, num_returns=1, timeout=seconds, fetch_local=False)
-        ready, _ = ray.wait(tasks, num_returns=len(tasks), timeout=0, fetch_local=False)
-        for index in indices:
-            if self._tasks[index] not in ready:
+        until = time.monotonic() + seconds
+        while True:
+            waiting = {self._tasks[index].results: index for index in indices}
+            pause = max(0.0, min(until, self._next_deadline()) - time.monotonic())
+            results = list(waiting)
+            ray.wait(results, num_returns=1, timeout=pause, fetch_local=False)
+            ready, _ = ray.wait(
+                results, num_returns=len(results), timeout=0, fetch_local=False
+            )
+            # In the order of the trials, whatever the order in which Ray has them.
+            ended = [
+                i for i in sorted(waiting[each] for each in ready) if self._read(i)
+            ]
+            ended += self._timed_out(set(indices) - set(ended))
+            for index in ended:
+                del self._tasks[index]
+            self.ended += ended
+            if ended or time.monotonic() >= until:
+                return
+
+    def _read(self, index: int) -> bool:
+        """Read what the worker of a trial has reported; return whether it has ended."""
+        ray, task = import_ray(), self._tasks[index]
+        try:
+            reported = ray.get(next(task.results))
+            if task.began is None:
+                task.began = time.monotonic()
+                return False
+            self.outcomes[index] = _checked(reported, self._metrics)
+            self.failures_in_a_row = 0
+        except Exception as error:
+            reason = _reason(error)
+            if _is_lost(error) and task.attempts < _MOST_ATTEMPTS:
+                self.repeated.setdefault(index, []).append(reason)
+                _logger.warning("trial %d is repeated: %s", index, reason)
+                task.attempts, task.began = task.attempts + 1, None
+                task.results = self._submitted(index, task.parameters, task.told)
+                return False
+            self._fail(index, reason)
+        return True
+
+    def _fail(self, index: int, reason: str) -> None:
+        self.reasons[index] = reason
+        self.failures_in_a_row += 1
+
+    def _next_deadline(self) -> float:
+        """When the first evaluation will have run for too long."""
+        if self._timeout is None:
+            return math.inf
+        began = [t.began for t in self._tasks.values() if t.began is not None]
+        return min(began, default=math.inf) + self._timeout
+
+    def _timed_out(self, indices: Iterable[int]) -> list[int]:
+        """Cancel the evaluations that have run for too long."""
+        late = []
+        for index in sorted(indices):
+            began = self._tasks[index].began
+            if self._timeout is None or began is None:
                 continue
-            try:
-                self.outcomes[index] = _checked(
-                    ray.get(self._tasks[index]), self._metrics
-                )
-                self.failures_in_a_row = 0
-            except Exception as error:
-                self.reasons[index] = _reason(error)
-                self.failures_in_a_row += 1
-            del self._tasks[index]
-            self.ended.append(index)
+            if time.monotonic() - began >= self._timeout:
+                import_ray().cancel(self._tasks[index].results, force=True)
+                reason = f"it ran for longer than timeout = {self._timeout:g} s"
+                self._fail(index, f"TimeoutError: {reason}")
+                late.append(index)
+        return late
 
 
 class RayMetric(Metric):
@@ -223,17 +329,24 @@ class RayMetric(Metric):
 
 
 @contextlib.contextmanager
-def ray_session(workers: int) -> Iterator[None]:
+def ray_session(
+    workers: int, resources: Mapping[str, Any] | None = None
+) -> Iterator[None]:
     """Use the Ray that runs, or the one of `RAY_ADDRESS`, or start one meanwhile.
 
     Args:
-        workers: CPUs of a Ray that is started here.
+        workers: Evaluations at the same time, for which a Ray that is started here has
+            CPUs.
+        resources: What each of them reserves, see `RayRunner`.
 
     Raises:
         ImportError: when Ray is not installed.
+        ValueError: when a Ray that is started here lacks a resource.
     """
     ray = import_ray()
+    needed = _amounts(resources)
     if ray.is_initialized():
+        _warn_if_lacking(needed)
         yield
         return
     if os.environ.get("RAY_ADDRESS"):
@@ -241,15 +354,64 @@ def ray_session(workers: int) -> Iterator[None]:
     else:
         ray.init(
             address="local",
-            num_cpus=workers,
+            num_cpus=math.ceil(workers * max(1.0, needed.get("CPU", 1.0))),
             log_to_driver=False,
             include_dashboard=False,
             logging_level="WARNING",
         )
     try:
+        lacking = _lacking(needed)
+        if lacking and not os.environ.get("RAY_ADDRESS"):
+            raise ValueError(
+                f"an evaluation reserves {lacking}, which this machine does not have. "
+                "Change resources, or connect to a cluster that has it (RAY_ADDRESS)"
+            )
+        _warn_if_lacking(needed)
         yield
     finally:
         ray.shutdown()
+
+
+def ray_options(resources: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Return options of `ray.remote` for what an evaluation reserves.
+
+    Args:
+        resources: See `RayRunner`.
+
+    Example:
+        >>> ray_options({"num_gpus": 1, "fast": 2})
+        {'num_cpus': 1, 'num_gpus': 1, 'resources': {'fast': 2}}
+    """
+    given = dict(resources or {})
+    options = {"num_cpus": 1} | {k: v for k, v in given.items() if k in _RAY_OPTIONS}
+    own = {k: v for k, v in given.items() if k not in _RAY_OPTIONS}
+    if own:
+        options["resources"] = {**options.get("resources", {}), **own}
+    return options
+
+
+def _amounts(resources: Mapping[str, Any] | None) -> dict[str, float]:
+    """Return what an evaluation reserves by the names that a cluster has for it."""
+    options = ray_options(resources)
+    named = {"CPU": options["num_cpus"], "GPU": options.get("num_gpus", 0)}
+    return {k: float(v) for k, v in (named | options.get("resources", {})).items()}
+
+
+def _lacking(needed: Mapping[str, float]) -> str:
+    """Say which resources the cluster has too few of; empty if none."""
+    there = import_ray().cluster_resources()
+    return " and ".join(
+        f"{amount:g} of {name!r} (there are {there.get(name, 0.0):g})"
+        for name, amount in needed.items()
+        if amount > there.get(name, 0.0)
+    )
+
+
+def _warn_if_lacking(needed: Mapping[str, float]) -> None:
+    """Say what evaluations wait for; a cluster may add nodes by itself."""
+    lacking = _lacking(needed)
+    if lacking:
+        _logger.warning("evaluations wait until the Ray cluster has %s", lacking)
 
 
 def import_ray() -> Any:
@@ -277,14 +439,28 @@ def require_workers(workers: int) -> None:
         raise ValueError(f"workers must be at least 1, got {workers}")
 
 
+def require_timeout(timeout: float | None) -> None:
+    """Refuse a timeout that is not a positive number of seconds.
+
+    Raises:
+        ValueError: when it is.
+    """
+    if timeout is not None and not 0.0 < timeout < math.inf:
+        raise ValueError(
+            f"timeout must be a positive number of seconds, or None; got {timeout!r}"
+        )
+
+
 def _evaluate_on_worker(
     packed: list[Any],
     parameters: dict[str, Any],
     trial_index: int,
     told: tuple[Any, ...],
-) -> Outcome:
-    """Evaluate one trial, in a worker process."""
-    return _unpacked(packed[0])(parameters, trial_index, *told)
+) -> Iterator[Any]:
+    """Evaluate one trial, in a worker process, after reporting that it has begun."""
+    evaluate = _unpacked(packed[0])
+    yield os.getpid()
+    yield evaluate(parameters, trial_index, *told)
 
 
 @functools.lru_cache(maxsize=1)
@@ -307,6 +483,19 @@ def _checked(outcome: Any, metrics: tuple[str, ...]) -> Outcome:
             f"{', '.join(map(repr, metrics))}; got {outcome!r}"
         )
     return {name: (mean, sem) for name, (mean, sem) in plain.items()}
+
+
+def _is_lost(error: BaseException) -> bool:
+    """Whether a worker or its machine died, rather than the evaluation failed."""
+    exceptions = import_ray().exceptions
+    lost = (
+        exceptions.WorkerCrashedError,
+        exceptions.NodeDiedError,
+        exceptions.OutOfMemoryError,
+        exceptions.ObjectLostError,
+        exceptions.RaySystemError,
+    )
+    return isinstance(error, lost)
 
 
 def _reason(error: BaseException) -> str:

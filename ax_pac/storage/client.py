@@ -14,17 +14,24 @@ from ax.core.base_trial import BaseTrial
 from ax.core.experiment import Experiment
 from ax.core.runner import Runner
 from ax.generation_strategy.generation_strategy import GenerationStrategy
+from ax.orchestration.orchestrator_options import OrchestratorOptions
 
 from ax_pac.ax_internals import (
+    experiment_of,
     maybe_experiment_of,
     properties,
+    put_back,
     resume,
     strategy_of,
 )
 from ax_pac.experiment.records import save_records_by
+from ax_pac.storage.errors import SearchChangedError
 
 if TYPE_CHECKING:
+    import sqlalchemy
+
     from ax_pac.storage.database import Database, ExactBundle, Stamp
+    from ax_pac.storage.lease import Lease
 
 
 def database_url(db: str | Path) -> str:
@@ -49,12 +56,18 @@ def database_url(db: str | Path) -> str:
     return f"sqlite:///{str(db).replace('%', '%25').replace('?', '%3F')}"
 
 
-def open_client(db: str | Path, name: str) -> StoredClient:
+def open_client(
+    db: str | Path, name: str, *, hold: bool = False, patience: float = 300.0
+) -> StoredClient:
     """Open the experiment of a name in a database, or start one.
 
     Args:
         db: A path or a URL, see `database_url`.
         name: Name of the experiment. One database holds any number of them.
+        hold: Whether to take the search before it is read, see `StoredClient.hold`. It
+            is taken by the first write otherwise.
+        patience: Seconds for which a write is tried again while the database cannot be
+            reached.
 
     Returns:
         A client. If the database has the experiment, it is as it was at its last
@@ -66,16 +79,15 @@ def open_client(db: str | Path, name: str) -> StoredClient:
         ImportError: When SQLAlchemy, the extra `sql`, is not installed.
         ValueError: When the name is empty, when the database cannot be opened, or when
             there is a file that is not a database.
+        SearchHeldError: When another process holds the search, with `hold`.
     """
     if not (isinstance(name, str) and name.strip()):
         raise ValueError(f"expected the name of a search, got {name!r}")
-    client = StoredClient(db)
+    client = StoredClient(db, patience=patience)
+    if hold:
+        client.hold(name)
     client._load(name)
     return client
-
-
-class SearchChangedError(RuntimeError):
-    """Another client wrote a search after this one had read it; nothing was written."""
 
 
 def _saved_at_once(method: Callable[..., Any]) -> Any:
@@ -97,13 +109,22 @@ class StoredClient(Client):
     state before the call or after it. Only what changed is written. Numbers are stored
     exactly, where Ax stores ten decimals. Certificates are saved as they are computed.
 
-    Not for several processes, nor for several threads, at a time. Each write leaves a
-    stamp; a client whose search was written by another one since writes nothing, and
-    raises a `SearchChangedError`. It still reads.
+    One process at a time writes a search. The first write takes it, and a thread sends
+    a heartbeat until no client of the process has it any more (`release`); meanwhile
+    another process's write raises a `SearchHeldError` that says who holds it. A process
+    that is gone, or has sent no heartbeat for 90 seconds, has lost it. Two clients of
+    one process are told apart by a stamp that each write leaves: a client whose search
+    was written by another one since writes nothing, and raises a `SearchChangedError`.
+    Reading always works. A client is not for several threads.
+
+    While the database cannot be reached a write is tried again, see `patience`.
 
     Args:
         db: A path or a URL, see `database_url`. Missing tables are made.
         random_seed: See Ax's `Client`.
+        patience: Seconds for which a write is tried again while the database cannot be
+            reached; then a `DatabaseUnreachableError`. A full disk raises a
+            `DatabaseFullError` at once.
 
     Raises:
         ImportError: When SQLAlchemy, the extra `sql`, is not installed.
@@ -112,7 +133,13 @@ class StoredClient(Client):
     Checked on Ax 1.3.1.
     """
 
-    def __init__(self, db: str | Path, random_seed: int | None = None) -> None:
+    def __init__(
+        self,
+        db: str | Path,
+        random_seed: int | None = None,
+        *,
+        patience: float = 300.0,
+    ) -> None:
         url = database_url(db)
         try:
             from ax_pac.storage.database import Database, ExactBundle
@@ -121,7 +148,9 @@ class StoredClient(Client):
                 "keeping a search in a database needs SQLAlchemy: install the extra "
                 "`sql`, pip install 'ax-pac[sql]'"
             ) from error
-        self._database: Database = Database(url)
+        self._database: Database = Database(url, patience)
+        self._lease: Lease | None = None
+        self._attempt: Attempt | None = None
         self._bundle: ExactBundle = ExactBundle()
         self._depth = 0
         self._whole = False
@@ -210,33 +239,76 @@ class StoredClient(Client):
                 parameters, parameter_constraints, name, **options
             )
 
-    def configure_metrics(self, metrics: Any) -> None:
-        """Refuse metrics that fetch their values, which Ax 1.3.1 cannot store.
+    def hold(self, name: str | None = None) -> None:
+        """Take the search for this process, as its first write would.
+
+        Args:
+            name: Of the search; None for that of the client.
 
         Raises:
-            ValueError: Always.
+            SearchHeldError: When another process holds it.
+            ValueError: When the client has no name yet.
         """
-        raise ValueError(
-            "Ax cannot store metrics that fetch their values, and run_trials needs "
-            "them: in a database, write the loop with get_next_trials and "
-            "complete_trial, and name further metrics by configure_tracking_metrics"
-        )
+        name = name or self._name
+        if name is None:
+            raise ValueError("expected the name of a search to hold, got none")
+        lease = self._lease_on(name)
+        if lease is not None:
+            self._database.write(lease.take, lambda: None)
+            lease.keep()
 
-    def configure_runner(self, runner: Any) -> None:
-        """Refuse a runner, which Ax 1.3.1 cannot store.
+    def release(self) -> None:
+        """Let other processes write the search. The next write takes it again."""
+        if self._lease is not None:
+            self._lease.release()
+
+    def _lease_on(self, name: str) -> Lease | None:
+        from ax_pac.storage.lease import lease_on
+
+        if self._lease is None:
+            self._lease = lease_on(self._database.engine, name)
+        return self._lease
+
+    def run_trials(
+        self,
+        max_trials: int,
+        parallelism: int = 1,
+        tolerated_trial_failure_rate: float = 0.5,
+        initial_seconds_between_polls: int = 1,
+    ) -> None:
+        """See Ax's `Client`; every trial is saved before it runs and when it ends.
+
+        Runner and metrics are code and are not stored: give them again
+        (`configure_runner`, `configure_metrics`) to the client that goes on. Trials
+        that were running are polled with the metadata that the runner returned for
+        them.
+
+        Args:
+            max_trials: As in Ax.
+            parallelism: As in Ax.
+            tolerated_trial_failure_rate: As in Ax.
+            initial_seconds_between_polls: As in Ax.
 
         Raises:
-            ValueError: Always.
+            ValueError: When the client has no runner.
         """
-        raise ValueError(
-            "Ax cannot store the runner of a client, and run_trials needs one: in a "
-            "database, write the loop with get_next_trials and complete_trial"
-        )
+        from ax_pac.storage.orchestrator import SavingOrchestrator
 
-    def run_trials(self, *args: Any, **kwargs: Any) -> None:
-        """See Ax's `Client`; its `Orchestrator` saves by itself, in small steps."""
-        with self._database.sessions():
-            super().run_trials(*args, **kwargs)
+        experiment = experiment_of(self)
+        if experiment.runner is None:
+            raise ValueError(
+                "run_trials needs a runner and metrics, which are code and not stored: "
+                "call configure_runner and configure_metrics first, also when the "
+                "search goes on in another process"
+            )
+        options = OrchestratorOptions(
+            max_pending_trials=parallelism,
+            tolerated_trial_failure_rate=tolerated_trial_failure_rate,
+            init_seconds_between_polls=initial_seconds_between_polls,
+        )
+        SavingOrchestrator(
+            experiment, strategy_of(self), options, client=self
+        ).run_n_trials(max_trials=max_trials)
 
     def _load(self, name: str) -> None:
         """Take over the experiment of a name, if the database has it."""
@@ -279,7 +351,18 @@ class StoredClient(Client):
     def _update_runner_on_experiment_in_db_if_possible(
         self, experiment: Experiment, runner: Runner
     ) -> bool:
-        return self._save_experiment_to_db_if_possible(experiment)
+        return False  # a runner is code
+
+    def save_trials(self, trials: Sequence[BaseTrial], *, strategy: bool) -> None:
+        """Write trials that something else than a method of the client changed.
+
+        Args:
+            trials: Of the experiment.
+            strategy: Whether the generation strategy proposed since the last write.
+        """
+        with self.one_save():
+            self._trials.update(dict.fromkeys(trial.index for trial in trials))
+            self._strategy_changed = self._strategy_changed or strategy
 
     def save_records(self) -> None:
         """Write the experiment's properties, with the certificates among them."""
@@ -303,29 +386,62 @@ class StoredClient(Client):
         experiment = maybe_experiment_of(self)
         if not (changed or self._trials) or experiment is None:
             return
+        lease = self._lease_on(experiment.name)
+
+        def write(connection: sqlalchemy.Connection) -> Stamp:
+            if lease is not None:
+                lease.take(connection)
+            return self._write(connection, experiment)
+
+        self._stamp = self._database.write(write, self._undo)
+        self._attempt = None
+        if lease is not None:
+            lease.keep()
+        self._whole = self._strategy_changed = self._records_changed = False
+        self._trials = {}
+
+    def _write(
+        self, connection: sqlalchemy.Connection, experiment: Experiment
+    ) -> Stamp:
+        """Write what changed in a transaction, unless somebody else has written."""
         from ax_pac.storage.database import (
             LAST_WRITE,
             new_stamp,
             save_changes,
             stored_stamp,
+            without_ids,
         )
 
-        with self._database.transaction() as connection:
-            found = stored_stamp(connection, experiment)
-            if found != self._stamp:
-                raise SearchChangedError(self._changed_by(experiment.name, found))
-            stamp = new_stamp(found)
-            properties(experiment)[LAST_WRITE] = stamp
-            save_changes(
-                experiment,
-                self._bundle,
-                whole=self._whole or experiment.db_id is None,
-                strategy=strategy_of(self) if self._strategy_changed else None,
-                trials=list(self._trials),
-            )
-        self._stamp = stamp
-        self._whole = self._strategy_changed = self._records_changed = False
-        self._trials = {}
+        found = stored_stamp(connection, experiment)
+        attempt = self._attempt
+        if attempt is not None and found == attempt.stamp:
+            # The connection was lost between the commit and its confirmation.
+            attempt.restore()
+            return attempt.stamp
+        if found != self._stamp:
+            raise SearchChangedError(self._changed_by(experiment.name, found))
+        strategy = strategy_of(self) if self._strategy_changed else None
+        trials = list(self._trials)
+        whole = self._whole or experiment.db_id is None
+        changed = (
+            experiment.trials if whole else {i: experiment.trials[i] for i in trials}
+        )
+        self._attempt = Attempt(
+            new_stamp(found),
+            experiment,
+            dict(changed),
+            without_ids(experiment if whole else changed, strategy),
+        )
+        properties(experiment)[LAST_WRITE] = self._attempt.stamp
+        save_changes(
+            experiment, self._bundle, whole=whole, strategy=strategy, trials=trials
+        )
+        return self._attempt.stamp
+
+    def _undo(self) -> None:
+        """Take back what a transaction that failed has left in Ax's objects."""
+        if self._attempt is not None:
+            self._attempt.undo()
 
     def _changed_by(self, name: str, found: Stamp | None) -> str:
         """Say who wrote a search, and what to do."""
@@ -341,3 +457,39 @@ class StoredClient(Client):
             "the search again with open_client and go on there, with one client at a "
             "time, or give one of the searches another name"
         )
+
+
+class Attempt:
+    """A write that may have failed: its stamp, and what it did to Ax's objects.
+
+    Args:
+        stamp: That it left.
+        experiment: That it wrote.
+        trials: The trials that it wrote, as they were before.
+        without_ids: See `database.without_ids`, before the write.
+    """
+
+    def __init__(
+        self,
+        stamp: Stamp,
+        experiment: Experiment,
+        trials: dict[int, BaseTrial],
+        without_ids: list[tuple[Any, str]],
+    ) -> None:
+        self.stamp = stamp
+        self._experiment, self._trials = experiment, trials
+        self._without_ids = without_ids
+        self._given: list[tuple[Any, str, Any]] = []
+
+    def undo(self) -> None:
+        """Put the trials back, and forget the ids: their rows are not there."""
+        put_back(self._experiment, self._trials)
+        given = [(o, n, getattr(o, n, None)) for o, n in self._without_ids]
+        self._given = [each for each in given if each[2] is not None] or self._given
+        for one, name, _ in given:
+            setattr(one, name, None)
+
+    def restore(self) -> None:
+        """Give the ids back: the rows turned out to be there."""
+        for one, name, value in self._given:
+            setattr(one, name, value)

@@ -5,18 +5,21 @@ from __future__ import annotations
 import contextlib
 import datetime
 import json
+import logging
 import os
 import pathlib
 import socket
+import time
 import weakref
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Final, TypeVar
 
 import pandas as pd
 import sqlalchemy
 from ax.core.data import Data
 from ax.core.experiment import Experiment
 from ax.core.generator_run import GeneratorRun
+from ax.core.metric import Metric
 from ax.core.trial import Trial
 from ax.generation_strategy.generation_strategy import GenerationStrategy
 from ax.storage.metric_registry import CORE_METRIC_REGISTRY
@@ -44,9 +47,12 @@ from ax.storage.sqa_store.sqa_classes import (
     SQATrial,
 )
 from ax.storage.sqa_store.sqa_enum import IntEnum, StringEnum
+from ax.utils.common.base import Base
 from sqlalchemy.orm import scoped_session, sessionmaker
 
 from ax_pac.ax_internals import new_runs, properties
+from ax_pac.storage.errors import DatabaseFullError, DatabaseUnreachableError
+from ax_pac.storage.lease import LEASES, is_gone
 
 # Ax leaves open whether statements with these types may be cached, so that SQLAlchemy
 # warns and does not cache them. Nor should it: all enumerations would share one entry.
@@ -61,6 +67,23 @@ for _type in (
 LAST_WRITE = "ax_pac_last_write"
 
 _SQLITE_HEADER = b"SQLite format 3\x00"
+
+_logger = logging.getLogger(__name__)
+
+_Result = TypeVar("_Result")
+
+PATIENCE: Final = 300.0
+"""Seconds for which a database that is away is tried again, by default."""
+
+_FIRST_PAUSE, _LONGEST_PAUSE = 0.1, 5.0
+
+# Seconds for which SQLite waits for another process to end its transaction.
+SQLITE_TIMEOUT = 60.0
+
+# What SQLite says of a disk that is full, and of one that may come back. PostgreSQL has
+# codes: 53100 is a full disk.
+_FULL = ("disk is full", "no space left")
+_AWAY = ("locked", "busy", "disk i/o error", "unable to open database file")
 
 # Columns of a trial that are set when it is first saved.
 _KEYS = ("id", "experiment_id")
@@ -83,6 +106,16 @@ class ExactEncoder(Encoder):
             time_created=timestamp,
             trial_index=trial_index,
         )
+
+    def get_metric_type_and_properties(self, metric: Metric) -> Any:
+        """Encode a metric; one that fetches its values, by its name.
+
+        Ax refuses a class that it does not know. How such a metric fetches is code, and
+        is given again by the process that goes on (`configure_metrics`).
+        """
+        if type(metric) not in self.config.metric_registry:
+            metric = Metric(metric.name, lower_is_better=metric.lower_is_better)
+        return super().get_metric_type_and_properties(metric)
 
 
 class ExactDecoder(Decoder):
@@ -150,15 +183,18 @@ class Database:
 
     Args:
         url: An SQLAlchemy URL. Missing tables are made.
+        patience: Seconds for which a write is tried again while the database cannot be
+            reached.
 
     Raises:
         ValueError: When the URL cannot be read, its driver is not installed, or the
             database cannot be opened.
     """
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, patience: float = PATIENCE) -> None:
+        self._patience = patience
         try:
-            self.engine = sqlalchemy.create_engine(url)
+            self.engine = sqlalchemy.create_engine(url, **_engine_options(url))
         except sqlalchemy.exc.ArgumentError as error:
             raise ValueError(
                 "expected a database as a URL, such as sqlite:///search.db or "
@@ -175,7 +211,7 @@ class Database:
         weakref.finalize(self, self.engine.dispose)
         self.name = self.engine.url.render_as_string(hide_password=True)
         try:
-            unlimited_tables().create_all(self.engine)
+            _make_tables(self.engine)
         except sqlalchemy.exc.DatabaseError as error:
             raise ValueError(
                 f"the database {self.name} cannot be opened: {error.orig}. Check that "
@@ -195,11 +231,108 @@ class Database:
         with self.engine.begin() as connection, _sessions_on(connection):
             yield connection
 
+    def write(
+        self,
+        write: Callable[[sqlalchemy.Connection], _Result],
+        undo: Callable[[], None],
+    ) -> _Result:
+        """Write within one transaction, again for as long as the database is away.
+
+        Pauses between two attempts grow from a tenth of a second to five.
+
+        Args:
+            write: Writes; it may be called several times.
+            undo: Called after each attempt that failed.
+
+        Raises:
+            DatabaseFullError: When there is no space left.
+            DatabaseUnreachableError: When the patience is over.
+        """
+        began, pause = time.monotonic(), _FIRST_PAUSE
+        while True:
+            try:
+                if is_gone(self.engine.url):
+                    raise DatabaseUnreachableError(
+                        f"the file of the database {self.name} is gone. Nothing was "
+                        "written; put it back, and call again"
+                    )
+                with self.transaction() as connection:
+                    return write(connection)
+            except sqlalchemy.exc.DBAPIError as error:
+                undo()
+                self._refuse_to_wait(error, time.monotonic() - began)
+                _logger.warning(
+                    "the database %s is away (%s), trying again", self.name, error.orig
+                )
+            except BaseException:
+                undo()
+                raise
+            time.sleep(pause)
+            pause = min(2.0 * pause, _LONGEST_PAUSE)
+
+    def _refuse_to_wait(self, error: sqlalchemy.exc.DBAPIError, seconds: float) -> None:
+        """Raise unless it is of use to try again."""
+        if _is_full(error):
+            raise DatabaseFullError(
+                f"there is no space left for the database {self.name}: {error.orig}. "
+                "Nothing of this call was written, and the database is as it was "
+                "before. Make space, and call again or start the search again"
+            ) from error
+        if not _is_away(error, self.engine.dialect.name):
+            raise error
+        if seconds >= self._patience:
+            raise DatabaseUnreachableError(
+                f"the database {self.name} could not be reached for {seconds:.1f} s: "
+                f"{error.orig}. Nothing of this call was written. Once it is back, "
+                "call again or start the search again"
+            ) from error
+
     def names(self) -> list[str]:
         """Return the names of the experiments in this database, sorted."""
         with self.engine.connect() as connection:
             rows = connection.execute(sqlalchemy.select(SQAExperiment.name))
             return sorted(str(name) for (name,) in rows)
+
+
+def _engine_options(url: str) -> dict[str, Any]:
+    """Return what an engine is made with: how long SQLite waits for a lock."""
+    if sqlalchemy.make_url(url).get_backend_name() != "sqlite":
+        return {}
+    return {"connect_args": {"timeout": SQLITE_TIMEOUT}}
+
+
+def _make_tables(engine: sqlalchemy.Engine) -> None:
+    """Make missing tables; another process may be making them at the same time."""
+    for attempt in range(3):
+        try:
+            unlimited_tables().create_all(engine)
+            LEASES.metadata.create_all(engine)
+        except sqlalchemy.exc.DatabaseError as error:
+            # PostgreSQL: the type of a table that is being made is there twice.
+            is_race = any(
+                words in str(error.orig) for words in ("already exists", "duplicate")
+            )
+            if attempt == 2 or not is_race:
+                raise
+            time.sleep(_FIRST_PAUSE)
+        else:
+            return
+
+
+def _is_full(error: sqlalchemy.exc.DBAPIError) -> bool:
+    """Whether a database has no space left."""
+    if getattr(error.orig, "sqlstate", None) == "53100":
+        return True
+    return any(words in str(error.orig).lower() for words in _FULL)
+
+
+def _is_away(error: sqlalchemy.exc.DBAPIError, dialect: str) -> bool:
+    """Whether a database may be there again in a while."""
+    if dialect == "sqlite":
+        return any(words in str(error.orig).lower() for words in _AWAY)
+    return error.connection_invalidated or isinstance(
+        error, sqlalchemy.exc.OperationalError | sqlalchemy.exc.InterfaceError
+    )
 
 
 def _refuse_other_files(url: sqlalchemy.URL) -> None:
@@ -222,6 +355,41 @@ def _refuse_other_files(url: sqlalchemy.URL) -> None:
             f"begins with {start!r}. Nothing was written. Give a path where there is "
             "nothing yet, or that of an SQLite database"
         )
+
+
+def without_ids(*roots: Any) -> list[tuple[Base, str]]:
+    """Return what of Ax's objects has no id in the database yet.
+
+    A transaction that fails leaves the ids that it gave, so that the next one would
+    update rows that are not there.
+
+    Args:
+        roots: Objects that are about to be saved.
+
+    Returns:
+        Objects, each with the name of its attribute for the id.
+    """
+    found: list[tuple[Base, str]] = []
+    seen: set[int] = set()
+    todo = list(roots)
+    while todo:
+        value = todo.pop()
+        if id(value) in seen:
+            continue
+        seen.add(id(value))
+        if isinstance(value, dict):
+            todo += value.values()
+        elif isinstance(value, list | tuple | set):
+            todo += value
+        elif isinstance(value, Base):
+            names = {"_db_id", *(n for n in vars(value) if n.endswith("_db_id"))}
+            found += [(value, n) for n in names if getattr(value, n, None) is None]
+            todo += [v for n, v in vars(value).items() if n not in _NOT_SAVED_WITH]
+    return found
+
+
+# What an object refers to that is not saved with it.
+_NOT_SAVED_WITH = ("_experiment", "_runner", "_nodes", "_curr", "_steps")
 
 
 Stamp = dict[str, Any]
@@ -329,7 +497,11 @@ def save_changes(
     encoder, decoder = bundle.encoder, bundle.decoder
     unsaved = [] if strategy is None else new_runs(strategy)
     if whole:
-        _save_experiment(experiment, encoder=encoder, decoder=decoder)
+        runner, experiment.runner = experiment.runner, None  # is code, see the client
+        try:
+            _save_experiment(experiment, encoder=encoder, decoder=decoder)
+        finally:
+            experiment.runner = runner
     else:
         update_properties_on_experiment(experiment, config=bundle.sqa_config)
         if trials:

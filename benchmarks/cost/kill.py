@@ -15,10 +15,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
 
 from ax_pac import open_client
+from benchmarks.cost.kill_workers import killed_workers, two_processes
 from benchmarks.harness.factors import WEIGHTS_ALONE
+from benchmarks.harness.networks import small_inputs, small_network
 from benchmarks.harness.plans import minutes_of, planned
 from benchmarks.harness.traces import Trace, recorded
 from compression_adapters import SearchOptions, compression_problem
@@ -28,7 +29,7 @@ from compression_adapters.search.run import search_problem
 from compression_adapters.search.trials import trial_seed
 
 NAME = "kill"
-DESCRIPTION = "searches in SQLite, killed (SIGKILL) at random moments until they end"
+DESCRIPTION = "searches in a database whose processes are killed at random moments"
 MINUTES_ONCE = 0.0
 
 _RUNS = 100
@@ -37,15 +38,33 @@ _SETTINGS = {"delta": 0.1, "epsilon": 0.05, "level": "joint"}
 _CERTIFICATE = ("score", "failure_probability", "pairwise_probability", "delta")
 DIGITS = 1e-6
 
-_PLAN = ((_SETTINGS, _RUNS, 0.35),)
+# Evaluations of a third of a second, so that most kills find one under way.
+_WORKERS = _SETTINGS | {"workers": 2, "wait": 0.3}
+_PLAN = (
+    (_SETTINGS, _RUNS, 0.35),
+    (_WORKERS | {"killed": "driver", "database": "sqlite"}, 18, 0.9),
+    (_WORKERS | {"killed": "driver", "database": "postgresql"}, 8, 0.9),
+    (_WORKERS | {"killed": "driver", "database": "sqlite", "span": 2.0}, 8, 1.0),
+    (_WORKERS | {"killed": "driver", "database": "postgresql", "span": 2.0}, 6, 1.0),
+    (_WORKERS | {"killed": "worker", "database": "sqlite"}, 8, 0.5),
+    (
+        _SETTINGS
+        | {"killed": "nobody", "database": "sqlite", "processes": 2, "wait": 0.05},
+        20,
+        0.2,
+    ),
+)
 plan = partial(planned, _PLAN)
 minutes = partial(minutes_of, _PLAN)
 
 
 def run(seed: int, settings: dict[str, Any]) -> Trace:
     """Kill one search until it ends, and compare it with an undisturbed one."""
+    kinds = {"driver": killed_workers, "worker": killed_workers}
+    kinds |= {"nobody": two_processes, "process": killed_search}
+    search = kinds[settings.get("killed", "process")]
     with tempfile.TemporaryDirectory() as folder:
-        result, kills = killed_search(Path(folder), seed, settings)
+        result, kills = search(Path(folder), seed, settings)
     return recorded(NAME, settings, seed, result, kills)
 
 
@@ -274,25 +293,8 @@ def logged_problem(seed: int, log: Path) -> CompressionProblem:
                 file.write(f"{indices[seed]}\n")
             return super().evaluate(parameterization, seed=seed, earlier=earlier)
 
-    problem = compression_problem(_network(), _inputs(), gamma=0.5, **WEIGHTS_ALONE)
+    problem = compression_problem(
+        small_network(), small_inputs(), gamma=0.5, **WEIGHTS_ALONE
+    )
     fields = dataclasses.fields(problem)
     return Logged(**{field.name: getattr(problem, field.name) for field in fields})
-
-
-def _network() -> nn.Sequential:
-    """20-30-5 with weights of falling importance, so that ranks matter."""
-    rng = torch.Generator().manual_seed(0)
-    network = nn.Sequential(nn.Linear(20, 30), nn.ReLU(), nn.Linear(30, 5))
-    with torch.no_grad():
-        for layer in (network[0], network[2]):
-            weight = torch.randn(layer.weight.shape, generator=rng)
-            U, S, V = torch.linalg.svd(weight, full_matrices=False)
-            decay = 0.5 ** torch.arange(len(S), dtype=torch.float32)
-            layer.weight.copy_(3.0 * (U * decay) @ V)
-            layer.bias.zero_()
-    return network.eval()
-
-
-def _inputs() -> Tensor:
-    """Inputs, `400 x 20`."""
-    return torch.randn(400, 20, generator=torch.Generator().manual_seed(1))

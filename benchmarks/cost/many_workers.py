@@ -15,8 +15,13 @@ from ax.api.client import Client
 from ax.api.configs import RangeParameterConfig
 from ax.exceptions.core import OptimizationComplete
 
-from ax_pac import latest_certificate, pac_generation_strategy, ray_orchestrator
+from ax_pac import (
+    latest_certificate,
+    pac_generation_strategy,
+    ray_orchestrator,
+)
 from ax_pac.orchestration.ray_runner import import_ray
+from ax_pac.strategy.batch import proposed_together
 from benchmarks.harness.plans import minutes_of, planned
 from benchmarks.harness.traces import Trace, provenance
 
@@ -29,6 +34,7 @@ _TIMED_TRIALS = 20
 # Small enough that no search ends while it is timed.
 _TIMED_DELTA = 0.001
 _TIMED_PROPOSALS = 5
+_TIMED_BATCHES = 3
 
 _CERTIFICATE = {"part": "certificate", "wait": 1.0, "level": "joint"}
 # The speed with 1 and 2 workers, the certificate with 2 and in a plain loop, and
@@ -42,6 +48,10 @@ _PLAN = (
         ({"part": "pending", "d": 9, "n": 50, "p": p}, 1, 0.3)
         for p in (0, 1, 10, 100, 1000)
     ),
+    *(
+        ({"part": "together", "d": 9, "n": 50, "p": p, "q": q}, 1, 1.0)
+        for p, q in ((10, 10), (100, 10), (1000, 10))
+    ),
 )
 plan = partial(planned, _PLAN)
 minutes = partial(minutes_of, _PLAN)
@@ -52,9 +62,10 @@ def run(seed: int, settings: dict[str, Any]) -> Trace:
     for name in ("ax.api.client", "ax.orchestration.orchestrator"):
         logging.getLogger(name).setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", message="Very small noise values")
-    if settings["part"] != "pending":
+    if settings["part"] in ("speed", "certificate"):
         _warm_up()
-    parts = {"speed": _speed, "certificate": _certificate, "pending": _pending}
+    parts = {"speed": _speed, "certificate": _certificate}
+    parts |= {"pending": _pending, "together": _together}
     result, trials = parts[settings["part"]](seed, settings)
     return Trace(
         benchmark=NAME,
@@ -144,6 +155,41 @@ def _pending(
     return {kind: float(np.median([t[kind] for t in trials])) for kind in trials[0]}, (
         trials
     )
+
+
+def _together(
+    seed: int, settings: dict[str, Any]
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """Time batches of `q` proposals while `p` trials run; without Ray.
+
+    One trial ends before each batch, so that it has a fit and a certificate.
+    """
+    rng = np.random.default_rng(seed)
+    client = _client(seed, settings["d"], delta=_TIMED_DELTA, level="pairwise")
+    evaluate, experiment = _evaluation(seed, 0.0), client._experiment
+
+    def begin() -> Any:
+        point = {f"x{i}": float(rng.random()) for i in range(settings["d"])}
+        _, index = experiment.attach_trial([point])
+        return experiment.trials[index]
+
+    def end(trial: Any) -> None:
+        client.complete_trial(trial.index, evaluate(trial.arm.parameters, trial.index))
+
+    for _ in range(settings["n"]):
+        end(begin())
+    running = [begin() for _ in range(settings["p"])]
+    trials = []
+    for number in range(_TIMED_BATCHES + 1):
+        end(running.pop(0))
+        wall, cpu = time.perf_counter(), time.process_time()
+        proposed_together(client._generation_strategy, experiment, settings["q"])
+        took = {"wall": time.perf_counter() - wall, "cpu": time.process_time() - cpu}
+        running.append(begin())
+        if number:  # the first one also imports
+            trials.append({k: v / settings["q"] for k, v in took.items()})
+    medians = {k: float(np.median([t[k] for t in trials])) for k in trials[0]}
+    return medians, trials
 
 
 def _count(client: Client) -> dict[str, Any]:

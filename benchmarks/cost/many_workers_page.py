@@ -26,6 +26,7 @@ def render_ray(traces: Sequence[Trace]) -> str:
         ("speed", _speed),
         ("certificate", _certificate),
         ("pending", _pending),
+        ("together", _together),
     )
     for part, section in sections:
         own = [trace for trace in traces if trace.settings["part"] == part]
@@ -117,6 +118,28 @@ def _pending(traces: Sequence[Trace]) -> list[str]:
         "Measured without Ray, so no cluster is part of it.",
         "",
         *table("d | n | p | seconds | proposals per second | busy workers", rows),
+    ]
+
+
+def _together(traces: Sequence[Trace]) -> list[str]:
+    rows = []
+    for t in sorted(traces, key=lambda t: (t.settings["p"], t.settings["q"])):
+        cpu = t.result["cpu"]
+        rows.append(
+            [
+                *(t.settings[name] for name in ("d", "n", "p", "q")),
+                *(f"{cpu:.3f}", f"{1.0 / cpu:.1f}", f"{t.result['wall']:.3f}"),
+            ]
+        )
+    return [
+        "## Proposals made together",
+        "",
+        "The same for q points at once, as `ray_orchestrator` proposes for all workers "
+        "that are free: one fit, one certificate, each point conditioned on those "
+        "before it and on the p running trials. CPU seconds per point, one thread; one "
+        f"trial ends before each batch. Medians of {len(traces[0].trials)} batches.",
+        "",
+        *table("d | n | p | q | seconds | proposals per second | wall seconds", rows),
     ]
 
 

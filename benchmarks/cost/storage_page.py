@@ -12,7 +12,78 @@ from benchmarks.harness.traces import Trace, by_settings
 
 
 def render_kill(traces: Sequence[Trace]) -> str:
-    """One table over all runs."""
+    """One table over the runs of one process; one row per setting with workers."""
+    alone = [trace for trace in traces if "killed" not in trace.settings]
+    others = [trace for trace in traces if "killed" in trace.settings]
+    return "\n".join(_kill_of_one_process(alone) + _kill_of_workers(others))
+
+
+def _kill_of_workers(traces: Sequence[Trace]) -> list[str]:
+    """Searches on two workers, and two processes on one search."""
+    if not traces:
+        return []
+    rows = []
+    for group in by_settings(traces):
+        settings, results = group[0].settings, [trace.result for trace in group]
+        kills = [kill for trace in group for kill in trace.trials]
+        killed = {"nobody": "two processes at once"}.get(
+            settings["killed"], f"the {settings['killed']}, two workers"
+        )
+        rows.append(
+            (
+                killed,
+                settings["database"],
+                f"{settings.get('span', 6.0):g}"
+                if settings["killed"] == "driver"
+                else "-",
+                len(results),
+                len(kills) or "-",
+                sum(kill["running"] > 0 for kill in kills) or "-",
+                sum(kill.get("repeated", 0) for kill in kills)
+                + sum(result.get("repeated_by_ray", 0) for result in results),
+                sum(result.get("failed", 0) for result in results),
+                sum(result["told"] for result in results) if not kills else "-",
+                sum(result["holds"] for result in results),
+                sum(not result["broken"] for result in results),
+            )
+        )
+    broken = [
+        f"- {trace.settings['killed']}, {trace.settings['database']}, seed "
+        f"{trace.seed}: {what}"
+        for trace in traces
+        for what in trace.result["broken"]
+    ]
+    return [
+        "## Two workers, two processes",
+        "",
+        "The same network, each evaluation prolonged by "
+        f"{traces[0].settings['wait']:g} s, on two workers of a Ray that outlives the "
+        "processes. *Driver*: the process of the search is killed at a random moment "
+        "within so many seconds after its first evaluation or, in a quarter of the "
+        "cases, after its start, and is started again until the search ends. "
+        "*Worker*: the process of the evaluation that began last is killed. *Two "
+        "processes*: nobody is killed, and one search "
+        "is started twice at the same moment.",
+        "",
+        "A search is *sound* if no completed trial was lost, changed or evaluated "
+        "again; every completed trial has one row of data per metric, equal (to 5 "
+        "digits) to an evaluation of its point on the samples of its index; none is "
+        "still running; every failed or abandoned one has its reason; and the search "
+        "ends with a certificate. *Repeated*: evaluations that were under way at a "
+        "kill. *Told*: processes that ended with the message who holds the search.",
+        "",
+        *table(
+            "killed | database | within, s | searches | kills | with a trial running "
+            "| repeated | failed trials | told | certified | sound",
+            rows,
+        ),
+        *(["Broken promises:", "", *broken, ""] if broken else []),
+    ]
+
+
+def _kill_of_one_process(traces: Sequence[Trace]) -> list[str]:
+    if not traces:
+        return []
     results = [trace.result for trace in traces]
     kills = [kill for trace in traces for kill in trace.trials]
     unbroken = sum(not result["broken"] for result in results)
@@ -59,7 +130,7 @@ def render_kill(traces: Sequence[Trace]) -> str:
         for trace in traces
         for what in trace.result["broken"]
     ]
-    return "\n".join(lines + (["Broken promises:", "", *broken, ""] if broken else []))
+    return lines + (["Broken promises:", "", *broken, ""] if broken else [])
 
 
 def render_storage_cost(traces: Sequence[Trace]) -> str:

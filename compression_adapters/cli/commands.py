@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import click
+from click.core import ParameterSource
 
+from compression_adapters.cli.many import LIST_SUFFIXES, compress_list
 from compression_adapters.cli.options import (
     Request,
     SourceRequest,
@@ -18,6 +20,7 @@ from compression_adapters.cli.options import (
     take_source,
 )
 from compression_adapters.cli.stages import print_stages, stages
+from compression_adapters.cli.watch import status, watch, write_search_report
 
 # "\\b" keeps click from reflowing the paragraph after it.
 _HELP = """Compress neural networks until a certificate holds.
@@ -29,6 +32,9 @@ Start here:
   ax-pac compress torchvision:resnet18 --data IMAGES --out runs/r18
   ax-pac compress my_module:my_network --data my_module:my_inputs ...
   ax-pac profile fc3                   its layers, and what each rank would lose
+  ax-pac compress tonight.toml --workers 4 --out runs/tonight   a list of searches
+  ax-pac status runs/fc3/search.db     how searches in a database stand
+  ax-pac watch runs/fc3/search.db      a page on them, while they run
   ax-pac stages vgg16 --data IMAGES --gamma 0.001 --epochs 3 --out runs/vgg16
 
 From Python: compression_adapters.compress(network, inputs, gamma=...).
@@ -68,7 +74,14 @@ def compress(out: Path, resume: bool, **values: Any) -> None:
     784-1000-1000-10 on MNIST; it is trained in one minute the first time and kept in
     your cache folder. The others need --data; without --gamma and the like, a tenth of
     a per cent of the outputs' squared size weighs as much as one of the weights.
+
+    NETWORK may also be a list of searches, a .toml or .json file: each entry has a
+    name, a network and any of the options below. --workers is then how many are made
+    at the same time on Ray, --resources what each reserves, and a second call goes on.
     """
+    if Path(values["network"]).suffix in LIST_SUFFIXES:
+        _compress_list(out, resume, values)
+        return
     request = Request.of(out, resume, **values)
     if not request.options.target.given:
         request = _with_default_gamma(request)
@@ -86,6 +99,44 @@ def compress(out: Path, resume: bool, **values: Any) -> None:
     _print_summary(summary, out)
 
 
+def _compress_list(out: Path, resume: bool, values: dict[str, Any]) -> None:
+    """Make the searches of a list, and print a table of what became of them."""
+    context = click.get_current_context()
+    other = [
+        name
+        for name in values
+        if name not in ("network", "db", "workers", "resources", "progress")
+        and context.get_parameter_source(name) is ParameterSource.COMMANDLINE
+    ]
+    if other:
+        raise click.UsageError(
+            f"--{other[0].replace('_', '-')} is an option of a search: write it into "
+            f"{values['network']}, under a search or under defaults"
+        )
+    from compression_adapters.report.many import cells_of
+
+    try:
+        rows = compress_list(
+            Path(values["network"]),
+            compress,
+            out,
+            db=values["db"],
+            workers=values["workers"] or 1,
+            resources=values["resources"],
+            say=click.echo,
+        )
+    except (ValueError, RuntimeError, OSError, ImportError) as error:
+        raise click.ClickException(str(error)) from error
+    for row in rows:
+        click.echo("  ".join(cells_of(row)))
+    click.echo(f"report    {out / 'report.html'}")
+    failed = [row["name"] for row in rows if row["state"] == "failed"]
+    if failed:
+        raise click.ClickException(
+            f"failed: {', '.join(failed)}. The same command tries these again"
+        )
+
+
 def _with_default_gamma(request: Request) -> Request:
     """Take the weight of the loss that belongs to a preset."""
     from compression_adapters.presets.registry import PRESETS
@@ -98,6 +149,8 @@ def _with_default_gamma(request: Request) -> Request:
 
 
 main.add_command(stages)
+main.add_command(status)
+main.add_command(watch)
 
 
 @main.command(short_help="Tabulate the layers of a network before a search.")
@@ -133,13 +186,28 @@ def profile(progress: bool | None, save_times: Path | None, **values: Any) -> No
         raise click.ClickException(str(error)) from error
 
 
-@main.command(short_help="Write the report of a finished run again.")
-@click.argument("folder", type=click.Path(path_type=Path, file_okay=False))
-def report(folder: Path) -> None:
+@main.command(short_help="Write the report of a finished run, or of a database.")
+@click.argument("run", metavar="FOLDER|DB")
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path, dir_okay=False),
+    default=None,
+    help="The page on a database.  [default: searches.html beside an SQLite file, "
+    "else here]",
+)
+def report(run: str, out: Path | None) -> None:
     """Write the report of a finished run again, and print its result.
 
-    FOLDER is the --out of `ax-pac compress` or `ax-pac stages`.
+    FOLDER is the --out of `ax-pac compress` or `ax-pac stages`. DB is a database of
+    searches, a file or a URL: the page is then on how all of them stand.
     """
+    folder = Path(run)
+    if "://" in run or folder.is_file():
+        beside = Path() if "://" in run else folder.parent
+        write_search_report(run, out or beside / "searches.html")
+        return
+    if out is not None:
+        raise click.UsageError("--out is for the page on a database")
     from compression_adapters.cli.compress_run import certificate_figures
     from compression_adapters.report.run import read_run, write_report
     from compression_adapters.report.stages import (

@@ -23,6 +23,7 @@ from compression_adapters.options import (
     Target,
     option,
     read_ratio,
+    read_resources,
     require_size,
 )
 
@@ -113,10 +114,6 @@ class Request:
             if values.get("db") is not None:
                 raise click.UsageError("expected one of --db and --resume; got both")
             values["db"] = str(out / "search.db")
-        if values.get("workers") is not None and values.get("db") is not None:
-            raise click.UsageError(
-                "expected --workers or a database (--db, --resume); got both"
-            )
         keywords = {name: values.pop(name) for name in KEYWORDS if name in values}
         try:
             options = CompressionOptions.of(**keywords)
@@ -148,6 +145,12 @@ def _known_network(
     context: click.Context, parameter: click.Parameter, name: str
 ) -> str:
     """Refuse a mistyped name before anything is imported."""
+    if name.endswith((".toml", ".json")) and parameter.name == "network":
+        if context.command.name != "compress":
+            raise click.BadParameter("a list of searches is for ax-pac compress")
+        if not Path(name).is_file():
+            raise click.BadParameter(f"there is no list of searches {name}")
+        return name
     if name not in PRESET_NAMES and ":" not in name:
         raise click.BadParameter(
             f"{name!r} is not one of {', '.join(PRESET_NAMES)}, and neither "
@@ -193,11 +196,22 @@ def _size(context: click.Context, parameter: click.Parameter, value: str) -> str
     return value
 
 
+def _resources(
+    context: click.Context, parameter: click.Parameter, value: str | None
+) -> dict[str, float] | None:
+    """Read what an evaluation reserves."""
+    try:
+        return None if value is None else read_resources(value)
+    except ValueError as error:
+        raise click.BadParameter(str(error)) from error
+
+
 _CALLBACKS: dict[str, Callable[..., Any]] = {
     "num_samples": _samples,
     "ratio": _ratio,
     "output": _output,
     "size": _size,
+    "resources": _resources,
 }
 
 

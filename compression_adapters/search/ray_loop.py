@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import io
+import pickle
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
+import torch
 from ax.api.client import Client
 from ax.orchestration.orchestrator import FailureRateExceededError
 
@@ -37,23 +41,31 @@ def search_loop(
     return kind(problem, client, options, known=known)
 
 
-def check_workers(problem: CompressionProblem, workers: int | None) -> None:
+def check_workers(problem: CompressionProblem, options: SearchOptions) -> None:
     """Refuse settings that do not work with workers, before a search begins.
 
     Raises:
         ImportError: when Ray is not installed.
-        ValueError: when there are no workers, or for a network that is not on the CPU.
+        ValueError: when there are no workers, or for a network that is not on the CPU
+            while evaluations reserve no GPU.
     """
-    if workers is None:
+    if options.workers is None:
         return
-    require_workers(workers)
+    require_workers(options.workers)
     device = next(problem.network.parameters()).device
-    if device.type != "cpu":
+    if device.type != "cpu" and not _wants_gpu(options):
         raise ValueError(
-            f"Workers evaluate on the CPU, but the network is on {device}: move it "
-            "with network.cpu() (--device cpu), or leave workers out."
+            f"Workers evaluate on the CPU, but the network is on {device}: reserve a "
+            'GPU for each evaluation with resources={"num_gpus": 1} (--resources '
+            "num_gpus=1), move the network with network.cpu() (--device cpu), or leave "
+            "workers out."
         )
     import_ray()
+
+
+def _wants_gpu(options: SearchOptions) -> bool:
+    """Whether an evaluation reserves a GPU, or a share of one."""
+    return float((options.resources or {}).get("num_gpus", 0)) > 0
 
 
 @dataclass(frozen=True)
@@ -85,18 +97,82 @@ class ProblemEvaluation:
         return self.problem.evaluate(parameters, seed=seed, earlier=earlier)
 
 
+@dataclass(frozen=True)
+class EvaluationOnGPU(ProblemEvaluation):
+    """The same, with network, factors and pool on the GPU that Ray gives the worker."""
+
+    def __reduce__(self) -> Any:
+        """Send tensors without the devices that they are on here."""
+        return _on_device_of_worker, (packed(self.problem), self.seed)
+
+
+def packed(problem: CompressionProblem) -> bytes:
+    """Return a problem as bytes, for another process and another device.
+
+    Args:
+        problem: On any device. It is not changed.
+    """
+    # Ray's way of sending functions, for a loss or a sampler that is one.
+    from ray import cloudpickle
+
+    buffer = io.BytesIO()
+    torch.save(problem, buffer, pickle_module=cloudpickle)
+    return buffer.getvalue()
+
+
+def unpacked(content: bytes, device: torch.device) -> CompressionProblem:
+    """Return a packed problem with all its tensors on a device.
+
+    Args:
+        content: What `packed` returned, in this search: it is unpickled.
+        device: Where the evaluations run.
+    """
+    problem: CompressionProblem = torch.load(
+        io.BytesIO(content),
+        map_location=device,
+        pickle_module=pickle,
+        weights_only=False,
+    )
+    return problem
+
+
+def _on_device_of_worker(content: bytes, seed: int) -> ProblemEvaluation:
+    """Unpack an evaluation on a worker, on the GPU that Ray has given it."""
+    return ProblemEvaluation(unpacked(content, device_of_worker()), seed)
+
+
+def device_of_worker() -> torch.device:
+    """Return the device of this worker: its GPU, or the CPU where it has none.
+
+    Raises:
+        RuntimeError: when Ray has given it a GPU that PyTorch cannot use.
+    """
+    given = import_ray().get_gpu_ids()
+    if not given:
+        return torch.device("cpu")
+    if not torch.cuda.is_available():
+        raise RuntimeError(
+            f"Ray has given this worker GPU {', '.join(map(str, given))}, but PyTorch "
+            "finds none there: install a build of PyTorch for it on every machine"
+        )
+    return torch.device("cuda")
+
+
 class ParallelLoop(SearchLoop):
     """One run of the loop with evaluations on Ray, through Ax's Orchestrator."""
 
     def run(self, max_trials: int) -> StopReason:
-        """Search; return why the search ended. No trial is left running."""
+        """Search; return why the search ended. No evaluation is left running."""
         left = max_trials - (len(self.experiment.trials) - self.known)
+        kind = EvaluationOnGPU if _wants_gpu(self.options) else ProblemEvaluation
         try:
             with ray_orchestrator(
                 self.client,
-                ProblemEvaluation(self.problem, self.options.seed),
+                kind(self.problem, self.options.seed),
                 workers=self.options.workers or 1,
                 told=lambda: (self._completed("loss"),),
+                resources=self.options.resources,
+                timeout=self.options.timeout,
                 on_end=self._show,
             ) as orchestrator:
                 try:

@@ -35,7 +35,7 @@ from compression_adapters.search.result import (
     warn_if_worse_than_dense,
 )
 from compression_adapters.search.sample_size import recorded_sample_size
-from compression_adapters.search.stored import open_search
+from compression_adapters.search.stored import open_search, released
 from compression_adapters.search.time_limit import NO_LIMIT, TimeLimit
 from compression_adapters.search.trials import fresh_seed, trial_table
 
@@ -69,7 +69,7 @@ def search_problem(
         UnmeasuredNetworkError: see `require_measured`.
     """
     began = time.perf_counter()
-    check_workers(problem, options.workers)
+    check_workers(problem, options)
     strategy = search_strategy(problem, options)
     known = None
     if client is not None:
@@ -80,6 +80,7 @@ def search_problem(
         client = new_client(problem)
     # The model is fitted by gradients, whatever mode the caller is in.
     with (
+        released(client),
         quiet_ax(),
         carrying(client),
         torch.inference_mode(False),

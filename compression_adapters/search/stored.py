@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from typing import Any, Final
 
 from ax.api.client import Client
@@ -54,7 +56,8 @@ def open_search(
 
     Raises:
         ValueError: when the database cannot be opened, or contains another search, or
-        something else, under this name. The message names the difference.
+            something else, under this name. The message names the difference.
+        SearchHeldError: when another process is at work on it.
     """
     if options.db is None:
         raise ValueError("expected a database, got None")
@@ -65,11 +68,29 @@ def open_search(
         )
     asked = problem_settings(problem) | {n: getattr(options, n) for n in _KEPT_OPTIONS}
     with quiet_ax():
-        client = open_client(options.db, name)
+        client = open_client(options.db, name, hold=True)
         if maybe_experiment_of(client) is None:
             return client, _begin(client, problem, strategy, asked, name, start)
     where = f"{name!r} in {client.database}"
-    return client, _check(client, asked, where)
+    try:
+        return client, _check(client, asked, where)
+    except BaseException:
+        client.release()
+        raise
+
+
+@contextlib.contextmanager
+def released(client: Client) -> Iterator[None]:
+    """Let other processes have a search in a database, once this one is done with it.
+
+    Args:
+        client: Of the search, in a database or not.
+    """
+    try:
+        yield
+    finally:
+        if isinstance(client, StoredClient):
+            client.release()
 
 
 def _begin(

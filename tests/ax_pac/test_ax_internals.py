@@ -7,6 +7,7 @@ that the test names has to be adapted, and nothing else.
 from __future__ import annotations
 
 import ast
+import copy
 import inspect
 from pathlib import Path
 
@@ -22,6 +23,7 @@ from ax.core.search_space import SearchSpace
 from ax.generation_strategy.generation_strategy import GenerationStrategy
 from ax.generators.torch.botorch_modular.acquisition import Acquisition
 from ax.global_stopping.strategies.base import BaseGlobalStoppingStrategy
+from ax.orchestration.orchestrator import Orchestrator
 from botorch.models import SingleTaskGP
 
 import ax_pac
@@ -86,6 +88,16 @@ def test_properties_travel_with_an_experiment(tmp_path):
     }
 
 
+def test_put_back_replaces_the_trials_of_an_experiment(client):
+    experiment = ax_internals.experiment_of(client)
+    before = dict(experiment.trials)
+    other = copy.copy(before[0])
+    ax_internals.put_back(experiment, {0: other})
+    assert experiment.trials[0] is other
+    ax_internals.put_back(experiment, before)
+    assert dict(experiment.trials) == before
+
+
 def test_new_runs_and_node_of_name_every_proposal(client):
     runs = ax_internals.new_runs(ax_internals.strategy_of(client))
     assert [ax_internals.node_of(r) for r in runs] == ["Sobol"] * 5 + ["PAC"] * 2
@@ -138,6 +150,15 @@ def test_forget_saved_argument_empties_what_is_saved_with_a_run(client):
                 "_save_generation_strategy_to_db_if_possible",
                 "_save_or_update_trials_in_db_if_possible",
                 "_update_runner_on_experiment_in_db_if_possible",
+            ],
+        ),
+        (
+            Orchestrator,
+            [
+                "_save_or_update_trials_in_db_if_possible",
+                "_save_or_update_trials_and_generation_strategy_if_possible",
+                "run_trials",
+                "wait_for_completed_trials_and_report_results",
             ],
         ),
         (Transform, ["transform_optimization_config", "transform_experiment_data"]),

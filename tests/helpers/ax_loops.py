@@ -12,7 +12,7 @@ from ax.api.configs import RangeParameterConfig
 from ax.core.experiment import Experiment
 from ax.exceptions.core import OptimizationComplete
 
-from ax_pac import pac_generation_strategy
+from ax_pac import StoredClient, pac_generation_strategy
 
 for name in ("ax.api.client", "ax.service.ax_client", "ax.orchestration.orchestrator"):
     logging.getLogger(name).setLevel(logging.ERROR)
@@ -67,6 +67,13 @@ def run(
             client.complete_trial(index, {metric: (value, sem)})
             proposals.append(parameters)
     return proposals
+
+
+def take_up(client: StoredClient) -> None:
+    """Evaluate the trials that a process which was killed left running."""
+    for index, parameters in client.unfinished_trials().items():
+        value = squared_distance(parameters, index)
+        client.complete_trial(index, {"loss": (value, SEM)})
 
 
 def experiment_of(client: Client) -> Experiment:

@@ -32,11 +32,27 @@ from ax_pac import (
     certificate_records,
     find_challenger,
     latest_certificate,
+    open_client,
     pac_generation_strategy,
 )
 from ax_pac.acquisition.difference import condition_on_pending
-from ax_pac.ax_internals import last_acquisition, objective_transform, strategy_of
-from tests.helpers.ax_loops import SEM, experiment_of, new_client, run, squared_distance
+from ax_pac.ax_internals import (
+    last_acquisition,
+    new_runs,
+    node_of,
+    objective_transform,
+    strategy_of,
+)
+from ax_pac.strategy.batch import proposed_together
+from tests.ax_pac.storage.test_client import prepare
+from tests.helpers.ax_loops import (
+    SEM,
+    experiment_of,
+    new_client,
+    run,
+    squared_distance,
+    take_up,
+)
 
 
 def batch_of(client: Any, number: int) -> torch.Tensor:
@@ -281,3 +297,44 @@ def test_an_orchestrator_runs_trials_of_several_arms_to_the_certificate():
     certificate = latest_certificate(experiment)
     assert certificate is not None
     assert certificate.holds
+
+
+@pytest.mark.parametrize("trials", [2, 8])
+def test_points_proposed_together_are_those_of_one_after_the_other(trials):
+    """In the initial design, and by the model; with a trial under way."""
+    one, two = new_client(delta=0.02), new_client(delta=0.02)
+    for client in (one, two):
+        run(client, max_trials=trials)
+        client.attach_trial({"x0": 0.9, "x1": 0.1})
+    expected = one.get_next_trials(max_trials=4)
+    experiment, strategy = experiment_of(two), strategy_of(two)
+    runs = proposed_together(strategy, experiment, 4)
+    assert [len(each) for each in runs] == [1] * 4
+    for (generator_run,), point in zip(runs, expected.values(), strict=True):
+        trial = experiment.new_trial(generator_run=generator_run)
+        assert trial.arm.parameters == pytest.approx(point, abs=1e-6)
+    before = [trial.generator_run for trial in experiment_of(one).trials.values()][-4:]
+    after = [trial.generator_run for trial in experiment.trials.values()][-4:]
+    assert new_runs(strategy)[-4:] == [each for (each,) in runs]
+    for first, second in zip(before, after, strict=True):
+        assert node_of(first) == node_of(second)
+        values = [(r.gen_metadata or {}) for r in (first, second)]
+        scores = [v.get("expected_acquisition_value") for v in values]
+        assert scores[0] == pytest.approx(scores[1], abs=1e-4)
+
+
+def test_a_batch_in_a_database_goes_on_after_a_reload(tmp_path):
+    pytest.importorskip("sqlalchemy")
+    client = prepare(open_client(tmp_path / "a.db", "bowl"))
+    run(client, max_trials=8)
+    runs = proposed_together(strategy_of(client), experiment_of(client), 3)
+    trials = [experiment_of(client).new_trial(generator_run=run) for (run,) in runs]
+    for trial in trials:
+        trial.mark_running(no_runner_required=True)
+    client.save_trials(trials, strategy=True)
+    loaded = open_client(tmp_path / "a.db", "bowl")
+    assert loaded.unfinished_trials() == client.unfinished_trials()
+    assert len(loaded.unfinished_trials()) == 3
+    take_up(loaded)
+    run(loaded)
+    assert latest_certificate(loaded).holds

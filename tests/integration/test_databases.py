@@ -14,7 +14,7 @@ import pytest
 from ax_pac import certificate_records, latest_certificate, open_client
 from compression_adapters import compress
 from tests.ax_pac.storage.test_client import prepare
-from tests.helpers.ax_loops import SEM, experiment_of, new_client, run
+from tests.helpers.ax_loops import SEM, experiment_of, new_client, run, take_up
 from tests.helpers.networks import pool, small_network
 
 # A number of 1e-13 is stored, and GPyTorch raises it to 1e-6 of the variance.
@@ -30,7 +30,7 @@ import os, signal, sys
 import sqlalchemy
 import ax_pac
 from tests.ax_pac.storage.test_client import prepare
-from tests.helpers.ax_loops import run
+from tests.helpers.ax_loops import run, take_up
 
 writes = 0
 last = int(sys.argv[2])
@@ -46,6 +46,7 @@ def kill(connection, cursor, statement, *rest):
 client = ax_pac.open_client(sys.argv[1], "bowl")
 if not client.is_configured:
     prepare(client)
+take_up(client)
 run(client)
 """
 
@@ -73,6 +74,7 @@ def test_a_search_killed_twice_goes_on_as_if_nothing_had_happened(database):
     assert len(experiment_of(client).trials) > trials
     for index, parameters in client.unfinished_trials().items():
         assert parameters == pytest.approx(expected[index], abs=1e-6)
+    take_up(client)
     run(client, max_trials=40)
     proposals = [t.arm.parameters for t in experiment_of(client).trials.values()]
     assert len(proposals) == len(expected)

@@ -14,17 +14,24 @@ from pathlib import Path
 
 import pytest
 from ax.api.client import Client
+from ax.api.configs import StorageConfig
 from ax.exceptions.core import OptimizationComplete
 from ax.orchestration.orchestrator import FailureRateExceededError
 from click.testing import CliRunner
 
-from ax_pac import StoredClient, latest_certificate, ray_orchestrator
+from ax_pac import (
+    certificate_records,
+    latest_certificate,
+    open_client,
+    ray_orchestrator,
+)
 from ax_pac.orchestration.ray_runner import RayRunner
 from compression_adapters import squared_l2
 from compression_adapters.api import compress
 from compression_adapters.cli import commands as cli
 from compression_adapters.presets import registry as presets
 from compression_adapters.search.loop import EvaluationError
+from tests.ax_pac.storage.test_client import prepare
 from tests.helpers.ax_loops import experiment_of, new_client
 from tests.helpers.networks import labels, pool, small_network
 
@@ -102,7 +109,13 @@ def test_compress_starts_its_own_workers_and_draws_the_samples_of_one_process():
 @pytest.fixture(scope="module")
 def cluster():
     """Two workers that all tests below share."""
-    ray.init(address="local", num_cpus=2, log_to_driver=False, include_dashboard=False)
+    ray.init(
+        address="local",
+        num_cpus=2,
+        resources={"fake_gpu": 2},
+        log_to_driver=False,
+        include_dashboard=False,
+    )
     yield
     ray.shutdown()
 
@@ -278,7 +291,9 @@ class TestOnOneCluster:
         assert summary["settings"]["workers"] == 2
         assert (out / "report.html").exists()
         result = CliRunner().invoke(cli.main, [*arguments, "--resume"])
-        assert "expected --workers or a database" in result.output
+        assert result.exit_code == 0, result.output
+        kept = json.loads((out / "summary.json").read_text())["settings"]["db"]
+        assert kept.endswith("search.db")
 
     def test_examples_of_the_page_run_and_are_short(self):
         page = Path(__file__).parents[2] / "docs/how_to/many_machines.md"
@@ -313,6 +328,111 @@ class TestOnOneCluster:
         with pytest.raises(ValueError, match="cannot be sent to Ray's workers"):
             search(new_client(**EASY), bowl(lambda index: lock.locked()))
 
+    def test_a_search_in_a_database_is_there_trial_by_trial(self, database):
+        client, seen = prepare(open_client(database, "bowl"), **EASY), []
+
+        def on_end(index):
+            trials = experiment_of(open_client(database, "bowl")).trials
+            seen.append(trials[index].status.name)
+
+        search(client, bowl(), on_end=on_end)
+        assert latest_certificate(client).holds
+        assert set(seen) == {"COMPLETED"}
+        stored = open_client(database, "bowl")
+        assert statuses(stored) == statuses(client)
+        assert certificate_records(experiment_of(stored)) == certificate_records(
+            experiment_of(client)
+        )
+        one, two = (experiment_of(c).lookup_data().df for c in (client, stored))
+        assert one[["mean", "sem"]].to_numpy().tolist() == (
+            two[["mean", "sem"]].to_numpy().tolist()
+        )
+
+    def test_what_ran_when_a_search_was_interrupted_is_taken_up(self, database):
+        def interrupt(index):
+            ended.append(index)
+            if len(ended) == 3:
+                raise KeyboardInterrupt
+
+        client, ended = prepare(open_client(database, "bowl"), **EASY), []
+        with pytest.raises(KeyboardInterrupt):
+            search(client, bowl(), on_end=interrupt)
+        client = open_client(database, "bowl")
+        left = client.unfinished_trials()
+        assert left
+        assert statuses(client).count("COMPLETED") >= 3
+        search(client, bowl())
+        assert latest_certificate(client).holds
+        status = statuses(open_client(database, "bowl"))
+        assert {status[index] for index in left} <= {"COMPLETED", "ABANDONED"}
+        assert "RUNNING" not in status
+        data = experiment_of(client).lookup_data().df
+        assert data["trial_index"].is_unique
+        expected = bowl()
+        for index, mean in zip(data["trial_index"], data["mean"], strict=True):
+            point = experiment_of(client).trials[index].arm.parameters
+            assert mean == expected(point, index)["loss"][0]
+
+    def test_compress_on_workers_goes_on_from_a_database_without_them(self, tmp_path):
+        settings = {**COMPRESS, "delta": 0.1, "db": tmp_path / "a.db"}
+        part = compress(small_network(), pool(), workers=2, max_trials=7, **settings)
+        assert len(part.trials) == 7
+        whole = compress(small_network(), pool(), **settings)
+        assert whole.certificate.holds
+        before, after = (r.trials["objective"].iloc[:7].tolist() for r in (part, whole))
+        assert before == after
+
+    def test_an_evaluation_that_hangs_fails_with_the_timeout(self):
+        def act(index):
+            if index == 1:
+                threading.Event().wait()  # for ever
+
+        # So small a delta that no search ends before its number of trials.
+        client = new_client(**{**EASY, "delta": 1e-3})
+        search(client, bowl(act), timeout=3.0, max_trials=5)
+        assert statuses(client) == ["COMPLETED", "FAILED", *["COMPLETED"] * 3]
+        assert reasons(client)[1] == (
+            "TimeoutError: it ran for longer than timeout = 3 s"
+        )
+
+    def test_a_trial_whose_worker_died_is_repeated_on_the_same_samples(self, tmp_path):
+        died, noticed = tmp_path / "died", tmp_path / "noticed"
+        wait = wait_for(noticed)
+
+        def act(index):
+            if index == 2 and not died.exists():
+                died.touch()
+                os._exit(1)
+            if index == 4:
+                wait()
+
+        def on_end(index):
+            if index == 2:
+                noticed.touch()
+
+        client = new_client(**EASY)
+        search(client, bowl(act), on_end=on_end)
+        assert died.exists()
+        trial = experiment_of(client).trials[2]
+        assert trial.status.name == "COMPLETED"
+        (reason,) = trial.run_metadata["repeated_because"]
+        assert "died" in reason
+        data = experiment_of(client).lookup_data().df
+        (mean,) = data[data["trial_index"] == 2]["mean"]
+        assert mean == bowl()(trial.arm.parameters, 2)["loss"][0]
+
+    def test_evaluations_take_the_resources_that_they_reserve(self):
+        def evaluate(parameters, trial_index):
+            resources = ray.get_runtime_context().get_assigned_resources()
+            return {"loss": (resources["fake_gpu"], 0.1)}
+
+        client = new_client(**{**EASY, "delta": 1e-3})
+        search(client, evaluate, max_trials=2, resources={"fake_gpu": 2})
+        assert experiment_of(client).lookup_data().df["mean"].tolist() == [2.0, 2.0]
+        arguments = small_network(), pool()
+        result = compress(*arguments, workers=2, resources={"fake_gpu": 1}, **COMPRESS)
+        assert result.certificate.holds
+
     def test_interruption_leaves_no_trial_running(self):
         # The last test of the cluster: it costs a worker, which takes seconds to start.
         def act(index):
@@ -333,12 +453,25 @@ def test_what_workers_cannot_do_is_refused_before_anything_starts(tmp_path):
     arguments = small_network(), pool()
     with pytest.raises(ValueError, match="at least 1, got 0"):
         compress(*arguments, workers=0, **COMPRESS)
-    with pytest.raises(ValueError, match="workers and db cannot be combined"):
-        compress(*arguments, workers=2, db=tmp_path / "search.db", **COMPRESS)
+    with pytest.raises(ValueError, match="give a number of workers too"):
+        compress(*arguments, resources={"num_gpus": 1}, **COMPRESS)
+    with pytest.raises(ValueError, match="timeout must be positive"):
+        compress(*arguments, workers=2, timeout=0.0, **COMPRESS)
+    with pytest.raises(ValueError, match="dictionary of names and amounts"):
+        compress(*arguments, workers=2, resources={"num_gpus": "all"}, **COMPRESS)
     with pytest.raises(ValueError, match="give a number with workers"):
         compress(*arguments, workers=2, num_samples="auto", **COMPRESS)
-    with pytest.raises(ValueError, match="cannot be kept in a database"):
-        search(StoredClient(tmp_path / "search.db"), bowl())
+    with pytest.raises(ValueError, match=r"Ax's own storage cannot.*open_client"):
+        search(stored_by_ax(tmp_path / "search.db"), bowl())
+
+
+def stored_by_ax(path: Path) -> Client:
+    from ax_pac.storage.database import db
+
+    url = f"sqlite:///{path}"
+    with db.session_context(url=url):
+        db.create_all_tables(db.get_engine())
+    return Client(storage_config=StorageConfig(url=url))
 
 
 def test_missing_ray_is_named_with_its_extra(monkeypatch):

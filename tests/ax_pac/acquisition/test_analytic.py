@@ -16,6 +16,7 @@ from botorch.sampling import SobolQMCNormalSampler
 
 from ax_pac import PACAcquisition, fit_model, select_incumbent
 from ax_pac.acquisition.difference import condition_on_pending, standardized_gap
+from ax_pac.known import AdditiveFunction, KnownFunction
 from tests.conftest import noisy_model
 
 
@@ -291,3 +292,34 @@ def test_at_the_incumbent_the_closed_form_is_finite():
     point = score.incumbent.clone().unsqueeze(0).requires_grad_()
     score(point).asinh().sum().backward()
     assert bool(point.grad.isfinite().all())
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("known", [False, True])
+def test_more_pending_points_are_added_to_those_that_there_are(model_and_points, known):
+    model, X = model_and_points
+    rng = torch.Generator().manual_seed(3)
+    pending = torch.rand(6, 2, generator=rng, dtype=torch.float64)
+    candidates = torch.rand(20, 1, 2, generator=rng, dtype=torch.float64)
+    plane = AdditiveFunction(torch.tensor([0.3, -0.2]).double(), {}, 0.0)
+    part = KnownFunction(plane, bends=plane.bends)
+    options = {"known": part} if known else {}
+    at_once = PACAcquisition(model, X, 0.05, X_pending=pending, **options)
+    step_by_step = PACAcquisition(model, X, 0.05, X_pending=pending[:2], **options)
+    for number in (3, 6):
+        step_by_step.set_X_pending(pending[:number])
+    # 1e-9: two ways to one Cholesky factor of a matrix with noise of .05^2.
+    assert step_by_step(candidates) == pytest.approx(at_once(candidates), rel=1e-9)
+    points = candidates.squeeze(-2).numpy()
+    one, two = (a.score_with_gradient(points) for a in (at_once, step_by_step))
+    assert one is not None
+    assert two is not None
+    for each, other in zip(one, two, strict=True):
+        assert other == pytest.approx(each, rel=1e-7, abs=1e-9)
+    # Fewer, or others, are not what there is and more.
+    step_by_step.set_X_pending(pending[1:])
+    again = PACAcquisition(model, X, 0.05, X_pending=pending[1:], **options)
+    assert step_by_step(candidates) == pytest.approx(again(candidates), rel=1e-12)
+    step_by_step.set_X_pending(None)
+    free = PACAcquisition(model, X, 0.05, **options)
+    assert step_by_step(candidates) == pytest.approx(free(candidates), rel=1e-12)

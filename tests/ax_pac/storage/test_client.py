@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from ax.api.client import Client
 from ax.api.configs import RangeParameterConfig, StorageConfig
-from ax.api.protocols import IMetric
+from ax.api.protocols import IMetric, IRunner
 from ax.core.trial_status import TrialStatus
 
 from ax_pac import (
@@ -25,7 +25,14 @@ from ax_pac import (
     pac_generation_strategy,
 )
 from ax_pac.storage.client import database_url
-from tests.helpers.ax_loops import SEM, SETTINGS, experiment_of, new_client, run
+from tests.helpers.ax_loops import (
+    SEM,
+    SETTINGS,
+    experiment_of,
+    new_client,
+    run,
+    squared_distance,
+)
 
 pytest.importorskip("sqlalchemy")
 logging.getLogger("ax.storage.sqa_store.with_db_settings_base").setLevel(logging.ERROR)
@@ -100,6 +107,8 @@ def test_searches_in_databases_continue_in_a_new_process(tmp_path, finished):
         clients.append(prepare(Client(storage_config=StorageConfig(url=url))))
         done.append(run(clients[2], max_trials=8))
     kept = [len(certificate_records(experiment_of(client))) for client in clients]
+    for client in clients[:2]:
+        client.release()  # this process still has them
     results = json.loads(new_process(CONTINUE, *paths))
     for (reference, expected), first, number, (rest, certificate, records) in zip(
         whole, done, kept, results, strict=True
@@ -177,14 +186,6 @@ def test_nothing_of_a_call_that_fails_to_save_is_kept_or_forgotten(
     stored = experiment_of(open_client(tmp_path / "a.db", "bowl"))
     assert stored.trials[index].status == TrialStatus.COMPLETED
     assert len(stored.lookup_data().df) == 1
-
-
-def test_a_runner_is_refused_and_the_client_goes_on(tmp_path):
-    client = prepare(StoredClient(tmp_path / "a.db"))
-    with pytest.raises(ValueError, match="cannot store the runner"):
-        client.configure_runner(object())
-    run(client, max_trials=1)
-    assert len(experiment_of(open_client(tmp_path / "a.db", "bowl")).trials) == 1
 
 
 def test_only_json_is_stored(tmp_path):
@@ -302,17 +303,76 @@ def test_an_empty_file_is_a_new_database(tmp_path):
     assert open_client(tmp_path / "a.db", "bowl").is_configured
 
 
-def test_metrics_that_fetch_are_refused_as_a_runner_is(tmp_path):
-    class Loss(IMetric):
-        def fetch(self, trial_index, trial_metadata):
-            return 0, 0.0
+class Bowl(IRunner):
+    """Evaluates at once, and remembers which trials it was asked to run."""
 
-    client = prepare(StoredClient(tmp_path / "a.db"))
-    with pytest.raises(ValueError, match="configure_tracking_metrics"):
-        client.configure_metrics([Loss(name="loss")])
-    client.configure_tracking_metrics(["seconds"])
-    run(client, max_trials=2)
-    assert len(experiment_of(open_client(tmp_path / "a.db", "bowl")).trials) == 2
+    def __init__(self, ran: list[int]) -> None:
+        self.ran, self.values = ran, {}
+
+    def run_trial(self, trial_index, parameterization):
+        self.ran.append(trial_index)
+        self.values[trial_index] = squared_distance(parameterization, trial_index)
+        return {"value": self.values[trial_index]}
+
+    def poll_trial(self, trial_index, trial_metadata):
+        self.values.setdefault(trial_index, trial_metadata.get("value"))
+        return TrialStatus.COMPLETED
+
+    def stop_trial(self, trial_index, trial_metadata):
+        return {}
+
+
+class BowlLoss(IMetric):
+    """What a `Bowl` evaluated."""
+
+    def __init__(self, name: str, runner: Bowl) -> None:
+        super().__init__(name=name)
+        self.runner = runner
+
+    def fetch(self, trial_index, trial_metadata):
+        return 0, (self.runner.values[trial_index], SEM)
+
+
+def with_runner(client: StoredClient) -> list[int]:
+    ran: list[int] = []
+    runner = Bowl(ran)
+    client.configure_runner(runner)
+    client.configure_metrics([BowlLoss("loss", runner)])
+    return ran
+
+
+def test_run_trials_saves_each_trial_before_it_runs_and_goes_on(database, monkeypatch):
+    client = prepare(open_client(database, "bowl"))
+    ran, stored = with_runner(client), []
+
+    def run_trial(runner, trial_index, parameterization):
+        found = experiment_of(open_client(database, "bowl")).trials
+        stored.append(found[trial_index].status.name)
+        if len(ran) == 3:
+            raise KeyboardInterrupt
+        return original(runner, trial_index, parameterization)
+
+    original = Bowl.run_trial
+    monkeypatch.setattr(Bowl, "run_trial", run_trial)
+    with pytest.raises(KeyboardInterrupt):
+        client.run_trials(max_trials=40, initial_seconds_between_polls=0)
+    assert stored == ["RUNNING"] * 4
+    monkeypatch.setattr(Bowl, "run_trial", original)
+    again = open_client(database, "bowl")
+    assert len(result_of(database)) == 3
+    with pytest.raises(ValueError, match="configure_runner and configure_metrics"):
+        again.run_trials(max_trials=1)
+    ran = with_runner(again)
+    (left,) = again.unfinished_trials()
+    experiment_of(again).trials[left].update_run_metadata({"value": 0.5})
+    again.run_trials(max_trials=40, initial_seconds_between_polls=0)
+    certificate = latest_certificate(open_client(database, "bowl"))
+    assert certificate is not None
+    assert certificate.holds
+    results = result_of(database)
+    assert results[left] == 0.5  # polled, not run
+    assert left not in ran
+    assert sorted(results) == [*range(len(results))]
 
 
 def result_of(database: str) -> dict[int, float]:
