@@ -80,7 +80,8 @@ def points(client: Client) -> list[dict[str, Any]]:
 def test_a_search_ends_within_delta_and_its_records_split_the_objective(whole):
     certificate = latest_certificate(whole)
     assert certificate.holds
-    assert 0.0 < certificate.worse_incumbent_probability < 0.01
+    part = certificate.worse_incumbent_probability
+    assert 0.0 < part < 0.5 * certificate.failure_probability
     arm = incumbent_arm(whole)
     assert regret(arm.parameters) < 0.1
     history = certificate_history(whole)

@@ -253,7 +253,6 @@ CASES = {
     "device": (call(device="toaster"), "--device toaster cannot be used here"),
     # Options that exclude one another, and where things go.
     "line, workers": (call(start="line", workers="2"), "'path' and 'line' go without"),
-    "db, workers": (call(db="x.db", workers="2"), "expected --workers or a database"),
     "db, resume": (call("compress", "--resume", db="x.db"), "one of --db and --resume"),
     "db, auto": (call(db="x.db", num_samples="auto"), "give a number with db"),
     "db's folder": (call(db="nowhere/x.db"), "Check that its folder or server exists"),
@@ -262,7 +261,7 @@ CASES = {
     "out, a file": (call(out="a_file"), "'a_file' is a file"),
     "out, below": (call(out="a_file/run"), "cannot be written.*Choose another folder"),
     "report": (["report", "no_classes"], "holds no finished run"),
-    "report, a file": (["report", "a_file"], "'a_file' is a file"),
+    "report, a file": (["report", "a_file"], "a_file holds no search: expected"),
     "stage": (call("stages", "--stage", "conv"), "one of convolutions, linear"),
     "stage's name": (
         call("stages", "--stage", "linear:gama=1"),
