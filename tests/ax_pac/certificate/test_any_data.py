@@ -32,7 +32,7 @@ data_sets = st.fixed_dictionaries(
     }
 )
 quick = settings(
-    max_examples=40,
+    max_examples=20,
     deadline=None,
     derandomize=True,
     suppress_health_check=[HealthCheck.too_slow],
