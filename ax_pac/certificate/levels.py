@@ -29,11 +29,13 @@ from ax_pac.certificate.marginal import (
     MarginalFailure,
     has_known_kernel,
 )
+from ax_pac.certificate.marginal_draws import standardised_data
 from ax_pac.certificate.record import (
     DEFAULT_LEVEL,
     EXHAUSTIVE,
     LEVELS,
     MISFITS,
+    HyperparameterStatus,
     PACCertificate,
     check_settings,
     reason_of,
@@ -320,18 +322,14 @@ def _pairwise(check: _Check) -> _Finding:
         "worse_incumbent_probability": threshold.probability,
     }
     if threshold.violation:
-        fields["certifiable"] = False
-        fields["hyperparameter_status"] = "bound_violated"
-        fields["hyperparameter_text"] = threshold.violation
+        fields |= _no_claim("bound_violated", threshold.violation)
         return _Finding(False, fields)
     passes = is_finite and probability <= check.epsilon
     if passes and check.level != "pairwise":
         too_few = too_few_observations(check.inputs, check.domain.number)
         if too_few is not None:
             passes = False
-            fields["certifiable"] = False
-            fields["hyperparameter_status"] = "too_few_observations"
-            fields["hyperparameter_text"] = too_few
+            fields |= _no_claim("too_few_observations", too_few)
     return _Finding(passes, fields)
 
 
@@ -371,9 +369,7 @@ def _joint(check: _Check) -> _Finding:
     if passes and not is_filter:
         fault = _misfit_of_fit(check)
         if fault is not None:
-            fields["certifiable"] = False
-            fields["hyperparameter_status"] = MISFITS[fault.kind]
-            fields["hyperparameter_text"] = fault.sentence
+            fields |= _no_claim(MISFITS[fault.kind], fault.sentence)
     return _Finding(passes, fields)
 
 
@@ -390,14 +386,17 @@ def _misfit_of_fit(check: _Check) -> Misfit | None:
         1.0,
         1.0,
     )
-    Y = math.copysign(1.0, weight) * model.train_targets.detach()
-    return misfit(
-        model.train_inputs[0].detach(),
-        Y,
-        model.likelihood.noise.detach().expand(len(Y)).clone(),
-        sample,
-        torch.Generator().manual_seed(check.seeds["joint"]),
-    )
+    data = standardised_data(model, math.copysign(1.0, weight))
+    return misfit(*data, sample, torch.Generator().manual_seed(check.seeds["joint"]))
+
+
+def _no_claim(status: HyperparameterStatus, text: str) -> dict[str, Any]:
+    """Return the fields of a certificate that makes no claim."""
+    return {
+        "certifiable": False,
+        "hyperparameter_status": status,
+        "hyperparameter_text": text,
+    }
 
 
 def _looks(check: _Check) -> MarginalCheck:

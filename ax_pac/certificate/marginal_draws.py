@@ -54,6 +54,23 @@ _REVEAL_SIZE = 1_000_000
 _FIRST_SETTINGS = 16
 
 
+def standardised_data(
+    model: SingleTaskGP, weight: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the data of a plain GP in its internal units, higher outcomes better.
+
+    Args:
+        model: With known noise.
+        weight: 1 to maximise, -1 to minimise.
+
+    Returns:
+        Inputs, `n x d`, outcomes and variances of their noise, both `n`.
+    """
+    Y = weight * model.train_targets.detach()
+    noise = model.likelihood.noise.detach().expand(len(Y)).clone()
+    return model.train_inputs[0].detach(), Y, noise
+
+
 class DifferenceProblem:
     """Data, incumbent and candidates in the internal units of the surrogate.
 
@@ -87,9 +104,7 @@ class DifferenceProblem:
         self._known, self._weight, self._scale = known, weight, scale
         self._raw_delta, self._raw_threshold = delta, threshold
         with torch.no_grad():
-            self.Z = model.train_inputs[0].detach()
-            self.Y = weight * model.train_targets.detach()
-            self.noise = model.likelihood.noise.detach().expand(len(self.Y)).clone()
+            self.Z, self.Y, self.noise = standardised_data(model, weight)
             self.incumbent = model.transform_inputs(incumbent).detach()
             self.candidates = model.transform_inputs(candidates).detach()
             if bounds is None:

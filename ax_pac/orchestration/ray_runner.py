@@ -259,7 +259,7 @@ class RayRunner(IRunner):
             self.outcomes[index] = _checked(reported, self._metrics)
             self.failures_in_a_row = 0
         except Exception as error:
-            reason = _reason(error)
+            reason = reason_of(error)
             if _is_lost(error) and task.attempts < _MOST_ATTEMPTS:
                 self.repeated.setdefault(index, []).append(reason)
                 _logger.warning("trial %d is repeated: %s", index, reason)
@@ -498,8 +498,12 @@ def _is_lost(error: BaseException) -> bool:
     return isinstance(error, lost)
 
 
-def _reason(error: BaseException) -> str:
-    """Name an error as the worker raised it, in one line."""
+def reason_of(error: BaseException) -> str:
+    """Name an error as the worker raised it, in one line.
+
+    Args:
+        error: From `ray.get`.
+    """
     cause = getattr(error, "cause", None)
     if isinstance(cause, BaseException):
         error = cause

@@ -25,7 +25,7 @@ from ax_pac.ax_internals import (
     strategy_of,
 )
 from ax_pac.experiment.records import save_records_by
-from ax_pac.storage.errors import SearchChangedError
+from ax_pac.storage.errors import PATIENCE, SearchChangedError
 
 if TYPE_CHECKING:
     import sqlalchemy
@@ -57,7 +57,7 @@ def database_url(db: str | Path) -> str:
 
 
 def open_client(
-    db: str | Path, name: str, *, hold: bool = False, patience: float = 300.0
+    db: str | Path, name: str, *, hold: bool = False, patience: float = PATIENCE
 ) -> StoredClient:
     """Open the experiment of a name in a database, or start one.
 
@@ -138,7 +138,7 @@ class StoredClient(Client):
         db: str | Path,
         random_seed: int | None = None,
         *,
-        patience: float = 300.0,
+        patience: float = PATIENCE,
     ) -> None:
         url = database_url(db)
         try:

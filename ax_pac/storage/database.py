@@ -7,12 +7,11 @@ import datetime
 import json
 import logging
 import os
-import pathlib
 import socket
 import time
 import weakref
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Final, TypeVar
+from typing import Any, TypeVar
 
 import pandas as pd
 import sqlalchemy
@@ -52,7 +51,7 @@ from sqlalchemy.orm import scoped_session, sessionmaker
 
 from ax_pac.ax_internals import new_runs, properties
 from ax_pac.storage.errors import DatabaseFullError, DatabaseUnreachableError
-from ax_pac.storage.lease import LEASES, is_gone
+from ax_pac.storage.lease import LEASES, is_gone, sqlite_file
 
 # Ax leaves open whether statements with these types may be cached, so that SQLAlchemy
 # warns and does not cache them. Nor should it: all enumerations would share one entry.
@@ -71,9 +70,6 @@ _SQLITE_HEADER = b"SQLite format 3\x00"
 _logger = logging.getLogger(__name__)
 
 _Result = TypeVar("_Result")
-
-PATIENCE: Final = 300.0
-"""Seconds for which a database that is away is tried again, by default."""
 
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.1, 5.0
 
@@ -191,7 +187,7 @@ class Database:
             database cannot be opened.
     """
 
-    def __init__(self, url: str, patience: float = PATIENCE) -> None:
+    def __init__(self, url: str, patience: float) -> None:
         self._patience = patience
         try:
             self.engine = sqlalchemy.create_engine(url, **_engine_options(url))
@@ -344,7 +340,7 @@ def _refuse_other_files(url: sqlalchemy.URL) -> None:
     name = url.database or ""
     if url.get_backend_name() != "sqlite" or name in ("", ":memory:"):
         return
-    path = pathlib.Path(name.removeprefix("file:"))
+    path = sqlite_file(url)
     if not path.is_file():
         return
     with path.open("rb") as file:

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Final
+
+PATIENCE: Final = 300.0
+"""Seconds for which a database that is away is tried again, by default."""
+
 
 class SearchChangedError(RuntimeError):
     """Another client wrote a search after this one had read it; nothing was written."""

@@ -174,10 +174,7 @@ class Lease:
             SearchHeldError: when another process holds the search.
         """
         holder = Holder.this_process()
-        own = (LEASES.c.name == self._name) & (LEASES.c.token == holder.token)
-        clock = _CLOCKS.get(connection.dialect.name)
-        beat = LEASES.c.beat if clock is None else sqlalchemy.text(clock)
-        if connection.execute(LEASES.update().where(own).values(beat=beat)).rowcount:
+        if _renewed(connection, self._name, holder.token):
             return
         time = now(connection)
         values = {**dataclasses.asdict(holder), "since": time, "beat": time}
@@ -199,9 +196,9 @@ class Lease:
             .first()
         )
         if row is not None and is_over(row, time):
-            same = (LEASES.c.name == self._name) & (LEASES.c.token == row["token"])
+            over = _lease_of(self._name, row["token"])
             if connection.execute(
-                LEASES.update().where(same).values(**values)
+                LEASES.update().where(over).values(**values)
             ).rowcount:
                 return
         raise SearchHeldError(self._held_by(row, time))
@@ -228,16 +225,11 @@ class Lease:
 
     def beat(self) -> None:
         """Say that this process is alive. What goes wrong is left to the next write."""
-        own = (LEASES.c.name == self._name) & (
-            LEASES.c.token == Holder.this_process().token
-        )
         with (
             contextlib.suppress(sqlalchemy.exc.SQLAlchemyError),
             self._engine.begin() as connection,
         ):
-            clock = _CLOCKS.get(connection.dialect.name)
-            time = now(connection) if clock is None else sqlalchemy.text(clock)
-            connection.execute(LEASES.update().where(own).values(beat=time))
+            _renewed(connection, self._name, Holder.this_process().token)
 
     def _held_by(self, row: Row | None, time: float) -> str:
         who = "another process" if row is None else described(row, time)
@@ -248,6 +240,19 @@ class Lease:
             f"once on its own machine, elsewhere after {EXPIRES_AFTER:.0f} s without a "
             "sign of life. Reading works meanwhile: ax-pac status"
         )
+
+
+def _lease_of(name: str, token: str) -> sqlalchemy.ColumnElement[bool]:
+    """Pick the lease of a holder on a search."""
+    return (LEASES.c.name == name) & (LEASES.c.token == token)
+
+
+def _renewed(connection: sqlalchemy.Connection, name: str, token: str) -> bool:
+    """Renew a lease in one statement; return whether there is one."""
+    clock = _CLOCKS.get(connection.dialect.name)
+    time = now(connection) if clock is None else sqlalchemy.text(clock)
+    statement = LEASES.update().where(_lease_of(name, token)).values(beat=time)
+    return bool(connection.execute(statement).rowcount)
 
 
 def _beat(own: weakref.ref[Lease], stop: threading.Event) -> None:
@@ -269,12 +274,11 @@ def _end(
     # connecting would make an empty one.
     if holder.process != os.getpid() or is_gone(engine.url):
         return
-    own = (LEASES.c.name == name) & (LEASES.c.token == holder.token)
     with (
         contextlib.suppress(sqlalchemy.exc.SQLAlchemyError),
         engine.begin() as connection,
     ):
-        connection.execute(LEASES.delete().where(own))
+        connection.execute(LEASES.delete().where(_lease_of(name, holder.token)))
 
 
 def is_in_memory(url: sqlalchemy.URL) -> bool:
@@ -289,7 +293,12 @@ def is_gone(url: sqlalchemy.URL) -> bool:
     """Whether the file of an SQLite database is no longer there."""
     if url.get_backend_name() != "sqlite" or is_in_memory(url):
         return False
-    return not pathlib.Path((url.database or "").removeprefix("file:")).exists()
+    return not sqlite_file(url).exists()
+
+
+def sqlite_file(url: sqlalchemy.URL) -> pathlib.Path:
+    """Return the file of an SQLite database, which may be written as a URI."""
+    return pathlib.Path((url.database or "").removeprefix("file:"))
 
 
 _LEASES: weakref.WeakValueDictionary[tuple[str, str], Lease] = (

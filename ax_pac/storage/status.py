@@ -21,7 +21,7 @@ from ax.storage.sqa_store.sqa_classes import SQAExperiment, SQATrial
 from ax_pac.experiment.records import PROPERTY
 from ax_pac.storage.client import database_url
 from ax_pac.storage.database import SQLITE_TIMEOUT
-from ax_pac.storage.lease import LEASES, described, is_over, now
+from ax_pac.storage.lease import LEASES, described, is_over, now, sqlite_file
 
 State = Literal["running", "certified", "interrupted", "stopped"]
 
@@ -164,7 +164,7 @@ def _reading_engine(db: str | Path) -> sqlalchemy.Engine:
     url = _url(db)
     if url.get_backend_name() != "sqlite":
         return sqlalchemy.create_engine(url, poolclass=sqlalchemy.NullPool)
-    path = Path((url.database or "").removeprefix("file:"))
+    path = sqlite_file(url)
     if not path.is_file():
         raise ValueError(f"expected a database, but there is no file {path}")
     where = f"file:{urllib.parse.quote(str(path.absolute()))}?mode=rw"

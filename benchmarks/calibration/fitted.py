@@ -21,6 +21,7 @@ from ax_pac.surrogate.mcmc import (
     OUTPUTSCALE_LOG_SD,
 )
 from benchmarks.calibration.functions import (
+    LENGTHSCALE,
     TEST_FUNCTIONS,
     Function,
     draw_from_prior,
@@ -40,7 +41,7 @@ MINUTES_ONCE = 0.0
 
 # Length scales of the draws whose hyperparameters are set, not drawn.
 _LENGTHSCALES = {
-    2: (0.25, 0.45),
+    2: LENGTHSCALE,
     4: (0.35, 0.45, 0.55, 0.70),
     6: (0.45, 0.5, 0.6, 0.7, 0.8, 0.9),
     9: (1.5,) * 9,

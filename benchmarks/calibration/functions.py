@@ -152,12 +152,12 @@ _OTHERS: dict[str, Callable[[], SyntheticTestFunction]] = {
     "levy": lambda: Levy(dim=2),
     "rastrigin": lambda: Rastrigin(dim=2),
     "michalewicz": lambda: Michalewicz(dim=2),
-    "six_hump": lambda: SixHumpCamel(),
+    "six_hump": SixHumpCamel,
 }
 # Draws from the prior that are changed.
 _CHANGED = ("steps", "cliff", "chirp")
 OTHER_KINDS = (*_OTHERS, *_CHANGED)
-_LENGTHSCALE = (0.25, 0.45)
+LENGTHSCALE = (0.25, 0.45)
 _STEP = 0.5
 _CLIFF = 1.5
 
@@ -176,7 +176,7 @@ def function_of_other_kind(name: str, seed: int) -> Function:
     """
     if name in _OTHERS:
         return _standardised(_OTHERS[name]().to(torch.float64))
-    lengthscale = torch.tensor(_LENGTHSCALE, dtype=torch.float64)
+    lengthscale = torch.tensor(LENGTHSCALE, dtype=torch.float64)
     draw = sample_of_prior(lengthscale, 1.0, 0.0, 2_000_003 + seed)
     rng = torch.Generator().manual_seed(seed)
     edge = 0.3 + 0.4 * torch.rand((), generator=rng, dtype=torch.float64)

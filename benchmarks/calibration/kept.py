@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from benchmarks.calibration.searches import DELTA, EPSILON
-from benchmarks.harness.intervals import clopper_pearson
+from benchmarks.harness.intervals import clopper_pearson, share_interval
 from benchmarks.harness.tables import described, opening, table
 from benchmarks.harness.traces import Trace, by_settings
 
@@ -74,23 +74,18 @@ def _row(
     group: Sequence[Trace], stop_of: Callable[[dict[str, Any]], _Stop | None]
 ) -> tuple[float, list[object]]:
     """Return the share that was right, and the cells."""
-    made = _made(stop_of(trace.result) for trace in group)
+    stops = [stop_of(trace.result) for trace in group]
+    made = [stop for stop in stops if stop is not None]
     title = described(dict(sorted(group[0].settings.items())))
-    certified = f"{len(made)}"
     if not made:
-        return 2.0, [title, len(group), certified, "-", "-", ""]
+        return 2.0, [title, len(group), 0, "-", "-", ""]
     good = sum(stop.regret <= DELTA for stop in made)
-    right = clopper_pearson(good, len(made))
-    highest = float(right.rsplit("-", 1)[1].rstrip(")"))
+    _, highest = share_interval(good, len(made))
     return good / len(made), [
         title,
         len(group),
-        certified,
+        len(made),
         f"{np.median([stop.evaluations for stop in made]):.0f}",
-        right,
+        clopper_pearson(good, len(made)),
         "**broken**" if highest < 1.0 - EPSILON else "",
     ]
-
-
-def _made(stops: Iterable[_Stop | None]) -> list[_Stop]:
-    return [stop for stop in stops if stop is not None]

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ax_pac.surrogate.noise import smoothed_sems
 from benchmarks.calibration.functions import (
+    LENGTHSCALE,
     Function,
     draw_from_prior,
     function_of_other_kind,
@@ -41,8 +42,6 @@ NAME = "misfit"
 DESCRIPTION = "functions and noise of other kinds: success of marginal certificates"
 MINUTES_ONCE = 0.0
 
-# Length scales of the draws that are observed with noise of another kind.
-_LENGTHSCALE = (0.25, 0.45)
 _BUDGET = 100
 # Samples behind each observation.
 _NUM_SAMPLES = 50
@@ -54,30 +53,25 @@ def _means(draw: str, factor: float = 1.0) -> Noise:
 
     Args:
         draw: `normal`, `student` with three degrees of freedom, `log_normal`, or
-            `zero_one`: 1 with a probability that is the logistic of the value.
+            `zero_one`: 1 with the value as its probability.
         factor: What the reported SEM is multiplied by.
     """
 
     def observe(value: Tensor, rng: torch.Generator) -> tuple[Tensor, Tensor]:
         shape = (*value.shape, _NUM_SAMPLES)
-        spread = _DEVIATION * _NUM_SAMPLES**0.5
-        normal = torch.randn(shape, generator=rng, dtype=torch.float64)
-        if draw == "zero_one":
-            uniform = torch.rand(shape, generator=rng, dtype=torch.float64)
-            samples = (uniform < value.unsqueeze(-1)).double()
-        elif draw == "student":
+        # Of mean zero and variance one.
+        error = torch.randn(shape, generator=rng, dtype=torch.float64)
+        if draw == "student":
             half = torch.full(shape, 1.5, dtype=torch.float64)
             gamma = torch._standard_gamma(half, generator=rng)
             # Three degrees of freedom have a variance of three.
-            samples = normal * (1.5 / gamma).sqrt() / 3.0**0.5
-            samples = value.unsqueeze(-1) + spread * samples
+            error = error * (1.5 / gamma).sqrt() / 3.0**0.5
         elif draw == "log_normal":
-            mean, deviation = 0.5**0.5, (1.0**0.5)
-            skewed = (normal * deviation - mean**2).exp() - 1.0
-            skewed = skewed / (torch.e - 1.0) ** 0.5
-            samples = value.unsqueeze(-1) + spread * skewed
-        else:
-            samples = value.unsqueeze(-1) + spread * normal
+            error = ((error - 0.5).exp() - 1.0) / (torch.e - 1.0) ** 0.5
+        samples = value.unsqueeze(-1) + _DEVIATION * _NUM_SAMPLES**0.5 * error
+        if draw == "zero_one":
+            uniform = torch.rand(shape, generator=rng, dtype=torch.float64)
+            samples = (uniform < value.unsqueeze(-1)).double()
         sem = samples.std(-1) / _NUM_SAMPLES**0.5
         return samples.mean(-1), factor * sem
 
@@ -160,7 +154,7 @@ def run(seed: int, settings: dict[str, Any]) -> Trace:
 def _function(seed: int, settings: dict[str, Any]) -> Function:
     if settings["function"] != "draw":
         return function_of_other_kind(settings["function"], seed)
-    lengthscale = torch.tensor(_LENGTHSCALE, dtype=torch.float64)
+    lengthscale = torch.tensor(LENGTHSCALE, dtype=torch.float64)
     draw = draw_from_prior(lengthscale, 1.0, 0.0, seed=3_000_017 + seed)
     if settings["noise"] != "zero_one":
         return draw

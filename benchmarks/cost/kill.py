@@ -18,11 +18,10 @@ import torch
 
 from ax_pac import open_client
 from benchmarks.cost.kill_workers import killed_workers, two_processes
-from benchmarks.harness.factors import WEIGHTS_ALONE
-from benchmarks.harness.networks import small_inputs, small_network
+from benchmarks.harness.networks import small_problem
 from benchmarks.harness.plans import minutes_of, planned
 from benchmarks.harness.traces import Trace, recorded
-from compression_adapters import SearchOptions, compression_problem
+from compression_adapters import SearchOptions
 from compression_adapters.evaluation.problem import CompressionProblem
 from compression_adapters.search.result import CompressionResult
 from compression_adapters.search.run import search_problem
@@ -293,8 +292,6 @@ def logged_problem(seed: int, log: Path) -> CompressionProblem:
                 file.write(f"{indices[seed]}\n")
             return super().evaluate(parameterization, seed=seed, earlier=earlier)
 
-    problem = compression_problem(
-        small_network(), small_inputs(), gamma=0.5, **WEIGHTS_ALONE
-    )
+    problem = small_problem()
     fields = dataclasses.fields(problem)
     return Logged(**{field.name: getattr(problem, field.name) for field in fields})

@@ -11,7 +11,7 @@ import subprocess
 import sys
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -20,9 +20,9 @@ import numpy as np
 import torch
 
 from ax_pac import SearchHeldError, open_client
-from benchmarks.harness.factors import WEIGHTS_ALONE
-from benchmarks.harness.networks import small_inputs, small_network
-from compression_adapters import SearchOptions, compression_problem
+from benchmarks.harness.networks import small_problem
+from compression_adapters import SearchOptions
+from compression_adapters.evaluation.estimates import MeanSEM
 from compression_adapters.evaluation.problem import CompressionProblem
 from compression_adapters.search.run import search_problem
 from compression_adapters.search.trials import trial_seed
@@ -62,7 +62,8 @@ def killed_workers(
     Returns:
         What was broken, and one row per kill.
     """
-    with _database(folder, settings["database"]) as database, _cluster() as address:
+    address = _started_cluster()[1]
+    with _database(folder, settings["database"]) as database:
         begin = time.perf_counter()
         kill = _kill_driver if settings["killed"] == "driver" else _kill_worker
         kills, broken = kill(folder, seed, settings, database, address)
@@ -238,7 +239,7 @@ def _lost(before: dict[int, Any], after: dict[int, Any], again: list[int]) -> li
 
 def _unsound(stored: dict[int, Any], seed: int) -> list[str]:
     """Say which trials of a search that has ended are not as they should be."""
-    problem, broken, losses = _problem(), [], []
+    problem, broken = small_problem(), []
     for index, trial in sorted(stored.items()):
         status, data = trial["status"], trial["data"]
         if status == "RUNNING":
@@ -255,7 +256,6 @@ def _unsound(stored: dict[int, Any], seed: int) -> list[str]:
         for name, mean, _ in data:
             if abs(measured[name].mean - mean) > 1e-5 * max(1.0, abs(mean)):
                 broken.append(f"trial {index} was evaluated on other samples")
-        losses.append(index)
     return broken
 
 
@@ -335,7 +335,14 @@ class Logged(CompressionProblem):
     wait: float = 0.0
     indices: dict[int, int] = dataclasses.field(default_factory=dict)
 
-    def evaluate(self, parameterization, *, seed, earlier=()):  # type: ignore[no-untyped-def]
+    def evaluate(
+        self,
+        parameterization: Mapping[str, float],
+        *,
+        seed: int,
+        earlier: Sequence[MeanSEM] = (),
+    ) -> dict[str, MeanSEM]:
+        """Write the trial down, wait, and evaluate it."""
         with Path(self.log).open("a") as file:
             file.write(f"{self.indices[seed]} {os.getpid()}\n")
         time.sleep(self.wait)
@@ -343,7 +350,7 @@ class Logged(CompressionProblem):
 
 
 def _logged(seed: int, log: Path, wait: float) -> Logged:
-    problem = _problem()
+    problem = small_problem()
     names = [field.name for field in dataclasses.fields(problem)]
     indices = {trial_seed(seed, index): index for index in range(1000)}
     return Logged(
@@ -351,12 +358,6 @@ def _logged(seed: int, log: Path, wait: float) -> Logged:
         log=str(log),
         wait=wait,
         indices=indices,
-    )
-
-
-def _problem() -> CompressionProblem:
-    return compression_problem(
-        small_network(), small_inputs(), gamma=0.5, **WEIGHTS_ALONE
     )
 
 
@@ -407,14 +408,9 @@ def _database(folder: Path, kind: str) -> Iterator[str]:
             connection.execute(sqlalchemy.text(f"drop database {name} with (force)"))
 
 
-@contextlib.contextmanager
-def _cluster() -> Iterator[str]:
-    """The address of a Ray of two CPUs, the same one for all runs of this process."""
-    yield _started_cluster()[1]
-
-
 @cache
 def _started_cluster() -> tuple[subprocess.Popen[str], str]:
+    """Start a Ray of two CPUs for all runs of this process; return its address too."""
     process = subprocess.Popen(
         [sys.executable, "-W", "ignore", "-c", _CLUSTER],
         stdin=subprocess.PIPE,  # it ends with this process, which closes the pipe

@@ -5,6 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from benchmarks.harness.factors import WEIGHTS_ALONE
+from compression_adapters import compression_problem
+from compression_adapters.evaluation.problem import CompressionProblem
+
 
 def small_network() -> nn.Sequential:
     """20-30-5 with weights of falling importance, so that ranks matter."""
@@ -23,3 +27,10 @@ def small_network() -> nn.Sequential:
 def small_inputs() -> Tensor:
     """Inputs, `400 x 20`."""
     return torch.randn(400, 20, generator=torch.Generator().manual_seed(1))
+
+
+def small_problem() -> CompressionProblem:
+    """Compress the network by its weights alone."""
+    return compression_problem(
+        small_network(), small_inputs(), gamma=0.5, **WEIGHTS_ALONE
+    )

@@ -176,6 +176,7 @@ def _result(
 ) -> dict[str, Any]:
     """What came out, with the accuracy on all test images."""
     problem, latency = found.problem, found.latency
+    rows = found.layers.to_dict("records")
     return {
         "stop_reason": found.stop_reason,
         "holds": found.certificate.holds,
@@ -192,8 +193,8 @@ def _result(
             problem.network, problem.layers, found.ranks
         ),
         "loss": found.loss.mean,
-        "ranks": {row["layer"]: row["rank"] for row in found.layers.to_dict("records")},
-        "kinds": {row["layer"]: row["kind"] for row in found.layers.to_dict("records")},
+        "ranks": {row["layer"]: row["rank"] for row in rows},
+        "kinds": {row["layer"]: row["kind"] for row in rows},
         "beside_incumbent": None
         if found.beside_incumbent is None
         else found.beside_incumbent.mean,

@@ -10,8 +10,9 @@ from typing import Any
 import click
 from click.core import ParameterSource
 
-from compression_adapters.cli.many import LIST_SUFFIXES, compress_list
+from compression_adapters.cli.many import compress_list
 from compression_adapters.cli.options import (
+    LIST_SUFFIXES,
     Request,
     SourceRequest,
     network_options,

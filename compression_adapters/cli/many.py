@@ -16,9 +16,6 @@ import click
 
 from compression_adapters.cli.options import Request, take_source
 
-LIST_SUFFIXES: Final = (".toml", ".json")
-"""How the file of a list ends; no network has such a name."""
-
 DATABASE_FILE: Final = "searches.db"
 REQUEST_FILE: Final = "request.json"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,79}")
@@ -174,7 +171,12 @@ def compress_list(
         ValueError: when the list is not one, or a finished search was made with other
             options.
     """
-    from ax_pac.orchestration.ray_runner import import_ray, ray_options, ray_session
+    from ax_pac.orchestration.ray_runner import (
+        import_ray,
+        ray_options,
+        ray_session,
+        reason_of,
+    )
     from compression_adapters.report.many import row_of, write_list_report
 
     entries = read_list(path)
@@ -201,9 +203,7 @@ def compress_list(
                 ray.get(ready[0])
                 ended[entry.name] = row_of(entry.name, out)
             except Exception as error:
-                cause = getattr(error, "cause", None) or error
-                lines = str(cause).strip().splitlines() or ["no message"]
-                reason = f"{type(cause).__name__}: {lines[0]}"
+                reason = reason_of(error)
                 ended[entry.name] = {
                     "name": entry.name,
                     "state": "failed",

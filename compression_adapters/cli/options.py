@@ -30,6 +30,9 @@ from compression_adapters.options import (
 if TYPE_CHECKING:
     from compression_adapters.cli.sources import Source
 
+LIST_SUFFIXES = (".toml", ".json")
+"""How the file of a list of searches ends; no network has such a name."""
+
 IN_STAGES = (
     *(*TARGETS, "loss", "delta", "epsilon", "level", "max_trials", "start"),
     *("sampling", "seed", "num_samples", "refit", "choose"),
@@ -145,7 +148,7 @@ def _known_network(
     context: click.Context, parameter: click.Parameter, name: str
 ) -> str:
     """Refuse a mistyped name before anything is imported."""
-    if name.endswith((".toml", ".json")) and parameter.name == "network":
+    if name.endswith(LIST_SUFFIXES) and parameter.name == "network":
         if context.command.name != "compress":
             raise click.BadParameter("a list of searches is for ax-pac compress")
         if not Path(name).is_file():
