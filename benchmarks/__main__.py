@@ -44,6 +44,7 @@ from benchmarks.networks import (
 )
 from benchmarks.networks import resnets as networks
 from benchmarks.networks.imagenet import DATA_VARIABLE, WEIGHTS_VARIABLE
+from benchmarks.paper import certified as paper_certified
 from benchmarks.paper import proxy as paper_proxy
 from benchmarks.paper.tables import TABLE_2, TABLES_3_AND_4, TABLES_6_AND_7
 from benchmarks.quality import plan as quality
@@ -55,6 +56,7 @@ AGAINST_OTHERS = (
     comparison,
     fabolas_profile,
     TABLE_2,
+    paper_certified,
     TABLES_3_AND_4,
     paper_proxy,
     TABLES_6_AND_7,

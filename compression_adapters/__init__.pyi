@@ -55,6 +55,9 @@ from .evaluation.losses import (
     Loss as Loss,
 )
 from .evaluation.losses import (
+    PairedTop1Error as PairedTop1Error,
+)
+from .evaluation.losses import (
     RelativeSquaredL2 as RelativeSquaredL2,
 )
 from .evaluation.losses import (
@@ -287,6 +290,7 @@ __all__ = [
     "NetworkCost",
     "NetworkInputs",
     "NetworkProfile",
+    "PairedTop1Error",
     "ProblemOptions",
     "Rank",
     "RankParameter",

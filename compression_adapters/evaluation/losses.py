@@ -304,6 +304,70 @@ def correctness_of(network: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
     return outputs.argmax(1) == labels, reference.argmax(1) == labels
 
 
+@dataclass(frozen=True)
+class PairedTop1Error:
+    """Count wrong predictions, less those of the reference network on the same inputs.
+
+        l(x, y) = [argmax f(x) differs from y] - [argmax f*(x) differs from y]
+
+    Its mean is the top-1 error of the compressed network less that of the reference
+    network, a constant. A search therefore finds the networks that it finds with
+    `top1_error`, from fewer samples: inputs on which both are right, or both wrong,
+    add nothing to the variance, which is
+
+        P(l = 1) + P(l = -1) - (mean of l)^2
+
+    One value may be negative, where compression makes a prediction right, and so may
+    the mean. It is never below minus the error of the reference network, because no
+    network is wrong less than never.
+
+    Args:
+        reference_error: Top-1 error of the reference network on the inputs that trials
+            draw from, in [0, 1]. It bounds the loss from below by its negative, which a
+            search uses (`loss_floor`). An estimate that is too small would be a wrong
+            bound; for a pool, measure all of it. None: not known, and there is no
+            bound.
+
+    Raises:
+        ValueError: when the error is outside [0, 1].
+
+    Source: Ma et al. 2019, Eq. (1). Deviation: the paper does not subtract.
+
+    Example:
+        >>> labels, right = torch.tensor([0, 1, 1]), torch.eye(3)
+        >>> batch = Batch(right, labels, reference_outputs=right[[0, 1, 1]])
+        >>> PairedTop1Error()(nn.Identity(), batch)
+        tensor([0., 0., 1.])
+    """
+
+    reference_error: float | None = None
+
+    def __post_init__(self) -> None:
+        error = self.reference_error
+        if error is not None and not 0.0 <= error <= 1.0:
+            raise ValueError(
+                f"reference_error must be a share, between 0 and 1; got {error}."
+            )
+
+    @property
+    def __name__(self) -> str:
+        """Return the name of this loss in messages."""
+        return "paired_top1_error"
+
+    def __call__(self, network: nn.Module, batch: Batch) -> Tensor:
+        """Return one value per sample.
+
+        Args:
+            network: The compressed network, with outputs of shape `m x classes`.
+            batch: With `labels` and `reference_outputs`.
+
+        Returns:
+            Shape `m`, -1, 0 or 1. Dimensionless.
+        """
+        after, before = correctness_of(network, batch)
+        return before.to(torch.float32) - after.to(torch.float32)
+
+
 def cosine_distance(network: nn.Module, batch: Batch) -> Tensor:
     """Compare outputs by the angle between them, for embeddings and hidden states.
 
@@ -479,6 +543,26 @@ def is_nonnegative(loss: Loss) -> bool:
     """
     own = (IntermediateSquaredL2, RelativeSquaredL2, _KLDivergence)
     return isinstance(loss, own) or loss in LOSSES.values()
+
+
+def loss_floor(loss: Loss) -> float | None:
+    """Return what the expected loss is never below, None where that is not known.
+
+    Args:
+        loss: A loss.
+
+    Returns:
+        In the unit of the loss.
+
+    Example:
+        >>> loss_floor(squared_l2), loss_floor(PairedTop1Error(0.25))
+        (0.0, -0.25)
+        >>> loss_floor(PairedTop1Error()) is None
+        True
+    """
+    if isinstance(loss, PairedTop1Error):
+        return None if loss.reference_error is None else -loss.reference_error
+    return 0.0 if is_nonnegative(loss) else None
 
 
 def stored_loss_name(loss: Loss) -> str:

@@ -8,7 +8,7 @@ from ax_pac import KnownPart
 from ax_pac.ax_internals import maybe_strategy_of
 from ax_pac.strategy.criteria import PAC_NODE
 from ax_pac.strategy.node_certificate import node_settings
-from compression_adapters.evaluation.losses import is_nonnegative
+from compression_adapters.evaluation.losses import loss_floor
 from compression_adapters.evaluation.problem import CompressionProblem
 
 
@@ -21,8 +21,8 @@ def known_part(problem: CompressionProblem) -> KnownPart | None:
     Whatever the size is; the constant is what the whole network has beside the layers
     in play, if that counts.
 
-    The losses of this package are not negative, which bounds the objective from below;
-    of a user's own loss that is not known.
+    Where it is known what the loss is never below (`loss_floor`), gamma times that
+    bounds the objective from below; of a user's own loss it is not known.
 
     Args:
         problem: What is searched.
@@ -33,9 +33,11 @@ def known_part(problem: CompressionProblem) -> KnownPart | None:
     """
     if not problem.minimize:
         return None
-    floor = 0.0 if is_nonnegative(problem.loss) else None
+    floor = loss_floor(problem.loss)
     return KnownPart(
-        problem.ratio_tables(), constant=problem.ratio_constant, floor=floor
+        problem.ratio_tables(),
+        constant=problem.ratio_constant,
+        floor=None if floor is None else problem.gamma * floor,
     )
 
 
