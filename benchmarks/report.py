@@ -71,7 +71,13 @@ _PAGES: tuple[tuple[str, tuple[str, ...], Renderer], ...] = (
     ("fabolas", ("fabolas_profile", "comparison"), render_fabolas),
     (
         "paper",
-        ("paper_table2", "paper_fc3", "paper_proxy", "paper_gamma"),
+        (
+            "paper_table2",
+            "paper_fc3",
+            "paper_proxy",
+            "paper_gamma",
+            "paper_table2_certified",
+        ),
         paper_pages,
     ),
 )

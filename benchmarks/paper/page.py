@@ -19,6 +19,7 @@ from benchmarks.harness.charts import Axis, Series, chart
 from benchmarks.harness.tables import command, spread, table
 from benchmarks.harness.traces import Trace
 from benchmarks.paper import proxy
+from benchmarks.paper.certified_page import certified_section
 from benchmarks.paper.published import (
     PUBLISHED_TABLE_1,
     PUBLISHED_TABLE_2,
@@ -57,10 +58,11 @@ def paper_pages(*benchmarks: Sequence[Trace]) -> dict[str, str]:
     """One section per table or figure, and the figures, by path.
 
     Args:
-        benchmarks: Traces of Table 2, of Tables 3 and 4, of Figs. 2 and 3, and of
-            Tables 6 and 7; empty where a benchmark was not run.
+        benchmarks: Traces of Table 2, of Tables 3 and 4, of Figs. 2 and 3, of Tables 6
+            and 7, and of Table 2's problem until it is certified; empty where a
+            benchmark was not run.
     """
-    table_2, tables_3_and_4, figures_2_and_3, tables_6_and_7 = (
+    table_2, tables_3_and_4, figures_2_and_3, tables_6_and_7, certified = (
         [trace for trace in traces if trace.settings["source"] == "here"]
         for traces in benchmarks
     )
@@ -68,6 +70,8 @@ def paper_pages(*benchmarks: Sequence[Trace]) -> dict[str, str]:
     lines = ["# The paper's experiments", _INTRODUCTION, *_table_1()]
     if table_2:
         lines += _table_2(table_2, files)
+    if certified:
+        lines += certified_section(certified, table_2)
     if tables_3_and_4:
         lines += _tables_3_and_4(tables_3_and_4)
     if figures_2_and_3:

@@ -11,6 +11,7 @@ from compression_adapters.evaluation.losses import (
     LABELLED_LOSSES,
     LOSSES,
     IntermediateSquaredL2,
+    PairedTop1Error,
     RelativeSquaredL2,
     disagreement,
     kl_divergence,
@@ -22,6 +23,8 @@ CASES = {name: (loss, name in LABELLED_LOSSES) for name, loss in LOSSES.items()}
 CASES["relative_squared_l2"] = (RelativeSquaredL2(4.0), False)
 CASES["kl_divergence(4)"] = (kl_divergence(4.0), False)
 CASES["squared_l2 inside"] = (IntermediateSquaredL2("0"), False)
+# Zero at identity, as losses without labels, and the only one that may be negative.
+CASES["paired_top1_error"] = (PairedTop1Error(), False)
 
 
 @pytest.fixture
@@ -49,7 +52,8 @@ def test_loss_is_one_finite_value_a_sample(case, network, batch):
     values = case[0](network, batch)
     assert values.shape == (16,)
     assert bool(torch.isfinite(values).all())
-    assert bool((values >= 0).all())
+    smallest = -1.0 if isinstance(case[0], PairedTop1Error) else 0.0
+    assert bool((values >= smallest).all())
 
 
 def test_loss_of_a_sample_does_not_depend_on_the_others(case, network, batch):

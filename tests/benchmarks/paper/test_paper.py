@@ -29,7 +29,13 @@ from benchmarks.paper.tables import (
 )
 
 EXPERIMENTS = (TABLES_3_AND_4, TABLES_6_AND_7, proxy, TABLE_2)
-ORDER = ("paper_table2", "paper_fc3", "paper_proxy", "paper_gamma")
+ORDER = (
+    "paper_table2",
+    "paper_fc3",
+    "paper_proxy",
+    "paper_gamma",
+    "paper_table2_certified",
+)
 
 
 @pytest.mark.parametrize("experiment", EXPERIMENTS, ids=lambda module: module.NAME)

@@ -12,16 +12,19 @@ from compression_adapters import compress, compression_problem
 from compression_adapters.evaluation.losses import (
     LOSSES,
     IntermediateSquaredL2,
+    PairedTop1Error,
     RelativeSquaredL2,
     cross_entropy,
     is_stored_loss,
     kl_divergence,
+    loss_floor,
     squared_l2,
     stored_loss_name,
     top1_error,
 )
 from compression_adapters.evaluation.sampling import Batch
-from tests.helpers.networks import pool, small_network
+from compression_adapters.search.known_part import known_part
+from tests.helpers.networks import labels, pool, small_network
 
 identity = nn.Identity()
 rng = np.random.default_rng(0)
@@ -244,6 +247,67 @@ def own_loss(network, batch):
     return network(batch.inputs).flatten(1).sum(1)
 
 
+def test_a_paired_error_is_the_error_less_that_of_the_reference():
+    wrong = OUTPUTS.argmax(axis=1) != LABELS
+    wrong_before = REFERENCE.argmax(axis=1) != LABELS
+    found = PairedTop1Error()(identity, batch()).numpy()
+    np.testing.assert_array_equal(found, wrong.astype(float) - wrong_before)
+    assert found.min() == -1.0  # a prediction that compression makes right
+    same = batch(reference_outputs=torch.from_numpy(OUTPUTS))
+    assert PairedTop1Error()(identity, same).tolist() == [0.0] * 8
+
+
+def test_a_paired_error_has_a_smaller_variance_where_predictions_mostly_agree():
+    """P(l = 1) + P(l = -1) - mean^2, against p (1 - p) of the error by itself."""
+    logits = torch.from_numpy(rng.normal(size=(4000, 5)))
+    shaken = logits + 0.2 * torch.from_numpy(rng.normal(size=(4000, 5)))
+    classes = torch.from_numpy(rng.integers(5, size=4000))
+    drawn = Batch(shaken, classes, reference_outputs=logits)
+    paired, alone = PairedTop1Error()(identity, drawn), top1_error(identity, drawn)
+    before = float((logits.argmax(1) != classes).double().mean())
+    assert float(paired.mean()) == pytest.approx(float(alone.mean()) - before, abs=1e-6)
+    lost, won = (float((paired == sign).double().mean()) for sign in (1.0, -1.0))
+    expected = lost + won - float(paired.double().mean()) ** 2
+    assert float(paired.double().var()) == pytest.approx(expected, rel=1e-3)
+    assert expected < 0.5 * float(alone.double().var())
+
+
+def test_a_paired_error_needs_labels_and_reference_outputs():
+    with pytest.raises(ValueError, match="needs labels, and there are none"):
+        PairedTop1Error()(identity, batch(labels=None))
+    with pytest.raises(ValueError, match="has no reference_outputs"):
+        PairedTop1Error()(identity, batch(reference_outputs=None))
+
+
+@pytest.mark.parametrize("error", [-0.1, 1.1, float("nan")])
+def test_an_error_of_the_reference_is_a_share(error):
+    with pytest.raises(ValueError, match="reference_error must be a share"):
+        PairedTop1Error(error)
+
+
+def test_the_floor_of_a_loss_is_known_for_those_of_the_package_only():
+    assert {loss_floor(loss) for loss in LOSSES.values()} == {0.0}
+    assert loss_floor(own_loss) is None
+    assert loss_floor(PairedTop1Error()) is None
+    # Reached by a network that is always right, on any inputs.
+    drawn = batch(inputs=torch.eye(5)[LABELS], labels=torch.from_numpy(LABELS))
+    before = float((REFERENCE.argmax(axis=1) != LABELS).mean())
+    found = float(PairedTop1Error()(identity, drawn).mean())
+    assert found == pytest.approx(loss_floor(PairedTop1Error(before)))
+
+
+def test_the_floor_of_the_objective_is_gamma_times_that_of_the_loss():
+    for loss, floor in (
+        (PairedTop1Error(0.25), -0.5),
+        (PairedTop1Error(), None),
+        ("top1_error", 0.0),
+    ):
+        problem = compression_problem(
+            small_network(), pool(), labels=labels(), gamma=2.0, loss=loss
+        )
+        assert known_part(problem).floor == floor
+
+
 @pytest.mark.parametrize(
     ("loss", "name"),
     [
@@ -252,6 +316,7 @@ def own_loss(network, batch):
         (kl_divergence(2.5), "kl_divergence(temperature=2.5)"),
         (RelativeSquaredL2(1.235), "RelativeSquaredL2(scale=1.235)"),
         (IntermediateSquaredL2("1"), "IntermediateSquaredL2(layer='1')"),
+        (PairedTop1Error(0.25), "PairedTop1Error(reference_error=0.25)"),
         (own_loss, f"{__name__}.own_loss"),
     ],
 )
