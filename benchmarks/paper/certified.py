@@ -1,12 +1,11 @@
 """Table 2's problem as we recommend it: one run for its five gammas, until certified.
 
 The ratio is known, the loss is the paired difference of top-1 errors, and the number of
-images is chosen by its variance. Beside it lean Fabolas, for as long as that took.
+images is chosen by its variance.
 """
 
 from __future__ import annotations
 
-import copy
 import math
 import time
 from collections.abc import Mapping, Sequence
@@ -15,18 +14,15 @@ from functools import cache, partial
 from typing import Any
 
 import torch
+from torch import Tensor, nn
 
-from benchmarks.comparison.problems import network_problem
-from benchmarks.comparison.run import Budget, search_with
 from benchmarks.data_aware.subjects import FACTORS
-from benchmarks.harness.optimiser import Ask, Method, Observation, Point, Seconds, Task
 from benchmarks.harness.plans import Plan, minutes_of
 from benchmarks.harness.streams import streams
 from benchmarks.harness.traces import Trace, recorded
-from benchmarks.methods.registry import build_method
-from benchmarks.networks.evaluation import NetworkEvaluation, network_data, outputs_on
+from benchmarks.networks.evaluation import network_data, outputs_on
 from benchmarks.paper.runs import DELTA, NUM_SAMPLES, planned_source
-from benchmarks.paper.tables import TABLE_2, TABLE_2_GAMMAS
+from benchmarks.paper.tables import TABLE_2_GAMMAS
 from compression_adapters import (
     CompressionProblem,
     Loss,
@@ -54,8 +50,6 @@ MOST_TRIALS = 100
 SEM_SHARE = 0.5
 # Images on which the variance is measured, of each of the first networks.
 PILOT_SAMPLES = 500
-# Fabolas ends when its time is over.
-_ENDLESS = 1_000_000
 # Images of the pool on which networks are compared at the end, the same for all.
 POOL_IMAGES = 4_000
 
@@ -65,8 +59,6 @@ def settings(
     num_samples: int | str = "variance",
     factors: str = "weights",
     gammas: Sequence[float] = TABLE_2_GAMMAS,
-    *,
-    fabolas: bool = False,
 ) -> dict[str, Any]:
     """Settings of one run.
 
@@ -75,18 +67,16 @@ def settings(
         num_samples: m, or `variance`.
         factors: `weights` alone, or such as know the `data`.
         gammas: Weights of the loss, from one run.
-        fabolas: Whether lean Fabolas searches as well, as long as the run takes.
     """
     return {
         **{"network": NETWORK, "source": "here", "loss": loss},
-        **{"num_samples": num_samples, "factors": factors},
-        **{"gammas": list(gammas), "fabolas": fabolas},
+        **{"num_samples": num_samples, "factors": factors, "gammas": list(gammas)},
     }
 
 
 # Each with its number of runs and the core-minutes of one, measured.
 _PLAN: Plan = (
-    (settings(fabolas=True), 3, 6.0),
+    (settings(), 3, 3.0),
     (settings(factors="data"), 3, 3.0),
     # What each part brings, at one gamma.
     (settings("top1_error", NUM_SAMPLES, gammas=(1.0,)), 1, 2.0),
@@ -94,12 +84,17 @@ _PLAN: Plan = (
     (settings("top1_error", gammas=(1.0,)), 1, 3.0),
 )
 
-plan = partial(planned_source, _PLAN)
+
+def plan(seeds: int | None, **changes: Any) -> list[tuple[dict[str, Any], int]]:
+    """Every setting that agrees with `changes`, seed by seed."""
+    return sorted(planned_source(_PLAN, seeds, **changes), key=lambda job: job[1])
+
+
 minutes = partial(minutes_of, _PLAN)
 
 
 def run(seed: int, settings: dict[str, Any]) -> Trace:
-    """Search all gammas in one run, then Fabolas as long; measure on the test images.
+    """Search all gammas in one run, and measure on the test images.
 
     Seconds are those of the processor. Factors and floor are made once per process, and
     what that took counts for each run.
@@ -114,17 +109,12 @@ def run(seed: int, settings: dict[str, Any]) -> Trace:
         problem = replace(problem, num_samples=pilot["num_samples"])
     pilot_seconds = time.process_time() - start
     found = _searched(problem, settings["gammas"], seed)
-    # What a cut network is measured by costs the same whatever found it.
+    # On no clock: only the tables need it.
     measure = Measured(problem)
     for row in found:
         row |= measure(row["ranks"])
     seconds = sum(setup.values()) + pilot_seconds
     seconds += sum(row["seconds"] for row in found)
-    others: list[dict[str, Any]] = []
-    if settings["fabolas"]:
-        others = _fabolas(settings["gammas"], seconds, seed)
-        for row in others:
-            row |= measure(row["ranks"])
     return recorded(
         NAME,
         settings,
@@ -138,7 +128,6 @@ def run(seed: int, settings: dict[str, Any]) -> Trace:
             "pilot_seconds": pilot_seconds,
             "seconds": seconds,
             "gammas": found,
-            "fabolas": others,
         },
     )
 
@@ -272,94 +261,6 @@ def _searched(
     return rows
 
 
-class UntilTime:
-    """A method that ends when its time is over; the last evaluation is completed.
-
-    Args:
-        method: The method.
-        seconds: How long. Unit: processor seconds.
-    """
-
-    def __init__(self, method: Method, seconds: float) -> None:
-        self.method, self.seconds = method, seconds
-        self.start = time.process_time()
-
-    @property
-    def spent(self) -> float:
-        """Processor seconds so far."""
-        return time.process_time() - self.start
-
-    @property
-    def fit_seconds(self) -> Seconds:
-        return self.method.fit_seconds
-
-    def ask(self) -> Ask | None:
-        return None if self.spent >= self.seconds else self.method.ask()
-
-    def tell(self, observation: Observation) -> None:
-        self.method.tell(observation)
-
-    def incumbent(self) -> Point:
-        return self.method.incumbent()
-
-
-def _fabolas(
-    gammas: Sequence[float], seconds: float, seed: int
-) -> list[dict[str, Any]]:
-    """Lean Fabolas at every gamma, on factors of the weights alone, as in Table 2.
-
-    It gets the seconds of the whole run in equal parts, less what its factors took.
-    Like the run for all gammas, it computes outputs of the reference network once for
-    each image.
-    """
-    evaluation = _evaluation(TABLE_2.loss)
-    evaluation.problem = replace(evaluation.problem, reference=None)
-    _, setup = _problem("weights", "paired")
-    own = streams(f"{NETWORK} {TABLE_2.loss}", seed)
-    each = (seconds - setup["factors"]) / len(gammas)
-    rows = []
-    for gamma in sorted(gammas):
-        weighted = copy.copy(evaluation)
-        weighted.problem = replace(evaluation.problem, gamma=gamma)
-        problem = network_problem(weighted)
-        task = Task(
-            dim=problem.dim,
-            max_samples=problem.max_samples,
-            delta=DELTA,
-            seed=own.method,
-            cells=problem.cells,
-            compression=problem.compression,
-        )
-        method = UntilTime(build_method("fabolas_lean", task), each)
-        result, _ = search_with(
-            replace(problem, final=partial(_ranks_at, weighted)),
-            method,
-            Budget(_ENDLESS),
-            own.evaluation,
-            follow=False,
-        )
-        rows.append(
-            {
-                "gamma": gamma,
-                "evaluations": result["evaluations"],
-                "images": result["samples"],
-                "ranks": result["own"]["ranks"],
-                "seconds": method.spent,
-            }
-        )
-    return rows
-
-
-def _ranks_at(evaluation: NetworkEvaluation, point: Point) -> dict[str, Any]:
-    """What is kept of a point that is returned; it is measured with the others."""
-    return {"ranks": evaluation.ranks(point)}
-
-
-@cache
-def _evaluation(loss: str) -> NetworkEvaluation:
-    return NetworkEvaluation(NETWORK, 1.0, "log", loss)
-
-
 class Measured:
     """What networks of a problem are, on the test images and on those of the pool.
 
@@ -370,8 +271,8 @@ class Measured:
     def __init__(self, problem: CompressionProblem) -> None:
         self.problem, self.data = problem, network_data(NETWORK)
         self.known: dict[tuple[Rank, ...], dict[str, float]] = {}
-        self.right = self._right()
-        test, pool = self.right
+        self.before = _right(self.data.network)
+        test, pool = self.before
         self.reference = {
             "top1": float(test.double().mean()),
             "pool_top1": float(pool.double().mean()),
@@ -384,10 +285,10 @@ class Measured:
             problem = self.problem
             with truncated(
                 problem.network, problem.factors, problem.layers, dict(ranks)
-            ):
-                test, pool = self._right()
+            ) as network:
+                test, pool = _right_of(network)
             wrong = 1.0 - pool.double()
-            drop = self.right[1].double() - pool.double()
+            drop = self.before[1].double() - pool.double()
             self.known[key] = {
                 "ratio": problem.ratio(ranks),
                 "top1": float(test.double().mean()),
@@ -397,14 +298,20 @@ class Measured:
             }
         return self.known[key]
 
-    def _right(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """Whether the network, as it is now, is right on test and pool images."""
-        data, network = self.data, self.problem.network
-        found = []
-        for images, labels, count in (
-            (data.test, data.test_labels, len(data.test)),
-            (data.pool, data.pool_labels, POOL_IMAGES),
-        ):
-            outputs = outputs_on(network, images, count)
-            found.append(outputs.argmax(1) == labels[: len(outputs)])
-        return found[0], found[1]
+
+@cache
+def _right(network: nn.Module) -> tuple[Tensor, Tensor]:
+    """As `_right_of`, of a network that is not cut, once per process."""
+    return _right_of(network)
+
+
+def _right_of(network: nn.Module) -> tuple[Tensor, Tensor]:
+    """Whether a network is right, on all test images and on the first of the pool."""
+    data, found = network_data(NETWORK), []
+    for images, labels, count in (
+        (data.test, data.test_labels, len(data.test)),
+        (data.pool, data.pool_labels, POOL_IMAGES),
+    ):
+        outputs = outputs_on(network, images, count)
+        found.append(outputs.argmax(1) == labels[: len(outputs)])
+    return found[0], found[1]
