@@ -49,8 +49,9 @@ MNIST, one thread, processor seconds. Each section has its command; with `--data
 How to read the tables: compare the *direction* in which a column moves, not its values.
 `pac_published` is the paper's method (linear encoding, factors at the maximal rank,
 smallest rank 10 or the smallest maximal rank, literal proposals, pairwise certificate,
-epsilon 0.005). `pac` is what we recommend. Everywhere delta is 0.05 and m is 50. Table
-5 has [a page of its own](vgg16_stages.md).
+epsilon 0.005). `pac` is its search by the defaults of `ax_pac`. Delta is 0.05
+everywhere, and m is 50 but for Table 2's problem until it is certified. Table 5 has
+[a page of its own](vgg16_stages.md).
 """
 
 
