@@ -162,7 +162,9 @@ def compress(
         include: Globs for layer names, types, or predicates; only layers that match.
         exclude: The same; layers that match are left alone.
         tie: Layer name to group, for a common coordinate; or `"threshold"`.
-        encoding: `"log"`, `"energy"` or `"linear"`, see `docs/rank_space.md`.
+        encoding: `"log"`, `"energy"` or `"linear"`; or `"path"`, with which tied layers
+            move along their own price path, so that few coordinates reach every network
+            of it. See `docs/rank_space.md`.
         at_max: What the last bin of a coordinate means, see `rank_scale`.
         min_rank: Smallest rank.
         round_to: Use multiples of this as ranks, such as 8.

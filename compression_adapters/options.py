@@ -25,7 +25,10 @@ LossName = Literal[
     "disagreement",
     "cosine_distance",
 ]
-EncodingName = Literal["log", "energy", "linear"]
+EncodingName = Literal["log", "energy", "linear", "path"]
+"""What a coordinate means, see `rank_scale` and, for `path`, `path_parameters`."""
+PATH: Final = "path"
+"""The encoding that is not of one layer alone."""
 AtMax = Literal["dense", "factor"]
 ChooseName = Literal["low_rank", "best"]
 """Which forms a layer can have, see `CHOICES`."""
@@ -419,7 +422,8 @@ class ProblemOptions:
     tie: Callable[[str], str] | Literal["threshold"] | None = None
     encoding: str = option(
         "log",
-        "How a coordinate in [0, 1] becomes a rank; linear is the paper's.",
+        "How a coordinate in [0, 1] becomes a rank; linear is the paper's, path runs "
+        "along the price path.",
         choices=EncodingName,
     )
     at_max: AtMax = option(
@@ -490,6 +494,11 @@ class ProblemOptions:
         require_objective(self.objective)
         require_tie(self.tie)
         require_rank_options(self.encoding, self.at_max, self.min_rank, self.round_to)
+        if self.encoding == PATH and isinstance(self.tie, str):
+            raise ValueError(
+                f"tie={self.tie!r} has an order of its own, and encoding 'path' as "
+                "well; use one of them."
+            )
 
     @property
     def first_num_samples(self) -> int:
