@@ -43,6 +43,8 @@ Start = Literal["auto", "path", "line", "space-filling"]
 """What is evaluated first, see `attach_first_points`."""
 
 AUTO: Final = "auto"
+SPEEDUP_COORDINATES: Final = 3
+"""Coordinates of a search for a speedup, unless it is said how layers share them."""
 FEWEST_SAMPLES: Final = 50
 """The paper's m: the start and the minimum of `num_samples="auto"`."""
 CALIBRATE: Final = 500
@@ -420,6 +422,13 @@ class ProblemOptions:
     include: Any = None
     exclude: Any = ()
     tie: Callable[[str], str] | Literal["threshold"] | None = None
+    coordinates: int | None = option(
+        None,
+        "Layers share so many coordinates, which run along the price path; for many "
+        "layers.  [default: one for each layer; for --speedup at most "
+        f"{SPEEDUP_COORDINATES}]",
+        at_least=1,
+    )
     encoding: str = option(
         "log",
         "How a coordinate in [0, 1] becomes a rank; linear is the paper's, path runs "
@@ -494,10 +503,27 @@ class ProblemOptions:
         require_objective(self.objective)
         require_tie(self.tie)
         require_rank_options(self.encoding, self.at_max, self.min_rank, self.round_to)
+        self._require_coordinates()
         if self.encoding == PATH and isinstance(self.tie, str):
             raise ValueError(
                 f"tie={self.tie!r} has an order of its own, and encoding 'path' as "
                 "well; use one of them."
+            )
+
+    def _require_coordinates(self) -> None:
+        """Raise unless there is one way in which layers share coordinates."""
+        few = self.coordinates
+        if few is None:
+            return
+        if type(few) is not int or few < 1:
+            raise ValueError(
+                f"coordinates must be a whole number, at least 1; got {few!r}."
+            )
+        if self.tie is not None or self.encoding not in ("log", PATH):
+            raise ValueError(
+                "coordinates groups the layers and orders them by the price path, and "
+                f"tie={self.tie!r} with encoding={self.encoding!r} does so in another "
+                "way; use one of them."
             )
 
     @property

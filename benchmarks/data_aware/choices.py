@@ -168,6 +168,7 @@ def run_search(seed: int, settings: dict[str, Any]) -> dict[str, Any]:
         relative=settings["relative"],
         choose=data.choose,
         max_trials=settings.get("max_trials", MAX_TRIALS),
+        coordinates=settings.get("coordinates"),
         seed=seed,
         calibration_seed=seed,
         progress=False,

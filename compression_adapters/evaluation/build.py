@@ -13,7 +13,7 @@ from compression_adapters.evaluation.losses import (
     RelativeSquaredL2,
     disagreement,
 )
-from compression_adapters.evaluation.path_encoding import path_parameters
+from compression_adapters.evaluation.path_encoding import even_groups, path_parameters
 from compression_adapters.evaluation.problem import CompressionProblem
 from compression_adapters.evaluation.size_choice import measured_size, worthwhile_ranks
 from compression_adapters.layers.selection import choice_of
@@ -56,9 +56,9 @@ def compression_problem(
         gamma: Weight of the loss in the objective, positive.
         **options: Keywords of `compress` that say what is searched, which documents
             them: `labels`, `loss`, `num_samples` (a number), `choose`, `include`,
-            `exclude`, `tie`, `encoding`, `at_max`, `min_rank`, `round_to`,
-            `skip_no_gain`, `objective`, `binary_loss`, `collate`, `output`, `size`,
-            `size_of`, `latency_batch`, `latency_seconds`.
+            `exclude`, `tie`, `coordinates`, `encoding`, `at_max`, `min_rank`,
+            `round_to`, `skip_no_gain`, `objective`, `binary_loss`, `collate`, `output`,
+            `size`, `size_of`, `latency_batch`, `latency_seconds`.
 
     Before anything is decomposed, the network runs on a few inputs. Layers that the
     outputs do not depend on take no part, with a warning; to find them takes a pass on
@@ -149,7 +149,7 @@ def build_problem(
         layer.name: layer.decomposition.singular_values(factors[layer.name])
         for layer in layers
     }
-    on_path = options.encoding == PATH
+    on_path = options.encoding == PATH or options.coordinates is not None
     # What each layer loses is not known before there is a problem.
     tie, encoding = (None, "log") if on_path else (options.tie, options.encoding)
     parameters = rank_parameters(
@@ -194,7 +194,9 @@ def build_problem(
         single = outputs is not None and outputs.ndim == 2
         problem = replace(problem, binary_loss=single)
     if on_path:
-        problem = replace(problem, parameters=path_parameters(problem, options.tie))
+        number = options.coordinates
+        tie = options.tie if number is None else even_groups(problem, number)
+        problem = replace(problem, parameters=path_parameters(problem, tie))
     return problem
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from compression_adapters.evaluation.loss_curves import loss_curves
 from compression_adapters.evaluation.price_path import (
@@ -66,6 +66,31 @@ def path_parameters(
         )
         for group, members in groups.items()
     )
+
+
+def even_groups(problem: CompressionProblem, number: int) -> Callable[[str], str]:
+    """Divide the layers, in their order, into groups of about the same size.
+
+    Args:
+        problem: With the layers and what their size is.
+        number: Of groups; there are fewer where one layer is larger than its share.
+
+    Returns:
+        Layer name to group, for `path_parameters`.
+    """
+    size = problem.measure
+    dense = {
+        layer.name: size.of_layers({layer.name: DENSE}, [layer.name])
+        for layer in problem.layers
+    }
+    whole, before = sum(dense.values()), 0.0
+    places = {}
+    for name, own in dense.items():
+        # By the middle of the layer.
+        places[name] = min(int(number * (before + own / 2) / whole), number - 1)
+        before += own
+    order = {place: i for i, place in enumerate(sorted(set(places.values())), 1)}
+    return {name: f"group_{order[place]}" for name, place in places.items()}.__getitem__
 
 
 def _with_dense(hull: list[Option], last: Option, at_max: AtMax) -> list[Option]:

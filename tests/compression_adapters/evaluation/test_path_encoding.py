@@ -100,6 +100,35 @@ def test_a_rank_that_loses_nothing_still_leaves_the_dense_layer():
     assert networks_of(p)[-1] == {"0": DENSE, "2": DENSE}
 
 
+@pytest.mark.parametrize("number", [1, 2, 3, 10])
+def test_coordinates_group_the_layers_in_their_order_by_size(number):
+    p = problem(encoding="log", coordinates=number)
+    groups = [parameter.layers for parameter in p.parameters]
+    assert len(groups) <= number
+    assert [name for group in groups for name in group] == ["0", "2", "4", "6"]
+    weights = {layer.name: layer.num_weights for layer in p.layers}
+    shares = [sum(weights[n] for n in group) for group in groups]
+    # No group exceeds its share by more than the layer at each of its ends.
+    assert max(shares) <= sum(weights.values()) / number + max(weights.values())
+    whole = price_path(problem(encoding="log"))
+    assert price_path(p).networks == whole.networks
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        *({"coordinates": 0}, {"coordinates": 2.0}),
+        *(
+            {"coordinates": 2, "tie": in_pairs},
+            {"coordinates": 2, "encoding": "energy"},
+        ),
+    ],
+)
+def test_coordinates_that_are_none_or_grouped_twice_are_refused(options):
+    with pytest.raises(ValueError, match="coordinates"):
+        problem(**({"encoding": "log"} | options))
+
+
 def test_a_search_begins_on_the_path_and_ends_with_a_certificate():
     found = compress(
         network(),
