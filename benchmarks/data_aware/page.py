@@ -728,8 +728,8 @@ def _shared_section(runs: Runs) -> list[str]:
         "## Few coordinates along the path",
         "",
         "`compress(..., coordinates=...)`: layers share coordinates, and those of a "
-        "group move along their own price path. The certificate is of the networks that "
-        "so many coordinates reach; the whole price path is among them.",
+        "group move along their own price path. The certificate is of the networks "
+        "that so many coordinates reach; the whole price path is among them.",
         "",
         *table(
             "network | gamma | coordinates | runs | certified | evaluations "
