@@ -165,8 +165,10 @@ def compress(
         tie: Layer name to group, for a common coordinate; or `"threshold"`.
         coordinates: Layers share so many coordinates, at most: in their order, in
             groups of about the same size, each along its own price path (encoding
-            `"path"`). None: one for each layer; for a `speedup` of more layers three,
-            unless `tie` says otherwise. See `docs/rank_space.md`.
+            `"path"`). None: one for each of up to eight layers; more share three,
+            unless `tie` or `encoding` says otherwise or `calibrate` is 0. The
+            certificate is of the networks that the coordinates reach. See
+            `docs/rank_space.md`.
         encoding: `"log"`, `"energy"` or `"linear"`; or `"path"`, with which tied layers
             move along their own price path, so that few coordinates reach every network
             of it. See `docs/rank_space.md`.

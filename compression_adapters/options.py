@@ -43,8 +43,9 @@ Start = Literal["auto", "path", "line", "space-filling"]
 """What is evaluated first, see `attach_first_points`."""
 
 AUTO: Final = "auto"
-SPEEDUP_COORDINATES: Final = 3
-"""Coordinates of a search for a speedup, unless it is said how layers share them."""
+FEW_COORDINATES: Final = 3
+MOST_ALONE: Final = 8
+"""More layers than this share so few coordinates, unless it is said how they do."""
 FEWEST_SAMPLES: Final = 50
 """The paper's m: the start and the minimum of `num_samples="auto"`."""
 CALIBRATE: Final = 500
@@ -425,8 +426,8 @@ class ProblemOptions:
     coordinates: int | None = option(
         None,
         "Layers share so many coordinates, which run along the price path; for many "
-        "layers.  [default: one for each layer; for --speedup at most "
-        f"{SPEEDUP_COORDINATES}]",
+        f"layers.  [default: one for each layer; of more than {MOST_ALONE}, "
+        f"{FEW_COORDINATES}, unless --calibrate is 0]",
         at_least=1,
     )
     encoding: str = option(

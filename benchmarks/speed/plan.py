@@ -20,7 +20,7 @@ from benchmarks.speed.runs import (
     run_speedup,
     run_weights,
 )
-from compression_adapters.options import SPEEDUP_COORDINATES
+from compression_adapters.options import FEW_COORDINATES
 
 NAME = "speed"
 DESCRIPTION = (
@@ -33,7 +33,7 @@ ONE_A_LAYER = "one a layer"
 
 def speedup(
     search: bool,
-    coordinates: int | str = SPEEDUP_COORDINATES,
+    coordinates: int | str = FEW_COORDINATES,
     factor: float = SPEEDUP,
     forms: str = "chosen",
 ) -> dict[str, Any]:

@@ -29,7 +29,13 @@ from compression_adapters.network.macs import drop_ranks_without_gain
 from compression_adapters.network.modes import evaluation_mode, forward
 from compression_adapters.network.parity import layers_in_use, require_parity
 from compression_adapters.network.replacement import copy_network
-from compression_adapters.options import PATH, ProblemOptions, require_gamma
+from compression_adapters.options import (
+    FEW_COORDINATES,
+    MOST_ALONE,
+    PATH,
+    ProblemOptions,
+    require_gamma,
+)
 from compression_adapters.rank_space.parameters import layer_ranks, rank_parameters
 
 # For the size of the reference outputs: gives one digit, which gamma needs.
@@ -149,7 +155,8 @@ def build_problem(
         layer.name: layer.decomposition.singular_values(factors[layer.name])
         for layer in layers
     }
-    on_path = options.encoding == PATH or options.coordinates is not None
+    number = _coordinates(options, len(layers), known is not None)
+    on_path = options.encoding == PATH or number is not None
     # What each layer loses is not known before there is a problem.
     tie, encoding = (None, "log") if on_path else (options.tie, options.encoding)
     parameters = rank_parameters(
@@ -194,10 +201,22 @@ def build_problem(
         single = outputs is not None and outputs.ndim == 2
         problem = replace(problem, binary_loss=single)
     if on_path:
-        number = options.coordinates
         tie = options.tie if number is None else even_groups(problem, number)
         problem = replace(problem, parameters=path_parameters(problem, tie))
     return problem
+
+
+def _coordinates(options: ProblemOptions, layers: int, calibrated: bool) -> int | None:
+    """Return how many coordinates layers share along the path, None if they do not.
+
+    With one each, a certificate for sixteen layers takes a hundred evaluations or more,
+    and the network is no better (docs/benchmarks/data_aware.md). Without calibration
+    inputs the search is the paper's.
+    """
+    own = options.coordinates, options.tie, options.encoding
+    if own != (None, None, "log") or not calibrated or layers <= MOST_ALONE:
+        return options.coordinates
+    return FEW_COORDINATES
 
 
 def _with_scale(

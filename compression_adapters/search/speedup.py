@@ -15,15 +15,12 @@ from ax.api.client import Client
 from torch import nn
 
 from ax_pac.ax_internals import experiment_of
-from compression_adapters.evaluation.path_encoding import even_groups, path_parameters
 from compression_adapters.evaluation.price_path import PricePath, price_path
 from compression_adapters.evaluation.problem import CompressionProblem
 from compression_adapters.network.latency import LatencyComparison
 from compression_adapters.options import (
     AUTO,
-    SPEEDUP_COORDINATES,
     CompressionOptions,
-    ProblemOptions,
     SearchOptions,
     read_speedup,
 )
@@ -123,7 +120,6 @@ def search_speedup(
     problem = checked_problem(
         network, inputs, 1.0, replace(options.problem, size=size, size_of="network")
     )
-    problem = _on_few_coordinates(problem, options.problem)
     prepared = time.perf_counter() - began
     path = price_path(problem)
     fastest = _measured(problem, path, 0)
@@ -177,21 +173,6 @@ def search_speedup(
         "total": time.perf_counter() - began,
     }
     return replace(kept, timings=spent, gammas=pd.DataFrame(rows))
-
-
-def _on_few_coordinates(
-    problem: CompressionProblem, options: ProblemOptions
-) -> CompressionProblem:
-    """Let layers share coordinates along the path, unless it is said how they do.
-
-    All layers that take time are in play, often twenty or more: with a coordinate each,
-    a hundred evaluations do not end with a certificate, and find no better network.
-    """
-    own = options.tie is not None or options.coordinates is not None
-    if own or options.encoding != "log" or len(problem.layers) <= SPEEDUP_COORDINATES:
-        return problem
-    groups = even_groups(problem, SPEEDUP_COORDINATES)
-    return replace(problem, parameters=path_parameters(problem, groups))
 
 
 def _settled(
