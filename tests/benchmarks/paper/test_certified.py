@@ -133,6 +133,7 @@ def test_the_page_says_what_was_certified_and_what_fabolas_had_in_table_2():
         for gamma in TABLE_2_GAMMAS
     ]
     page = "\n".join(certified_section(traces, table_2))
+    assert "Not run yet: 6 of 9 runs of the plan." in page
     assert "Of 10 pairs of a gamma and a run 10 are certified, after 40 to 44" in page
     # The second seed's network is .01 * gamma worse than the best.
     assert "| weights | 0.8 | 2 | 400 (400-400) | 2/2 | 40 (40-40) |" in page
