@@ -44,6 +44,7 @@ from benchmarks.networks import (
 )
 from benchmarks.networks import resnets as networks
 from benchmarks.networks.imagenet import DATA_VARIABLE, WEIGHTS_VARIABLE
+from benchmarks.no_training import plan as no_training
 from benchmarks.paper import proxy as paper_proxy
 from benchmarks.paper.tables import TABLE_2, TABLES_3_AND_4, TABLES_6_AND_7
 from benchmarks.quality import plan as quality
@@ -80,6 +81,7 @@ BENCHMARKS = {
         data_aware,
         quality,
         speed,
+        no_training,
         vgg16_stages,
         any_network,
         torchvision_table,

@@ -32,6 +32,7 @@ from benchmarks.networks.resnets_page import render_networks
 from benchmarks.networks.sample_size import render_sample_size
 from benchmarks.networks.torchvision_table import render_torchvision
 from benchmarks.networks.vgg16_stages import render_vgg16_stages
+from benchmarks.no_training.page import render_no_training
 from benchmarks.paper.page import paper_pages
 from benchmarks.quality.page import render_quality
 from benchmarks.speed.page import render_speed
@@ -61,6 +62,7 @@ _PAGES: tuple[tuple[str, tuple[str, ...], Renderer], ...] = (
     ("networks", ("networks",), render_networks),
     ("data_aware", ("data_aware", "networks"), render_data_aware),
     ("speed", ("speed",), render_speed),
+    ("no_training", ("no_training",), render_no_training),
     ("vgg16_stages", ("vgg16_stages",), render_vgg16_stages),
     ("any_network", ("any_network",), render_any_network),
     ("torchvision", ("torchvision",), render_torchvision),

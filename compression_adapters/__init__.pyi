@@ -24,6 +24,9 @@ from .decompositions import (
 from .decompositions import (
     Moments as Moments,
 )
+from .evaluation.build import (
+    compression_problem as compression_problem,
+)
 from .evaluation.estimates import (
     MeanSEM as MeanSEM,
 )
@@ -77,9 +80,6 @@ from .evaluation.price_path import (
 )
 from .evaluation.problem import (
     CompressionProblem as CompressionProblem,
-)
-from .evaluation.problem import (
-    compression_problem as compression_problem,
 )
 from .evaluation.sampling import (
     Batch as Batch,

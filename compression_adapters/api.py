@@ -70,6 +70,7 @@ def compress(
     include: Selectors | None = None,
     exclude: Selectors = (),
     tie: Tie | None = None,
+    coordinates: int | None = ProblemOptions.coordinates,
     encoding: str = ProblemOptions.encoding,
     at_max: AtMax = ProblemOptions.at_max,
     min_rank: int = ProblemOptions.min_rank,
@@ -162,7 +163,15 @@ def compress(
         include: Globs for layer names, types, or predicates; only layers that match.
         exclude: The same; layers that match are left alone.
         tie: Layer name to group, for a common coordinate; or `"threshold"`.
-        encoding: `"log"`, `"energy"` or `"linear"`, see `docs/rank_space.md`.
+        coordinates: Layers share so many coordinates, at most: in their order, in
+            groups of about the same size, each along its own price path (encoding
+            `"path"`). None: one for each of up to eight layers; more share three,
+            unless `tie` or `encoding` says otherwise or `calibrate` is 0. The
+            certificate is of the networks that the coordinates reach. See
+            `docs/rank_space.md`.
+        encoding: `"log"`, `"energy"` or `"linear"`; or `"path"`, with which tied layers
+            move along their own price path, so that few coordinates reach every network
+            of it. See `docs/rank_space.md`.
         at_max: What the last bin of a coordinate means, see `rank_scale`.
         min_rank: Smallest rank.
         round_to: Use multiples of this as ranks, such as 8.
@@ -264,6 +273,7 @@ def compress(
         include=include,
         exclude=exclude,
         tie=tie,
+        coordinates=coordinates,
         encoding=encoding,
         at_max=at_max,
         min_rank=min_rank,

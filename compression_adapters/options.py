@@ -25,7 +25,10 @@ LossName = Literal[
     "disagreement",
     "cosine_distance",
 ]
-EncodingName = Literal["log", "energy", "linear"]
+EncodingName = Literal["log", "energy", "linear", "path"]
+"""What a coordinate means, see `rank_scale` and, for `path`, `path_parameters`."""
+PATH: Final = "path"
+"""The encoding that is not of one layer alone."""
 AtMax = Literal["dense", "factor"]
 ChooseName = Literal["low_rank", "best"]
 """Which forms a layer can have, see `CHOICES`."""
@@ -40,6 +43,9 @@ Start = Literal["auto", "path", "line", "space-filling"]
 """What is evaluated first, see `attach_first_points`."""
 
 AUTO: Final = "auto"
+FEW_COORDINATES: Final = 3
+MOST_ALONE: Final = 8
+"""More layers than this share so few coordinates, unless it is said how they do."""
 FEWEST_SAMPLES: Final = 50
 """The paper's m: the start and the minimum of `num_samples="auto"`."""
 CALIBRATE: Final = 500
@@ -417,9 +423,17 @@ class ProblemOptions:
     include: Any = None
     exclude: Any = ()
     tie: Callable[[str], str] | Literal["threshold"] | None = None
+    coordinates: int | None = option(
+        None,
+        "Layers share so many coordinates, which run along the price path; for many "
+        f"layers.  [default: one for each layer; of more than {MOST_ALONE}, "
+        f"{FEW_COORDINATES}, unless --calibrate is 0]",
+        at_least=1,
+    )
     encoding: str = option(
         "log",
-        "How a coordinate in [0, 1] becomes a rank; linear is the paper's.",
+        "How a coordinate in [0, 1] becomes a rank; linear is the paper's, path runs "
+        "along the price path.",
         choices=EncodingName,
     )
     at_max: AtMax = option(
@@ -490,6 +504,28 @@ class ProblemOptions:
         require_objective(self.objective)
         require_tie(self.tie)
         require_rank_options(self.encoding, self.at_max, self.min_rank, self.round_to)
+        self._require_coordinates()
+        if self.encoding == PATH and isinstance(self.tie, str):
+            raise ValueError(
+                f"tie={self.tie!r} has an order of its own, and encoding 'path' as "
+                "well; use one of them."
+            )
+
+    def _require_coordinates(self) -> None:
+        """Raise unless there is one way in which layers share coordinates."""
+        few = self.coordinates
+        if few is None:
+            return
+        if type(few) is not int or few < 1:
+            raise ValueError(
+                f"coordinates must be a whole number, at least 1; got {few!r}."
+            )
+        if self.tie is not None or self.encoding not in ("log", PATH):
+            raise ValueError(
+                "coordinates groups the layers and orders them by the price path, and "
+                f"tie={self.tie!r} with encoding={self.encoding!r} does so in another "
+                "way; use one of them."
+            )
 
     @property
     def first_num_samples(self) -> int:

@@ -72,6 +72,7 @@ def render_data_aware(
     lines += _layers_section(runs)
     lines += _time_section(runs)
     lines += _delta_section(runs)
+    lines += _shared_section(runs)
     lines += _stages_section(runs)
     lines += _missing_section(traces)
     return {"data_aware.md": "\n".join(lines), **files}
@@ -694,6 +695,45 @@ def _delta_section(runs: Runs) -> list[str]:
         *table(
             "network | gamma | delta | certified | evaluations | CPU seconds | J "
             "| top-1 %",
+            rows,
+        ),
+    ]
+
+
+def _shared_section(runs: Runs) -> list[str]:
+    """Searches whose layers share coordinates, beside those that do not."""
+    rows = []
+    for name, gammas in data_aware.SHARED_GAMMAS.items():
+        for gamma in gammas:
+            found: list[tuple[int | str, list[Result]]] = []
+            for number in data_aware.SHARED:
+                settings = data_aware.shared(name, gamma, number)
+                found.append((number, runs.results(settings.pop("part"), **settings)))
+            found.append(("one a layer", runs.searches(name, "data", gamma)))
+            for number, results in found:
+                if results:
+                    rows.append(
+                        [
+                            *(name, gamma, number, len(results)),
+                            f"{sum(r['holds'] for r in results)}/{len(results)}",
+                            spread([r["evaluations"] for r in results], 0),
+                            spread([r["cpu_seconds"] for r in results], 0),
+                            spread([objective(gamma, r) for r in results], 3),
+                            spread([100 * r["top1"] for r in results], 2),
+                        ]
+                    )
+    if not rows:
+        return []
+    return [
+        "## Few coordinates along the path",
+        "",
+        "`compress(..., coordinates=...)`: layers share coordinates, and those of a "
+        "group move along their own price path. The certificate is of the networks "
+        "that so many coordinates reach; the whole price path is among them.",
+        "",
+        *table(
+            "network | gamma | coordinates | runs | certified | evaluations "
+            "| CPU seconds | J | top-1 %",
             rows,
         ),
     ]

@@ -34,6 +34,9 @@ DELTA = 0.02
 # Sizes at which a network is taken from the path.
 TAKEN = {"resnet18": (0.04, 0.075), "resnet50": (0.12,), "transformer": (0.3, 0.5)}
 DELTAS = ((0.05, False), (0.01, False), (0.1, True))
+# Coordinates that layers share, and at which gammas.
+SHARED = (1, 2, 3, 4)
+SHARED_GAMMAS = {"resnet18": (0.02, 1.0), "resnet50": (0.02, 1.0)}
 # Core-minutes to measure a network along a rule, and of one search.
 _RULE_MINUTES = {"fc3": 0.3, "resnet18": 1.5, "resnet50": 4.0, "transformer": 0.5}
 _SEARCH_MINUTES = {"fc3": 0.5, "resnet18": 2.5, "resnet50": 6.0, "transformer": 0.5}
@@ -76,6 +79,12 @@ def search(
     """Settings of a search as `compress` makes it."""
     settings = {"network": network, "factors": factors, "gamma": gamma}
     return part("search", **settings, delta=delta, relative=relative)
+
+
+def shared(network: str, gamma: float, coordinates: int) -> dict[str, Any]:
+    """Settings of a search whose layers share coordinates along the price path."""
+    settings = {"network": network, "factors": "data", "gamma": gamma, "delta": DELTA}
+    return part("shared", **settings, relative=False, coordinates=coordinates)
 
 
 # Each with its number of runs and the core-minutes of one, measured.
@@ -126,6 +135,12 @@ _PLAN: tuple[tuple[dict[str, Any], int, float], ...] = (
         )
         for delta in DELTAS
     ),
+    *(
+        (shared(name, gamma, number), 3, minutes)
+        for name, minutes in (("resnet18", 1.0), ("resnet50", 2.0))
+        for gamma in SHARED_GAMMAS[name]
+        for number in SHARED
+    ),
     *((part("stages", trained=trained), 3, 20.0) for trained in (True, False)),
 )
 
@@ -138,6 +153,7 @@ _PARTS: dict[str, Callable[[int, dict[str, Any]], dict[str, Any]]] = {
     "predicted": run_predicted,
     "taken": run_taken,
     "search": run_search,
+    "shared": run_search,
     "stages": run_stages,
 }
 

@@ -54,15 +54,14 @@ def _speedups(traces: Sequence[Trace]) -> list[str]:
         return []
     groups: dict[tuple[Any, ...], list[Result]] = {}
     for trace in traces:
-        names = ("speedup", "search", "tie", "delta", "forms")
+        names = ("speedup", "search", "coordinates", "delta", "forms")
         key = tuple(trace.settings.get(name, "chosen") for name in names)
         groups.setdefault(key, []).append(trace.result)
     rows = []
-    for (factor, searched, tie, delta, forms), results in groups.items():
+    for (factor, searched, coordinates, delta, forms), results in groups.items():
         how = f"search, delta {delta}" if searched else "price path, no search"
-        coordinates = "one a stage" if tie == "stage" else "one a layer"
-        if searched or tie == "stage":
-            how += f", {coordinates}"
+        if searched:
+            how += f", coordinates: {coordinates}"
         if forms == "best":
             how += ', `choose="best"`'
         certified = sum(r["holds"] for r in results)
@@ -94,10 +93,10 @@ def _speedups(traces: Sequence[Trace]) -> list[str]:
             rows,
         ),
         "A search ends at the network that just meets the target with the least loss, "
-        "among those of the price path, its incumbents and what it evaluated. With one "
-        f"coordinate a layer {MAX_TRIALS} evaluations do not lead to a certificate. "
-        "With one a stage (and one for the 1 x 1 shortcuts) fewer do, but there are "
-        "fewer networks as well, and the price path among them loses more.",
+        "among those of the price path, its incumbents and what it evaluated. Layers "
+        "share coordinates that run along the price path (`coordinates`), so that all "
+        "of its networks are in the space; with one a layer "
+        f"{MAX_TRIALS} evaluations do not lead to a certificate.",
         "",
         'With `choose="best"` a convolution may be any of three forms, and the table '
         "of times has a budget three times as long. What is known of the times "

@@ -20,6 +20,7 @@ from benchmarks.speed.runs import (
     run_speedup,
     run_weights,
 )
+from compression_adapters.options import FEW_COORDINATES
 
 NAME = "speed"
 DESCRIPTION = (
@@ -27,22 +28,26 @@ DESCRIPTION = (
 )
 MINUTES_ONCE = 0.5
 BATCHES = (BATCH, 8)
+ONE_A_LAYER = "one a layer"
 
 
 def speedup(
-    search: bool, tie: str = "stage", factor: float = SPEEDUP, forms: str = "chosen"
+    search: bool,
+    coordinates: int | str = FEW_COORDINATES,
+    factor: float = SPEEDUP,
+    forms: str = "chosen",
 ) -> dict[str, Any]:
     """Settings of a network that has to be so many times faster.
 
     Args:
         search: Whether it is searched, or taken from the price path.
-        tie: Which layers share a coordinate.
+        coordinates: How many the layers share, or `ONE_A_LAYER`.
         factor: How many times faster.
         forms: `"chosen"` by hand, or all of each layer, `"best"`.
     """
-    settings = {"search": search, "speedup": factor, "batch": BATCH}
-    settings |= {"part": "speedup", "tie": tie, "delta": DELTA}
-    if search and tie == "none":
+    settings = {"search": search, "speedup": factor, "batch": BATCH, "delta": DELTA}
+    settings |= {"part": "speedup", "coordinates": coordinates}
+    if coordinates == ONE_A_LAYER:
         settings["max_trials"] = MAX_TRIALS
     return settings | ({"forms": forms} if forms != "chosen" else {})
 
@@ -64,11 +69,12 @@ def prediction(batch: int) -> dict[str, Any]:
 
 # Each with its number of runs and the core-minutes of one, measured.
 _PLAN: tuple[tuple[dict[str, Any], int, float], ...] = (
-    (speedup(False, "none"), 3, 2.0),
-    (speedup(False, "none", forms="best"), 3, 4.0),
-    (speedup(True, "none"), 3, 4.0),
-    (speedup(True, "none", forms="best"), 3, 6.0),
-    (speedup(False), 1, 2.0),
+    (speedup(False), 3, 2.0),
+    (speedup(True), 3, 3.0),
+    (speedup(True, 2), 3, 2.0),
+    (speedup(True, ONE_A_LAYER), 1, 4.0),
+    (speedup(False, forms="best"), 3, 4.0),
+    (speedup(True, forms="best"), 3, 5.0),
     (weights(), 3, 1.0),
     (deploy(NETWORK), 1, 3.0),
     (deploy("fc3"), 1, 0.5),

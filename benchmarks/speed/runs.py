@@ -34,14 +34,6 @@ NETWORKS = 10
 _MEASURE_SECONDS = 6.0
 
 
-def stage_of(layer: str) -> str:
-    """One coordinate for each stage, and one for the 1 x 1 shortcuts."""
-    return "shortcuts" if "downsample" in layer else layer.split(".")[0]
-
-
-TIES = {"stage": stage_of, "none": None}
-
-
 def choose(name: str, module: nn.Module) -> Decomposition | None:
     """All convolutions and the linear layer, by the shape of what they see.
 
@@ -68,7 +60,7 @@ def run_speedup(seed: int, settings: dict[str, Any]) -> dict[str, Any]:
         # Three decompositions of a layer have three times as many ranks to time.
         latency_seconds=(3.0 if best else 1.0) * LATENCY_SECONDS,
         choose="best" if best else choose,
-        tie=TIES[settings["tie"]],
+        **_coordinates(settings["coordinates"]),
         delta=settings["delta"],
         max_trials=settings.get("max_trials", SearchOptions.max_trials),
         seed=seed,
@@ -94,6 +86,13 @@ def run_speedup(seed: int, settings: dict[str, Any]) -> dict[str, Any]:
         },
         "gammas": gammas,
     }
+
+
+def _coordinates(number: int | str) -> dict[str, Any]:
+    """Options of a search whose layers share so many coordinates, or do not."""
+    if isinstance(number, int):
+        return {"coordinates": number}
+    return {"tie": lambda layer: layer}  # each with its own
 
 
 def run_weights(seed: int, settings: dict[str, Any]) -> dict[str, Any]:

@@ -49,7 +49,7 @@ class PricePath:
 
     Example:
         >>> import torch
-        >>> from compression_adapters.evaluation.problem import compression_problem
+        >>> from compression_adapters import compression_problem
         >>> network = nn.Sequential(nn.Linear(30, 20), nn.ReLU(), nn.Linear(20, 10))
         >>> pool = torch.randn(100, 30, generator=torch.Generator().manual_seed(0))
         >>> path = price_path(compression_problem(network, pool, gamma=1.0))
@@ -158,7 +158,7 @@ class PricePath:
         problem = self.problem
         edges, tables = bin_edges(problem.parameters), problem.ratio_tables()
         options = [
-            _options(p, edges[p.name], tables[p.name], self.losses)
+            options_of(p, edges[p.name], tables[p.name], self.losses)
             for p in problem.parameters
         ]
         now = [
@@ -169,16 +169,16 @@ class PricePath:
         # Up to rounding, as in `at_ratio`.
         left = (ratio - problem.ratio_constant) * (1.0 + 1e-12)
 
-        def best(shrink: bool) -> tuple[int, _Option] | None:
+        def best(shrink: bool) -> tuple[int, Option] | None:
             """Return the coordinate to change, and what it becomes."""
-            found: tuple[float, int, _Option] | None = None
+            found: tuple[float, int, Option] | None = None
             for place, each in enumerate(options):
                 at = now[place]
                 for o in each:
                     if shrink and o.size < at.size:
-                        price = _price(o, at)
+                        price = price_between(o, at)
                     elif not shrink and at.size < o.size <= left - size + at.size:
-                        price = -_price(at, o)
+                        price = -price_between(at, o)
                         if price >= 0.0:
                             continue  # larger and no better
                     else:
@@ -228,18 +228,14 @@ def price_path(
     losses = loss_curves(problem) if curves is None else curves
     edges, sizes = bin_edges(problem.parameters), problem.ratio_tables()
     hulls = [
-        _hull(_options(p, edges[p.name], sizes[p.name], losses))
+        lower_hull(options_of(p, edges[p.name], sizes[p.name], losses))
         for p in problem.parameters
     ]
     ranks: dict[str, Rank] = {}
     for hull in hulls:
         ranks |= hull[0].ranks
-    # Every step down a hull, in the order of the price at which it is taken.
-    steps = [
-        (_price(one, other), other) for hull in hulls for one, other in pairwise(hull)
-    ]
     networks, prices = [dict(ranks)], [math.inf]
-    for price, option in sorted(steps, key=lambda step: -step[0]):
+    for price, _, option in by_price(hulls):
         ranks |= option.ranks
         networks.append(dict(ranks))
         prices.append(price)
@@ -256,23 +252,49 @@ def price_path(
     return PricePath(problem, tuple(networks), table, losses)
 
 
-class _Option(NamedTuple):
-    """What one bin of a coordinate means."""
+def by_price(
+    hulls: Sequence[Sequence[Option]],
+) -> list[tuple[float, int, Option]]:
+    """Return every step along some hulls, in the order of the price at which it pays.
+
+    Args:
+        hulls: One for each coordinate, see `lower_hull`.
+
+    Returns:
+        For each step the price, the place of its hull, and the option that it leads to;
+        prices fall.
+    """
+    steps = [
+        (price_between(one, other), place, other)
+        for place, hull in enumerate(hulls)
+        for one, other in pairwise(hull)
+    ]
+    return sorted(steps, key=lambda step: -step[0])
+
+
+class Option(NamedTuple):
+    """What one bin of a coordinate means.
+
+    Args:
+        size: What it adds to the compression ratio.
+        loss: What its layers lose, each alone, in loss units.
+        ranks: Layer name to rank.
+    """
 
     size: float
     loss: float
     ranks: dict[str, Rank]
 
 
-def _options(
+def options_of(
     parameter: RankParameter,
     edges: Sequence[float],
     sizes: Sequence[float],
     losses: Mapping[str, Sequence[float]],
-) -> list[_Option]:
+) -> list[Option]:
     """List what the bins of a coordinate mean."""
     return [
-        _Option(size, sum(_loss(losses[n], rank) for n, rank in ranks.items()), ranks)
+        Option(size, sum(_loss(losses[n], rank) for n, rank in ranks.items()), ranks)
         for size, ranks in zip(sizes, parameter.ranks_of_bins(edges), strict=True)
     ]
 
@@ -282,18 +304,20 @@ def _loss(losses: Sequence[float], rank: Rank) -> float:
     return 0.0 if rank == DENSE else losses[min(rank, len(losses) - 1)]
 
 
-def _hull(options: Sequence[_Option]) -> list[_Option]:
+def lower_hull(options: Sequence[Option]) -> list[Option]:
     """Return the lower convex hull of loss over size, from the smallest size."""
-    hull: list[_Option] = []
+    hull: list[Option] = []
     for option in sorted(options, key=lambda o: (o.size, o.loss)):
         if hull and (option.size <= hull[-1].size or option.loss >= hull[-1].loss):
             continue
-        while len(hull) > 1 and _price(hull[-2], hull[-1]) <= _price(hull[-2], option):
+        while len(hull) > 1 and price_between(hull[-2], hull[-1]) <= price_between(
+            hull[-2], option
+        ):
             hull.pop()
         hull.append(option)
     return hull
 
 
-def _price(one: _Option, other: _Option) -> float:
+def price_between(one: Option, other: Option) -> float:
     """Return the loss that the larger of two options saves, for a unit of size."""
     return (one.loss - other.loss) / (other.size - one.size)

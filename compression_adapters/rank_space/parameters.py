@@ -123,7 +123,7 @@ def rank_parameters(
             scale = rank_scale(layer, singular_values=values, options=kept, **settings)
             group = layer.name if tie is None else tie(layer.name)
             groups.setdefault(group, []).append((layer.name, scale))
-    names = _identifiers(groups)
+    names = identifiers(groups)
     return tuple(
         RankParameter(
             names[group],
@@ -255,7 +255,7 @@ def _require_names(given: Iterable[str], expected: Iterable[str], kind: str) -> 
         )
 
 
-def _identifiers(groups: Iterable[str]) -> dict[str, str]:
+def identifiers(groups: Iterable[str]) -> dict[str, str]:
     """Map group names to identifiers, distinct ones for distinct groups."""
     names: dict[str, str] = {}
     taken: set[str] = set()

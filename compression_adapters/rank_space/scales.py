@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from compression_adapters.layers.survey import LayerSpec
-from compression_adapters.options import AtMax, require_rank_options
+from compression_adapters.options import PATH, AtMax, require_rank_options
 
 Rank = int | Literal["dense"]
 """The rank of a layer, or `"dense"` for a layer that is left unchanged."""
@@ -117,7 +117,7 @@ class RankScale:
         dense = " or 'dense'" if self.at_max == DENSE else ""
         multiple = f", a multiple of {self.round_to}" if self.round_to > 1 else ""
         if self.options is not None:
-            multiple += ", without those that are no cheaper than a larger one"
+            multiple += ", without those that are never the best at their size"
         raise ValueError(
             f"rank must be {self.min_rank} to {self.max_rank}{multiple}{dense}; got "
             f"{rank!r}."
@@ -179,7 +179,7 @@ def _energy_edges(
     return np.concatenate(([0.0], np.cumsum(widths)))
 
 
-def _size_edges(sizes: Sequence[float], dense: bool) -> NDArray[np.float64]:
+def size_edges(sizes: Sequence[float], dense: bool) -> NDArray[np.float64]:
     """Give each rung the logarithm of the factor to the size of the next one.
 
     That is `log` for sizes: of one decomposition by weights they are multiples of the
@@ -262,8 +262,13 @@ def rank_scale(
         # Its rungs are what these options left.
         min_rank, round_to = 1, 1
         if encoding == "log":
-            edges = _size_edges(ladder.sizes, at_max == DENSE)
+            edges = size_edges(ladder.sizes, at_max == DENSE)
             return scale_of_edges(edges, 1, layer, at_max, 1)
+    if encoding == PATH:
+        raise ValueError(
+            f"Layer {layer.name!r}: the encoding 'path' depends on what each layer "
+            "costs in loss; use it with compression_problem or compress."
+        )
     low = min(min_rank, layer.max_rank)
     try:
         edges = ENCODINGS[encoding](

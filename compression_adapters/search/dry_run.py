@@ -11,7 +11,8 @@ import torch
 from ax.api.client import Client
 from torch import nn
 
-from compression_adapters.evaluation.problem import CompressionProblem, build_problem
+from compression_adapters.evaluation.build import build_problem
+from compression_adapters.evaluation.problem import CompressionProblem
 from compression_adapters.network.checkpoint import load_compressed, save_compressed
 from compression_adapters.network.checks import agree
 from compression_adapters.network.costs import layer_losses, measure_cost

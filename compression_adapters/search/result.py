@@ -146,9 +146,14 @@ class CompressionResult:
                     "this network is beside by "
                     f"{self.beside_incumbent.mean:+.3g} to meet the target"
                 )
+            problem, of = self.problem, "choice of ranks"
+            if len(problem.parameters) < len(problem.layers):
+                number = len(problem.parameters)
+                shared = f"{number} coordinates" if number > 1 else "one coordinate"
+                of = f"network that {shared} of {len(problem.layers)} layers give"
             return (
-                f"Certified: with confidence {1.0 - found.epsilon:.4g}, no choice of "
-                f"ranks is better by more than {found.delta:.4g}{than} (level "
+                f"Certified: with confidence {1.0 - found.epsilon:.4g}, no {of} "
+                f"is better by more than {found.delta:.4g}{than} (level "
                 f"{found.level}, {len(self.trials)} evaluations)."
             )
         if self.stop_reason == "no_search":

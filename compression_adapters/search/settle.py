@@ -30,7 +30,10 @@ _FIRST_SEED: Final = 1000
 
 
 def least_losses_within(
-    path: PricePath, results: Sequence[CompressionResult], ratio: float
+    path: PricePath,
+    results: Sequence[CompressionResult],
+    ratio: float,
+    measured: dict[tuple[tuple[str, Rank], ...], float] | None = None,
 ) -> list[dict[str, float]]:
     """Return the networks of a size, from the one that loses the least.
 
@@ -43,6 +46,7 @@ def least_losses_within(
         path: The price path of the problem.
         results: Searches of the problem that share their trials.
         ratio: The largest compression ratio.
+        measured: Losses of networks that were compared before, and of these after.
 
     Returns:
         Their points in the search space.
@@ -65,8 +69,12 @@ def least_losses_within(
         fitting = path.moved(ranks, ratio)
         if fitting not in moved:
             moved.append(fitting)
-    losses = [float(_losses(problem, ranks, seed).mean()) for ranks in moved]
-    order = sorted(range(len(moved)), key=losses.__getitem__)
+    seen = {} if measured is None else measured
+    keys = [tuple(ranks.items()) for ranks in moved]
+    for ranks, key in zip(moved, keys, strict=True):
+        if key not in seen:
+            seen[key] = float(_losses(problem, ranks, seed).mean())
+    order = sorted(range(len(moved)), key=[seen[key] for key in keys].__getitem__)
     return [
         parameterization_from_ranks(moved[place], problem.parameters) for place in order
     ]

@@ -6,6 +6,7 @@ import math
 import statistics
 import time
 import warnings
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -23,6 +24,7 @@ from compression_adapters.options import (
     SearchOptions,
     read_speedup,
 )
+from compression_adapters.rank_space.scales import Rank
 from compression_adapters.search.auto import search_auto
 from compression_adapters.search.client import reweighted_client
 from compression_adapters.search.dry_run import carrying, checked_problem
@@ -191,10 +193,12 @@ def _settled(
     smallest = float(path.table["compression_ratio"].iloc[0])
     off = statistics.median(_time(result) / result.size_ratio for result in results)
 
+    measured: dict[tuple[tuple[str, Rank], ...], float] = {}
+
     def networks(share: float, number: int) -> list[CompressionResult]:
         """Return the networks that should take a share of what is allowed."""
         aim = max(share * _MARGIN * allowed / off, smallest)
-        points = least_losses_within(path, results, aim)[:number]
+        points = least_losses_within(path, results, aim, measured)[:number]
         return [replaced_network(near, point, options.search) for point in points]
 
     for _ in range(_AIMS):
@@ -205,14 +209,18 @@ def _settled(
         off = found.ratio / best.size_ratio
         if allowed * (1.0 - _JUST) <= found.ratio <= allowed:
             break
-    fast = networks(1.0, _ENDS)
-    for share in _SMALLER:
-        fast += networks(share, 1)
-    return _kept(fast, options, allowed)
+
+    def ends() -> Iterator[CompressionResult]:
+        """Give the networks to keep; smaller ones only where they are asked for."""
+        yield from networks(1.0, _ENDS)
+        for share in _SMALLER:
+            yield from networks(share, 1)
+
+    return _kept(ends(), options, allowed)
 
 
 def _kept(
-    fast: list[CompressionResult], options: CompressionOptions, allowed: float
+    fast: Iterable[CompressionResult], options: CompressionOptions, allowed: float
 ) -> CompressionResult:
     """Refit the network that loses the least, and measure it once more.
 
@@ -247,12 +255,18 @@ def _place(path: PricePath, ratio: float) -> int:
 def _aim(problem: CompressionProblem, path: PricePath, allowed: float) -> float:
     """Return the predicted ratio whose network should measure what is allowed.
 
-    The target, corrected by one measurement of the network that should just meet it.
+    The target, corrected by measurements of the network that should just meet it: a
+    network that is faster than asked for loses more than it has to.
     """
-    position = _place(path, _MARGIN * allowed)
-    found = _measured(problem, path, position)
-    predicted = float(path.table["compression_ratio"].iloc[position])
-    return _MARGIN * allowed * predicted / found.ratio
+    aim = _MARGIN * allowed
+    for _ in range(_AIMS):
+        position = _place(path, aim)
+        found = _measured(problem, path, position)
+        predicted = float(path.table["compression_ratio"].iloc[position])
+        aim = _MARGIN * allowed * predicted / found.ratio
+        if allowed * (1.0 - _JUST) <= found.ratio <= allowed:
+            return predicted
+    return aim
 
 
 def _measured(

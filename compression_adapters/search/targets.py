@@ -19,6 +19,7 @@ from compression_adapters.options import (
     AUTO,
     TARGETS,
     CompressionOptions,
+    SearchOptions,
     read_ratio,
 )
 from compression_adapters.search.auto import search_auto
@@ -34,7 +35,11 @@ from compression_adapters.search.quality_target import (
 from compression_adapters.search.result import CompressionResult, summed, timed
 from compression_adapters.search.run import finished, search_problem
 from compression_adapters.search.sample_size import most_samples
+from compression_adapters.search.settle import least_losses_within, replaced_network
 from compression_adapters.search.time_limit import TimeLimit
+
+_CLOSE = 0.07
+"""A search whose network has a size this close to the one asked for is the last one."""
 
 _FIRST_STEP = 1.5
 """Factor between the first two gammas; its square between the next two, and so on."""
@@ -59,7 +64,12 @@ def compress_to(
     further evaluations.
 
     No gamma meets a target exactly if it lies between two corners of the lower convex
-    hull of loss and ratio. The result is then the nearest corner that meets it.
+    hull of loss and ratio. For a loss the result is then the nearest corner that meets
+    it. For a ratio it is the network of at most that size that loses the least, of
+    those of the price path, the incumbents and the best that were evaluated, each made
+    as large as the ratio allows and compared on the same fresh samples; its
+    `beside_incumbent` says by how much its objective is above the incumbent's, which
+    the certificate is of.
 
     Args:
         network: See `compress`.
@@ -68,7 +78,8 @@ def compress_to(
             `size_of`), as a number in (0, 1) or as text such as `"30%"`.
         loss_at_most: The largest loss, in its own unit. Pass one of the two.
         max_gammas: Largest number of searches.
-        tolerance: Stop when the ratio is this close below its target.
+        tolerance: Stop when the ratio is this close below its target, or within 7 % of
+            it.
         **options: Keywords of `compress`, except gamma and client.
             `num_samples="auto"` is decided in the first search, for all: if that is
             certified before, all draw 50. With `db` the searches are called `name/1`
@@ -134,7 +145,7 @@ def search_target(
         inputs: See `compress`.
         options: With `ratio` or `loss_at_most` as their target.
         max_gammas: Searches, at most.
-        tolerance: Stop when the ratio is this close below its target.
+        tolerance: See `compress_to`.
         limit: When to end; None: as `minutes` says, from now on.
     """
     if limit is None:
@@ -204,7 +215,7 @@ def search_target(
         value = loss if target is not None else size
         if meets and (best is None or value < best[0]):
             best = (value, result)
-        if meets and target is not None and size >= target - tolerance:
+        if target is not None and _is_near(size, target, tolerance, problem):
             break
         if not limit.leaves(0.0):
             break
@@ -218,7 +229,12 @@ def search_target(
             path = price_path(problem)
             aim = max(target**2 / size, float(path.table["compression_ratio"].iloc[0]))
             gamma = min(gamma, gamma_for_ratio(path, aim))
-    if best is None and test is None:
+    settling = time.perf_counter()
+    settled = None
+    if target is not None and problem.minimize and limit.leaves(0.0):
+        with carrying(results[-1].client):
+            settled = _settled(results, search, target)
+    if best is None and test is None and settled is None:
         with carrying(client or new_client(problem)):
             raise ValueError(
                 "No gamma that was tried meets the target; they reached\n"
@@ -228,12 +244,13 @@ def search_target(
     spent = {
         **summed(timings),
         "factorize": factorize_seconds,
+        "settle": time.perf_counter() - settling,
         "total": time.perf_counter() - began,
     }
     if test is not None:
         kept = best_of_results(results, options.search, test, limit)
-    elif best is not None:
-        kept = stated(finished(best[1], options.search, limit), options.search, wanted)
+    elif (ended := settled or (best and best[1])) is not None:
+        kept = stated(finished(ended, options.search, limit), options.search, wanted)
     return replace(kept, timings=spent, gammas=pd.DataFrame(rows))
 
 
@@ -302,6 +319,35 @@ def compress_at(
         results[gamma] = search_problem(weighted, named, client=client)
         client = results[gamma].client
     return tuple(timed(results[gamma]) for gamma in gammas)
+
+
+def _is_near(
+    size: float, target: float, tolerance: float, problem: CompressionProblem
+) -> bool:
+    """Whether a search whose network has this size is the last one.
+
+    What is kept in the end is made to fit; of a rate, it is the network itself.
+    """
+    if problem.minimize and abs(size / target - 1.0) <= _CLOSE:
+        return True
+    return target - tolerance <= size <= target
+
+
+def _settled(
+    results: Sequence[CompressionResult], search: SearchOptions, target: float
+) -> CompressionResult:
+    """End at the network of the size with the least loss.
+
+    An incumbent balances the loss against the size, and so is smaller than asked for,
+    or larger. See `least_losses_within`.
+    """
+    near = min(
+        results,
+        key=lambda r: (not r.certificate.holds, abs(math.log(_size(r) / target))),
+    )
+    path = price_path(near.problem)
+    points = least_losses_within(path, results, target)
+    return replaced_network(near, points[0], search)
 
 
 def _require_reachable(problem: CompressionProblem, target: float) -> None:

@@ -16,6 +16,7 @@ ALLOWED_BENCHMARKS: dict[str, set[str]] = {
     "data_aware": {"harness", "networks"},
     "quality": {"harness", "networks", "data_aware"},
     "speed": {"harness", "networks"},
+    "no_training": {"harness", "networks", "data_aware"},
     "calibration": {"harness", "networks"},
     "cost": {"harness", "calibration"},
     "methods/fabolas": {"harness"},

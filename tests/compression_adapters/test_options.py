@@ -17,6 +17,7 @@ from compression_adapters.cli import main
 from compression_adapters.cli.options import IN_STAGES, SourceRequest
 from compression_adapters.options import (
     KEYWORDS,
+    PATH,
     PRESET_NAMES,
     CompressionOptions,
     ProblemOptions,
@@ -50,7 +51,7 @@ def test_choices_are_those_of_the_code_behind_them():
     assert choices("level") == LEVELS
     assert DECLARED["level"].default == DEFAULT_LEVEL
     assert choices("sampling") == SAMPLING
-    assert set(choices("encoding")) == set(ENCODINGS)
+    assert set(choices("encoding")) == {*ENCODINGS, PATH}
     assert choices("loss") == tuple(LOSSES)
     assert tuple(PRESETS) == PRESET_NAMES
     settings = {f.name: f.default for f in fields(CertificateSettings)}
@@ -100,7 +101,10 @@ def test_imports_say_nothing(name):
         ({"num_samples": 1}, "num_samples must be at least 2, for a standard error"),
         ({"objective": "size"}, "objective must be 'ratio' or 'rate'; got 'size'"),
         ({"tie": "layer"}, "tie must be a function of a layer's name, None, or"),
-        ({"encoding": "cubic"}, "encoding must be one of log, energy, linear; got"),
+        (
+            {"encoding": "cubic"},
+            "encoding must be one of log, energy, linear, path; got",
+        ),
         ({"at_max": "all"}, "at_max must be 'dense' or 'factor'; got 'all'"),
         ({"min_rank": 0}, "min_rank must be at least 1; got 0"),
         ({"round_to": 0}, "round_to must be at least 1; got 0"),

@@ -138,3 +138,13 @@ def test_better_by_more_than_the_spread_takes_several_runs():
     ]
     page = render_data_aware(traces)["data_aware.md"]
     assert "| 0.02 | data-aware | +0.020 | better, by more than the spread |" in page
+
+
+def test_few_coordinates_stand_beside_one_a_layer():
+    runs = [
+        trace(data_aware.shared("resnet50", 0.02, 2), 0, chosen(0.05, 1.0, 0.58, 31)),
+        trace(data_aware.search("resnet50", 0.02), 0, chosen(0.04, 1.0, 0.58, 120)),
+    ]
+    page = render_data_aware(runs)["data_aware.md"]
+    assert "| resnet50 | 0.02 | 2 | 1 | 1/1 | 31 | 40 | 0.070 | 58.00 |" in page
+    assert "| resnet50 | 0.02 | one a layer | 1 | 1/1 | 120 | 40 | 0.060 |" in page

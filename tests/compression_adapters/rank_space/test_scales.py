@@ -125,7 +125,7 @@ def test_dense_is_refused_where_the_scale_ends_with_factors():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"encoding": "cubic"}, "log, energy, linear; got 'cubic'"),
+        ({"encoding": "cubic"}, "log, energy, linear, path; got 'cubic'"),
         ({"at_max": "full"}, "'dense' or 'factor'; got 'full'"),
         ({"min_rank": 0}, "min_rank must be at least 1; got 0"),
         ({"encoding": "energy"}, "Layer 'fc'.*needs the layer's singular values"),

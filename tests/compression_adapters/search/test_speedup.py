@@ -1,9 +1,12 @@
 """A speed in place of gamma, by a clock that disagrees with the table of times."""
 
+import itertools
 import warnings
 from dataclasses import replace
 
 import pytest
+import torch
+from torch import nn
 
 from compression_adapters import (
     CompressionOptions,
@@ -196,3 +199,34 @@ def test_what_is_too_slow_at_the_last_measurement_gives_way(
     assert found.seed == kept  # in the order of their losses
     assert said in "\n".join(str(w.message) for w in caught)
     assert bool(caught) == bool(said)
+
+
+def deep_network():
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        widths = (16, 24, 24, 24, 24, 8)
+        layers = [nn.Linear(a, b) for a, b in itertools.pairwise(widths)]
+        return nn.Sequential(
+            *itertools.chain.from_iterable((layer, nn.Tanh()) for layer in layers)
+        )
+
+
+@pytest.mark.parametrize(
+    ("options", "number"),
+    [
+        ({}, 3),
+        ({"coordinates": 2}, 2),
+        ({"tie": lambda name: name}, 5),
+        ({"encoding": "path"}, 5),
+    ],
+)
+def test_layers_share_few_coordinates_unless_it_is_said_how(slower, options, number):
+    slower(1.0)
+    network = deep_network()
+    times = table_of(find_layers(network), by_weights, rest=REST)
+    inputs = torch.randn(200, 16, generator=torch.Generator().manual_seed(0))
+    found = compress(
+        network, inputs, speedup=1.5, size=times, max_trials=14, **FAST, **options
+    )
+    assert len(found.problem.parameters) == number
+    assert found.latency.ratio <= 1 / 1.5

@@ -3,8 +3,10 @@
 import dataclasses
 
 import pytest
+import torch
 
 from compression_adapters import compress, compression_problem
+from compression_adapters.evaluation.price_path import price_path
 from compression_adapters.options import SearchOptions
 from compression_adapters.search import targets
 from compression_adapters.search.client import reweighted_client
@@ -28,9 +30,16 @@ def test_a_size_is_met_by_the_least_loss_found(ratio):
     layers = found.layers
     came = layers["weights"].sum() / layers["weights_before"].sum()
     assert came <= target
-    met = found.gammas[found.gammas["meets_target"]]
-    assert found.loss.mean == met["loss"].min()
-    assert set(met["gamma"]) >= {found.problem.gamma}
+    assert found.problem.gamma in set(found.gammas["gamma"])
+    # It fills the size, and loses no more than what the price path has there.
+    path = price_path(found.problem)
+    assert path.moved(found.ranks, target) == found.ranks
+    on_path = path.networks[path.at_ratio(target)]
+    ours, theirs = (
+        torch.cat([found.problem.sample_losses(r, seed=s) for s in range(8)]).mean()
+        for r in (found.ranks, path.moved(on_path, target))
+    )
+    assert ours <= 1.05 * theirs
 
 
 def test_a_loss_is_met_by_the_smallest_network_found():
@@ -71,7 +80,7 @@ def test_several_gammas_cost_little_more_than_one():
     for gamma in found.gammas["gamma"]:
         problem = compression_problem(small_network(), pool(), gamma=gamma)
         alone.append(len(search_problem(problem, OPTIONS).trials))
-    assert len(evaluations) == 3
+    assert len(evaluations) >= 2
     # Sharing must save at least a third of what separate searches take.
     assert sum(evaluations) <= sum(alone) * 2 / 3
 
@@ -103,8 +112,8 @@ def test_targets_that_mean_nothing_are_refused(options, message):
 def test_compress_takes_a_target_in_place_of_gamma():
     settings = FAST | {"max_trials": 8}
     result = compress(small_network(), pool(), ratio="50%", **settings)
-    met = result.gammas[result.gammas["meets_target"]]
-    assert result.problem.gamma in set(met["gamma"])
+    assert result.problem.gamma in set(result.gammas["gamma"])
+    assert result.beside_incumbent is not None or result.gammas["meets_target"].any()
     assert result.layers["weights"].sum() <= 0.5 * result.layers["weights_before"].sum()
     spent = result.timings
     parts = sum(spent[k] for k in ("factorize", "fit", "propose", "evaluate"))

@@ -1,0 +1,134 @@
+"""The encoding `path`: coordinates that run along the price path of their layers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from compression_adapters.evaluation.loss_curves import loss_curves
+from compression_adapters.evaluation.price_path import (
+    Option,
+    by_price,
+    lower_hull,
+    options_of,
+)
+from compression_adapters.evaluation.problem import CompressionProblem
+from compression_adapters.options import AtMax
+from compression_adapters.rank_space.parameters import (
+    RankParameter,
+    Tie,
+    bin_edges,
+    identifiers,
+)
+from compression_adapters.rank_space.scales import DENSE, Rank, RankScale, size_edges
+
+
+def path_parameters(
+    problem: CompressionProblem, tie: Tie | None = None
+) -> tuple[RankParameter, ...]:
+    """Return coordinates that order the networks of their layers by one price.
+
+    Tied layers move together, and a common share of their ranks is a poor rule: one
+    layer has room where another has none. Here they move along their own price path
+    (`price_path`): from one bin to the next, the layer whose loss falls most for the
+    size that it gains takes its next rank. A bin is as wide as the logarithm of the
+    factor by which the size of these layers grows in it. So the whole price path lies
+    in the space, however many layers share a coordinate.
+
+    Only ranks on the lower convex hull of a layer's loss over its size have a bin:
+    where the losses of layers add, no other is the best at any price.
+
+    Args:
+        problem: With one coordinate for each layer.
+        tie: Layer name to group; None gives each layer its own coordinate.
+
+    Returns:
+        One parameter for each group, in the order in which they first appear.
+
+    Source: not in Ma et al. 2019.
+    """
+    losses = loss_curves(problem)
+    edges, sizes = bin_edges(problem.parameters), problem.ratio_tables()
+    groups: dict[str, list[tuple[str, RankScale, list[Option]]]] = {}
+    for parameter in problem.parameters:
+        (layer,), (scale,) = parameter.layers, parameter.scales
+        options = options_of(
+            parameter, edges[parameter.name], sizes[parameter.name], losses
+        )
+        hull = _with_dense(lower_hull(options), options[-1], scale.at_max)
+        group = layer if not callable(tie) else tie(layer)
+        groups.setdefault(group, []).append((layer, scale, hull))
+    names = identifiers(groups)
+    return tuple(
+        RankParameter(
+            names[group],
+            tuple(layer for layer, *_ in members),
+            _scales(members),
+        )
+        for group, members in groups.items()
+    )
+
+
+def even_groups(problem: CompressionProblem, number: int) -> Callable[[str], str]:
+    """Divide the layers, in their order, into groups of about the same size.
+
+    Args:
+        problem: With the layers and what their size is.
+        number: Of groups; there are fewer where one layer is larger than its share.
+
+    Returns:
+        Layer name to group, for `path_parameters`.
+    """
+    size = problem.measure
+    dense = {
+        layer.name: size.of_layers({layer.name: DENSE}, [layer.name])
+        for layer in problem.layers
+    }
+    whole, before = sum(dense.values()), 0.0
+    places = {}
+    for name, own in dense.items():
+        # By the middle of the layer.
+        places[name] = min(int(number * (before + own / 2) / whole), number - 1)
+        before += own
+    order = {place: i for i, place in enumerate(sorted(set(places.values())), 1)}
+    return {name: f"group_{order[place]}" for name, place in places.items()}.__getitem__
+
+
+def _with_dense(hull: list[Option], last: Option, at_max: AtMax) -> list[Option]:
+    """Let a hull end at the dense layer, also where a rank loses nothing."""
+    if at_max != DENSE or hull[-1] is last:
+        return hull
+    return [*hull, last] if last.size > hull[-1].size else [*hull[:-1], last]
+
+
+def _scales(
+    members: Sequence[tuple[str, RankScale, list[Option]]],
+) -> tuple[RankScale, ...]:
+    """Divide one coordinate among the networks along the path of its layers."""
+    hulls = [hull for *_, hull in members]
+    total = sum(hull[0].size for hull in hulls)
+    sizes, changes = [total], [[0] for _ in hulls]
+    taken = [hull[0].size for hull in hulls]
+    for state, (_, place, option) in enumerate(by_price(hulls), 1):
+        total += option.size - taken[place]
+        taken[place] = option.size
+        sizes.append(total)
+        changes[place].append(state)
+    found = size_edges(sizes, dense=True)
+    found = found / found[-1]
+    return tuple(
+        RankScale(
+            scale.min_rank,
+            scale.max_rank,
+            scale.at_max,
+            (*(float(found[state]) for state in states), 1.0),
+            scale.round_to,
+            tuple(rank for rank in map(_rank, hull) if rank != DENSE),
+        )
+        for (_, scale, hull), states in zip(members, changes, strict=True)
+    )
+
+
+def _rank(option: Option) -> Rank:
+    """Return the rank of the one layer of an option."""
+    (rank,) = option.ranks.values()
+    return rank
