@@ -71,7 +71,8 @@ def _speed(traces: Sequence[Trace]) -> list[str]:
         f"{trials} trials, the initial design included, from the first proposal to the "
         "last result, with the search in memory or in a database. An evaluation sleeps "
         "and uses no CPU. *Proposing*: wall seconds per trial in the process of the "
-        "search.",
+        "search. The rows in memory and those in a database were not measured at the "
+        "same time, so that only the last column compares them.",
         "",
         *table(
             "kept in | workers | seed | seconds | trials per minute | proposing "
