@@ -36,7 +36,7 @@ from compression_adapters.search.result import CompressionResult, timed
 from compression_adapters.search.run import search_problem
 from compression_adapters.search.sample_size import most_samples
 from compression_adapters.search.speedup import search_speedup
-from compression_adapters.search.stored_times import with_stored_times
+from compression_adapters.search.stored_choices import with_stored_choices
 from compression_adapters.search.targets import search_target
 from compression_adapters.search.time_limit import TimeLimit
 
@@ -165,10 +165,9 @@ def compress(
         tie: Layer name to group, for a common coordinate; or `"threshold"`.
         coordinates: Layers share so many coordinates, at most: in their order, in
             groups of about the same size, each along its own price path (encoding
-            `"path"`). None: one for each of up to eight layers; more share three,
-            unless `tie` or `encoding` says otherwise or `calibrate` is 0. The
-            certificate is of the networks that the coordinates reach. See
-            `docs/rank_space.md`.
+            `"path"`). None: more than three layers share three, unless `tie` or
+            `encoding` says otherwise or `calibrate` is 0. The certificate is of the
+            networks that the coordinates reach. See `docs/rank_space.md`.
         encoding: `"log"`, `"energy"` or `"linear"`; or `"path"`, with which tied layers
             move along their own price path, so that few coordinates reach every network
             of it. See `docs/rank_space.md`.
@@ -325,7 +324,7 @@ def compress_with(
     options = options.with_held_out().with_default_target()
     options.target.require_one()
     limit = TimeLimit.of(options.search.minutes, refit=options.search.refit)
-    options = with_stored_times(options, client)
+    options = with_stored_choices(options, client)
     search, gamma = options.search, options.target.gamma
     # Refuses what no certificate can be asked before a network is factorized.
     CertificateSettings(

@@ -44,7 +44,6 @@ Start = Literal["auto", "path", "line", "space-filling"]
 
 AUTO: Final = "auto"
 FEW_COORDINATES: Final = 3
-MOST_ALONE: Final = 8
 """More layers than this share so few coordinates, unless it is said how they do."""
 FEWEST_SAMPLES: Final = 50
 """The paper's m: the start and the minimum of `num_samples="auto"`."""
@@ -426,8 +425,7 @@ class ProblemOptions:
     coordinates: int | None = option(
         None,
         "Layers share so many coordinates, which run along the price path; for many "
-        f"layers.  [default: one for each layer; of more than {MOST_ALONE}, "
-        f"{FEW_COORDINATES}, unless --calibrate is 0]",
+        f"layers.  [default: {FEW_COORDINATES}; one a layer if --calibrate is 0]",
         at_least=1,
     )
     encoding: str = option(
@@ -510,6 +508,12 @@ class ProblemOptions:
                 f"tie={self.tie!r} has an order of its own, and encoding 'path' as "
                 "well; use one of them."
             )
+
+    @property
+    def is_shared_by_default(self) -> bool:
+        """Whether many layers share coordinates because nothing else is asked for."""
+        own = self.coordinates, self.tie, self.encoding
+        return own == (None, None, "log") and self.calibrate > 0
 
     def _require_coordinates(self) -> None:
         """Raise unless there is one way in which layers share coordinates."""

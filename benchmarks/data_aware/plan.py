@@ -36,7 +36,11 @@ TAKEN = {"resnet18": (0.04, 0.075), "resnet50": (0.12,), "transformer": (0.3, 0.
 DELTAS = ((0.05, False), (0.01, False), (0.1, True))
 # Coordinates that layers share, and at which gammas.
 SHARED = (1, 2, 3, 4)
-SHARED_GAMMAS = {"resnet18": (0.02, 1.0), "resnet50": (0.02, 1.0)}
+SHARED_GAMMAS = {
+    "resnet18": (0.02, 1.0),
+    "resnet50": (0.02, 1.0),
+    "transformer": (0.05,),
+}
 # Core-minutes to measure a network along a rule, and of one search.
 _RULE_MINUTES = {"fc3": 0.3, "resnet18": 1.5, "resnet50": 4.0, "transformer": 0.5}
 _SEARCH_MINUTES = {"fc3": 0.5, "resnet18": 2.5, "resnet50": 6.0, "transformer": 0.5}
@@ -137,7 +141,11 @@ _PLAN: tuple[tuple[dict[str, Any], int, float], ...] = (
     ),
     *(
         (shared(name, gamma, number), 3, minutes)
-        for name, minutes in (("resnet18", 1.0), ("resnet50", 2.0))
+        for name, minutes in (
+            ("resnet18", 1.0),
+            ("resnet50", 2.0),
+            ("transformer", 0.4),
+        )
         for gamma in SHARED_GAMMAS[name]
         for number in SHARED
     ),

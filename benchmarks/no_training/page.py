@@ -43,9 +43,9 @@ def render_no_training(traces: Sequence[Trace]) -> dict[str, str]:
         "others too. *Top-1* and *agreement* (the share of images on which the largest "
         "output is the original's) are on all 10,000 test images. *Images*: training "
         "images, without labels, that were looked at, for the factors, for the ranks "
-        "and for the refit that follows where factors are fitted. *Seconds*: CPU seconds of one thread, "
-        "from the dense network to the compressed one. Medians over runs with the "
-        f"range in brackets. {revisions(traces)}",
+        "and for the refit that follows where factors are fitted. *Seconds*: CPU "
+        "seconds of one thread, from the dense network to the compressed one. Medians "
+        f"over runs with the range in brackets. {revisions(traces)}",
         no_training.NAME,
     )
     files: dict[str, str] = {}

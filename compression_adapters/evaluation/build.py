@@ -31,7 +31,6 @@ from compression_adapters.network.parity import layers_in_use, require_parity
 from compression_adapters.network.replacement import copy_network
 from compression_adapters.options import (
     FEW_COORDINATES,
-    MOST_ALONE,
     PATH,
     ProblemOptions,
     require_gamma,
@@ -192,6 +191,7 @@ def build_problem(
         held_out=held_out,
         pool_size=pool_size,
         size=size,
+        encoding=encoding,
     )
     if isinstance(loss, RelativeSquaredL2) and loss.scale is None:
         problem = _with_scale(problem, loss)
@@ -202,21 +202,20 @@ def build_problem(
         problem = replace(problem, binary_loss=single)
     if on_path:
         tie = options.tie if number is None else even_groups(problem, number)
-        problem = replace(problem, parameters=path_parameters(problem, tie))
+        parameters = path_parameters(problem, tie)
+        problem = replace(problem, parameters=parameters, encoding=PATH)
     return problem
 
 
 def _coordinates(options: ProblemOptions, layers: int, calibrated: bool) -> int | None:
     """Return how many coordinates layers share along the path, None if they do not.
 
-    With one each, a certificate for sixteen layers takes a hundred evaluations or more,
-    and the network is no better (docs/benchmarks/data_aware.md). Without calibration
-    inputs the search is the paper's.
+    With one each, a certificate takes three times as many evaluations for eight layers
+    and more for sixteen, and the network is no better (docs/benchmarks/data_aware.md).
+    Without calibration inputs the search is the paper's.
     """
-    own = options.coordinates, options.tie, options.encoding
-    if own != (None, None, "log") or not calibrated or layers <= MOST_ALONE:
-        return options.coordinates
-    return FEW_COORDINATES
+    shared = options.is_shared_by_default and calibrated and layers > FEW_COORDINATES
+    return FEW_COORDINATES if shared else options.coordinates
 
 
 def _with_scale(

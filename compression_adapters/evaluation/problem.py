@@ -82,6 +82,7 @@ class CompressionProblem:
             None: there will be none.
         pool_size: Inputs in the pool; None of generated inputs.
         size: What the size of a network is; None: the weights of the layers in play.
+        encoding: What a coordinate means, see `rank_scale` and `path_parameters`.
         loss_curves: What each layer alone costs, once it was measured (`loss_curves`).
     """
 
@@ -101,6 +102,7 @@ class CompressionProblem:
     held_out: HeldOutInputs | None = None
     pool_size: int | None = None
     size: SizeMeasure | None = None
+    encoding: str = "log"
     loss_curves: dict[str, Sequence[float]] = field(default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:

@@ -16,14 +16,20 @@ from compression_adapters.decompositions import Decomposition, Factors
 from compression_adapters.evaluation.losses import is_stored_loss, stored_loss_name
 from compression_adapters.evaluation.problem import CompressionProblem
 from compression_adapters.network.structured_inputs import NetworkInputs
+from compression_adapters.options import PATH
 
+ENCODING: Final = "encoding"
+"""Setting with the encoding, where it is `path`. Never renamed."""
 SIZE_TABLE: Final = "table of times"
 """Setting with the measured times of a search by latency. Never renamed."""
 
 _NUMBERS_DIFFER: Final = 1e-9
 # Of what factors keep: of another machine, or another number of threads.
 _FACTORS_DIFFER: Final = 1e-3
-_ABSENT: Final = {"calibrate": 0, "size": "weights", "size_of": "layers"}
+_ABSENT: Final = {
+    **{"calibrate": 0, "size": "weights", "size_of": "layers"},
+    ENCODING: "of each layer's ranks",
+}
 """What a setting that was not kept stands for."""
 
 
@@ -49,7 +55,8 @@ def first_difference(
 
 def _importance(setting: str) -> tuple[int, str]:
     """Put causes first: other layers also change the digest of the network."""
-    causes = ("size", "size_of", SIZE_TABLE, "layers", "calibrate", "calibration_seed")
+    causes: tuple[str, ...] = ("size", "size_of", SIZE_TABLE, "layers", "calibrate")
+    causes += ("calibration_seed", ENCODING)
     if setting in causes:
         return causes.index(setting), setting
     derived = ("calibration inputs", "network", "factors")
@@ -91,6 +98,8 @@ def problem_settings(problem: CompressionProblem) -> dict[str, Any]:
         "loss": stored_loss_name(problem.loss),
         "num_samples": problem.num_samples,
     }
+    if problem.encoding == PATH:  # absent as in searches from before there was one
+        settings[ENCODING] = PATH
     size = problem.measure
     if not size.is_default:  # absent as in searches from before there was a choice
         settings["size"] = size.name

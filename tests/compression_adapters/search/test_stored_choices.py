@@ -3,13 +3,15 @@
 import json
 
 import pytest
+import torch
+from torch import nn
 
 from ax_pac import open_client
 from ax_pac.ax_internals import experiment_of, properties
 from compression_adapters import compress, find_layers, load_compressed
 from compression_adapters.network.recipe import recipe_of
 from compression_adapters.search import result as results
-from compression_adapters.search.stored_times import table_of as stored_table
+from compression_adapters.search.stored_choices import table_of as stored_table
 from tests.helpers.networks import pool, small_network
 from tests.helpers.times import by_weights, table_of
 
@@ -105,3 +107,43 @@ def test_a_saved_network_says_by_which_size_it_was_chosen(tmp_path):
     older = json.loads((tmp_path / "plain" / "recipe.json").read_text())
     assert older["format_version"] == 2  # data-aware factors, and nothing newer
     assert "sizes" not in older
+
+
+def deep_network():
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        layers = [nn.Linear(*pair) for pair in ((12, 10), (10, 9), (9, 8), (8, 6))]
+        return nn.Sequential(*(m for layer in layers for m in (layer, nn.Tanh())))
+
+
+def inputs():
+    return torch.randn(300, 12, generator=torch.Generator().manual_seed(0))
+
+
+def own(layer):
+    return layer
+
+
+@pytest.mark.parametrize(("tie", "number"), [(own, 4), (None, 3)])
+@pytest.mark.parametrize("stored_in", ["db", "json"])
+def test_a_search_goes_on_with_the_coordinates_that_it_has(
+    tmp_path, tie, number, stored_in
+):
+    options = dict(SHORT)
+    if stored_in == "db":
+        options["db"] = tmp_path / "a.db"
+    first = compress(deep_network(), inputs(), tie=tie, max_trials=3, **options)
+    if stored_in == "json":
+        first.client.save_to_json_file(str(tmp_path / "a.json"))
+        client = type(first.client).load_from_json_file(str(tmp_path / "a.json"))
+        options["client"] = client
+    again = compress(deep_network(), inputs(), max_trials=5, **options)
+    assert len(first.problem.parameters) == len(again.problem.parameters) == number
+    assert len(again.trials) > len(first.trials) == 3
+
+
+def test_other_coordinates_than_the_stored_ones_are_refused(tmp_path):
+    options = {**SHORT, "db": tmp_path / "a.db", "max_trials": 3}
+    compress(deep_network(), inputs(), **options)
+    with pytest.raises(ValueError, match=r"encoding.*path.*of each layer.s ranks"):
+        compress(deep_network(), inputs(), tie=own, **options)
