@@ -41,6 +41,15 @@ _RAY_OPTIONS = (
     *("runtime_env", "scheduling_strategy", "label_selector"),
 )
 
+_LONGEST_OUTCOME: Final = 200
+"""Characters that are shown of an outcome that is not one."""
+
+_NO_ROOM: Final = (
+    "does not fit into Ray's object store: start Ray with a larger one "
+    "(ray.init(object_store_memory=BYTES), or ray start --object-store-memory), or "
+    "free space on the disk, where Ray puts what its memory does not hold"
+)
+
 _logger = logging.getLogger(__name__)
 
 
@@ -70,7 +79,8 @@ class RayRunner(IRunner):
     Ray has to be running, see `ray_session`. The function is put into Ray's object
     store once; each worker process reads it once, and runs on one thread. An exception
     fails the trial, with the reason. A trial whose worker or machine died is given to
-    another one, on the same samples, and fails if that dies too.
+    another one, on the same samples, and fails if that dies too. Only numbers come
+    back, so that results never fill the object store.
 
     References to tasks are held by this process only, so that a trial that another
     process started is abandoned.
@@ -121,9 +131,7 @@ class RayRunner(IRunner):
             self._packed = ray.put(evaluate)
         except ray.exceptions.RayError as error:
             raise ValueError(
-                "What is evaluated does not fit into Ray's object store: start Ray "
-                "with a larger one (ray.init(object_store_memory=BYTES), or ray start "
-                f"--object-store-memory). Ray's error: {_first_line(error)}"
+                f"What is evaluated {_NO_ROOM}. Ray's error: {_first_line(error)}"
             ) from error
         except Exception as error:
             raise ValueError(
@@ -131,6 +139,8 @@ class RayRunner(IRunner):
                 "function and data that can be pickled, without open files, locks or "
                 f"connections. Ray's error: {_first_line(error)}"
             ) from error
+        self._needed = _amounts(resources)
+        self._lacked = _lacking(self._needed)  # which `ray_session` has told
         options = {"num_returns": "streaming", "max_retries": 0}
         self._remote = ray.remote(**options, **ray_options(resources))(
             _evaluate_on_worker
@@ -141,6 +151,8 @@ class RayRunner(IRunner):
     ) -> dict[str, Any]:
         """Submit a trial; returns at once.
 
+        A trial whose arguments do not fit into the object store fails.
+
         Args:
             trial_index: Of the trial.
             parameterization: Parameter name to value.
@@ -149,7 +161,15 @@ class RayRunner(IRunner):
             No metadata.
         """
         parameters, told = dict(parameterization), self._told()
-        results = self._submitted(trial_index, parameters, told)
+        try:
+            results = self._submitted(trial_index, parameters, told)
+        except import_ray().exceptions.RayError as error:
+            if not _is_without_room(error):
+                raise
+            name = type(error).__name__
+            self._fail(trial_index, f"{name}: what the trial is told {_NO_ROOM}")
+            self.ended.append(trial_index)
+            return {}
         self._tasks[trial_index] = _Task(parameters, told, results)
         return {}
 
@@ -157,7 +177,9 @@ class RayRunner(IRunner):
         self, index: int, parameters: dict[str, Any], told: tuple[Any, ...]
     ) -> Any:
         # In a list: Ray would unpack the reference itself, once per task.
-        return self._remote.remote([self._packed], parameters, index, told)
+        return self._remote.remote(
+            [self._packed], self._metrics, parameters, index, told
+        )
 
     def poll_trial(
         self, trial_index: int, trial_metadata: Mapping[str, Any]
@@ -245,7 +267,10 @@ class RayRunner(IRunner):
             for index in ended:
                 del self._tasks[index]
             self.ended += ended
-            if ended or time.monotonic() >= until:
+            if ended:
+                return
+            if time.monotonic() >= until:
+                self._tell_what_is_awaited()
                 return
 
     def _read(self, index: int) -> bool:
@@ -256,7 +281,7 @@ class RayRunner(IRunner):
             if task.began is None:
                 task.began = time.monotonic()
                 return False
-            self.outcomes[index] = _checked(reported, self._metrics)
+            self.outcomes[index] = reported
             self.failures_in_a_row = 0
         except Exception as error:
             reason = reason_of(error)
@@ -268,6 +293,15 @@ class RayRunner(IRunner):
                 return False
             self._fail(index, reason)
         return True
+
+    def _tell_what_is_awaited(self) -> None:
+        """Warn where evaluations cannot begin, since machines were lost; once each."""
+        if all(task.began is not None for task in self._tasks.values()):
+            return
+        lacking = _lacking(self._needed)
+        if lacking != self._lacked:
+            _warn_of(lacking)
+        self._lacked = lacking
 
     def _fail(self, index: int, reason: str) -> None:
         self.reasons[index] = reason
@@ -409,7 +443,10 @@ def _lacking(needed: Mapping[str, float]) -> str:
 
 def _warn_if_lacking(needed: Mapping[str, float]) -> None:
     """Say what evaluations wait for; a cluster may add nodes by itself."""
-    lacking = _lacking(needed)
+    _warn_of(_lacking(needed))
+
+
+def _warn_of(lacking: str) -> None:
     if lacking:
         _logger.warning("evaluations wait until the Ray cluster has %s", lacking)
 
@@ -453,6 +490,7 @@ def require_timeout(timeout: float | None) -> None:
 
 def _evaluate_on_worker(
     packed: list[Any],
+    metrics: tuple[str, ...],
     parameters: dict[str, Any],
     trial_index: int,
     told: tuple[Any, ...],
@@ -460,14 +498,25 @@ def _evaluate_on_worker(
     """Evaluate one trial, in a worker process, after reporting that it has begun."""
     evaluate = _unpacked(packed[0])
     yield os.getpid()
-    yield evaluate(parameters, trial_index, *told)
+    # Checked here: whatever else the function returns stays on this machine.
+    yield _checked(evaluate(parameters, trial_index, *told), metrics)
 
 
 @functools.lru_cache(maxsize=1)
 def _unpacked(packed: Any) -> Evaluate:
     """Read the function on a worker process: once, not once per trial."""
     torch.set_num_threads(1)
-    return import_ray().get(packed)
+    ray = import_ray()
+    try:
+        return ray.get(packed)
+    except ray.exceptions.RayError as error:
+        if not _is_without_room(error):
+            raise
+        # Ray's own message begins with bytes that name the object.
+        address = ray.util.get_node_ip_address()
+        raise RuntimeError(
+            f"what is evaluated {_NO_ROOM} (on the machine {address})"
+        ) from error
 
 
 def _checked(outcome: Any, metrics: tuple[str, ...]) -> Outcome:
@@ -480,7 +529,7 @@ def _checked(outcome: Any, metrics: tuple[str, ...]) -> Outcome:
     if not fits:
         raise ValueError(
             "expected {metric name: (mean, standard error)} of finite numbers for "
-            f"{', '.join(map(repr, metrics))}; got {outcome!r}"
+            f"{', '.join(map(repr, metrics))}; got {repr(outcome)[:_LONGEST_OUTCOME]}"
         )
     return {name: (mean, sem) for name, (mean, sem) in plain.items()}
 
@@ -491,11 +540,20 @@ def _is_lost(error: BaseException) -> bool:
     lost = (
         exceptions.WorkerCrashedError,
         exceptions.NodeDiedError,
+        exceptions.LocalRayletDiedError,
         exceptions.OutOfMemoryError,
         exceptions.ObjectLostError,
         exceptions.RaySystemError,
     )
     return isinstance(error, lost)
+
+
+def _is_without_room(error: BaseException) -> bool:
+    """Whether an object found no room, in memory and on the disk."""
+    exceptions = import_ray().exceptions
+    return isinstance(
+        error, exceptions.ObjectStoreFullError | exceptions.OutOfDiskError
+    )
 
 
 def reason_of(error: BaseException) -> str:

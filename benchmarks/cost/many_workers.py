@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import logging
+import tempfile
 import time
 import warnings
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,7 +18,9 @@ from ax.api.configs import RangeParameterConfig
 from ax.exceptions.core import OptimizationComplete
 
 from ax_pac import (
+    fit_model,
     latest_certificate,
+    open_client,
     pac_generation_strategy,
     ray_orchestrator,
 )
@@ -32,16 +36,21 @@ MINUTES_ONCE = 0.3
 _SEM = 0.05
 _TIMED_TRIALS = 20
 # Small enough that no search ends while it is timed.
-_TIMED_DELTA = 0.001
+_TIMED = {"delta": 0.001, "level": "pairwise"}
 _TIMED_PROPOSALS = 5
 _TIMED_BATCHES = 3
+# Added to a covariance in squared objective units, far below the noise.
+_JITTER = 1e-8
 
+_SPEED = {"part": "speed", "d": 3, "wait": 2.0}
 _CERTIFICATE = {"part": "certificate", "wait": 1.0, "level": "joint"}
-# The speed with 1 and 2 workers, the certificate with 2 and in a plain loop, and
-# proposals while trials run.
+# The speed with 1 and 2 workers, in memory and in a database; the certificate with 2
+# and in a plain loop; proposals while trials run, singly, together and by draws.
 _PLAN = (
-    ({"part": "speed", "d": 3, "wait": 2.0, "workers": 1}, 3, 0.9),
-    ({"part": "speed", "d": 3, "wait": 2.0, "workers": 2}, 3, 0.45),
+    (_SPEED | {"workers": 1}, 3, 0.9),
+    (_SPEED | {"workers": 2}, 3, 0.45),
+    (_SPEED | {"workers": 1, "database": "sqlite"}, 3, 0.9),
+    (_SPEED | {"workers": 2, "database": "sqlite"}, 3, 0.45),
     (_CERTIFICATE | {"d": 2, "delta": 0.05}, 8, 0.6),
     (_CERTIFICATE | {"d": 3, "delta": 0.1}, 8, 0.6),
     *(
@@ -51,6 +60,10 @@ _PLAN = (
     *(
         ({"part": "together", "d": 9, "n": 50, "p": p, "q": q}, 1, 1.0)
         for p, q in ((10, 10), (100, 10), (1000, 10))
+    ),
+    *(
+        ({"part": "draws", "d": 9, "n": 50, "points": points, "q": 100}, 1, 0.2)
+        for points in (1024, 2048)
     ),
 )
 plan = partial(planned, _PLAN)
@@ -65,7 +78,7 @@ def run(seed: int, settings: dict[str, Any]) -> Trace:
     if settings["part"] in ("speed", "certificate"):
         _warm_up()
     parts = {"speed": _speed, "certificate": _certificate}
-    parts |= {"pending": _pending, "together": _together}
+    parts |= {"pending": _pending, "together": _together, "draws": _draws}
     result, trials = parts[settings["part"]](seed, settings)
     return Trace(
         benchmark=NAME,
@@ -82,7 +95,17 @@ def _speed(
     seed: int, settings: dict[str, Any]
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """Time a search that does not end by certificate."""
-    client = _client(seed, settings["d"], delta=_TIMED_DELTA, level="pairwise")
+    with tempfile.TemporaryDirectory() as folder:
+        stored = "database" in settings
+        client = open_client(Path(folder) / "search.db", "bowl") if stored else Client()
+        return _timed(
+            _configured(client, seed, settings["d"], **_TIMED), settings, seed
+        )
+
+
+def _timed(
+    client: Client, settings: dict[str, Any], seed: int
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     start = time.perf_counter()
     trials: list[dict[str, Any]] = []
 
@@ -128,7 +151,7 @@ def _pending(
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """Time proposals while `p` trials run, one ending before each; without Ray."""
     rng = np.random.default_rng(seed)
-    client = _client(seed, settings["d"], delta=_TIMED_DELTA, level="pairwise")
+    client = _client(seed, settings["d"], **_TIMED)
     evaluate = _evaluation(seed, 0.0)
 
     def begin() -> int:
@@ -165,7 +188,7 @@ def _together(
     One trial ends before each batch, so that it has a fit and a certificate.
     """
     rng = np.random.default_rng(seed)
-    client = _client(seed, settings["d"], delta=_TIMED_DELTA, level="pairwise")
+    client = _client(seed, settings["d"], **_TIMED)
     evaluate, experiment = _evaluation(seed, 0.0), client._experiment
 
     def begin() -> Any:
@@ -192,6 +215,45 @@ def _together(
     return medians, trials
 
 
+def _draws(
+    seed: int, settings: dict[str, Any]
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """Time what Thompson draws of `q` functions cost, on so many `points` of the box.
+
+    The functions are exact joint draws of a fitted posterior on the points, and each
+    one's maximum would be a proposal. No strategy proposes in this way.
+    """
+    rng = np.random.default_rng(seed)
+    d, evaluate = settings["d"], _evaluation(seed, 0.0)
+    visited = rng.random((settings["n"], d))
+    losses = [
+        evaluate({f"x{i}": value for i, value in enumerate(row)}, index)["loss"][0]
+        for index, row in enumerate(visited)
+    ]
+    Y = -torch.tensor(losses, dtype=torch.float64).unsqueeze(-1)
+    bounds = torch.stack([torch.zeros(d), torch.ones(d)]).double()
+    noise = torch.full_like(Y, _SEM**2)
+    model = fit_model(torch.from_numpy(visited), Y, noise, bounds)
+    trials = []
+    for number in range(_TIMED_BATCHES + 1):
+        points = torch.from_numpy(rng.random((settings["points"], d)))
+        cpu = time.process_time()
+        with torch.no_grad():
+            posterior = model.posterior(points)
+            root = torch.linalg.cholesky(
+                posterior.covariance_matrix
+                + _JITTER * torch.eye(len(points), dtype=torch.float64)
+            )
+            begin = time.process_time()
+            normal = torch.randn(len(points), settings["q"], dtype=torch.float64)
+            best = (posterior.mean + root @ normal).argmax(0)
+        end = time.process_time()
+        if number:  # the first one also imports
+            took = {"root": begin - cpu, "draw": (end - begin) / settings["q"]}
+            trials.append(took | {"different": len(set(best.tolist()))})
+    return {k: float(np.median([t[k] for t in trials])) for k in trials[0]}, trials
+
+
 def _count(client: Client) -> dict[str, Any]:
     certificate = latest_certificate(client)
     trials = client._experiment.trials.values()
@@ -216,7 +278,10 @@ def _evaluation(seed: int, wait: float) -> Callable[..., Any]:
 
 
 def _client(seed: int, d: int, **question: Any) -> Client:
-    client = Client()
+    return _configured(Client(), seed, d, **question)
+
+
+def _configured(client: Client, seed: int, d: int, **question: Any) -> Client:
     client.configure_experiment(
         name="bowl",
         parameters=[
@@ -243,6 +308,6 @@ def _warm_up() -> None:
         include_dashboard=False,
         logging_level="ERROR",
     )
-    client = _client(0, 2, delta=_TIMED_DELTA, level="pairwise")
+    client = _client(0, 2, **_TIMED)
     with ray_orchestrator(client, _evaluation(0, 10.0), workers=2) as orchestrator:
         orchestrator.run_n_trials(4)

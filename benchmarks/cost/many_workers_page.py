@@ -27,6 +27,7 @@ def render_ray(traces: Sequence[Trace]) -> str:
         ("certificate", _certificate),
         ("pending", _pending),
         ("together", _together),
+        ("draws", _draws),
     )
     for part, section in sections:
         own = [trace for trace in traces if trace.settings["part"] == part]
@@ -37,41 +38,54 @@ def render_ray(traces: Sequence[Trace]) -> str:
 def _speed(traces: Sequence[Trace]) -> list[str]:
     wait = traces[0].settings["wait"]
     trials = len(traces[0].trials)
-    one = {t.seed: t for t in traces if t.settings["workers"] == 1}
-    rows, ratios = [], []
-    for t in sorted(traces, key=lambda t: (t.settings["workers"], t.seed)):
+    one = {
+        (_kept(t), t.seed): t.result["trials_a_minute"]
+        for t in traces
+        if t.settings["workers"] == 1
+    }
+    rows = []
+    ratios: dict[str, list[float]] = {}
+    for t in sorted(traces, key=lambda t: (_kept(t), t.settings["workers"], t.seed)):
+        kept, workers, rate = _kept(t), t.settings["workers"], t.result
         ratio = ""
-        if t.seed in one:
-            of_one = one[t.seed].result["trials_a_minute"]
-            ratio = f"{t.result['trials_a_minute'] / of_one:.2f}"
-            if t.settings["workers"] == 2:
-                ratios.append(t.result["trials_a_minute"] / of_one)
+        if (kept, t.seed) in one:
+            times = rate["trials_a_minute"] / one[kept, t.seed]
+            ratio = f"{times:.2f}"
+            if workers == 2:
+                ratios.setdefault(kept, []).append(times)
         rows.append(
             [
-                *(t.settings["workers"], t.seed, f"{t.result['seconds']:.1f}"),
-                f"{t.result['trials_a_minute']:.1f}",
-                f"{t.result['ask_seconds'] / trials:.2f}",
+                *(kept, workers, t.seed, f"{rate['seconds']:.1f}"),
+                f"{rate['trials_a_minute']:.1f}",
+                f"{rate['ask_seconds'] / trials:.2f}",
                 ratio,
             ]
         )
+    medians = [
+        f"Two workers, kept in {kept}: {np.median(found):.2f} times one, the median."
+        for kept, found in ratios.items()
+    ]
     return [
         f"## Trials per minute when an evaluation takes {wait:g} s",
         "",
         f"{trials} trials, the initial design included, from the first proposal to the "
-        "last result. *Proposing*: wall seconds per trial in the process of the "
-        "search.",
+        "last result, with the search in memory or in a database. An evaluation sleeps "
+        "and uses no CPU. *Proposing*: wall seconds per trial in the process of the "
+        "search. The rows in memory and those in a database were not measured at the "
+        "same time, so that only the last column compares them.",
         "",
         *table(
-            "workers | seed | seconds | trials per minute | proposing "
+            "kept in | workers | seed | seconds | trials per minute | proposing "
             "| relative to one worker",
             rows,
         ),
-        *(
-            [f"Two workers: {np.median(ratios):.2f} times one, the median.", ""]
-            if ratios
-            else []
-        ),
+        *(line for median in medians for line in (median, "")),
     ]
+
+
+def _kept(trace: Trace) -> str:
+    """Where a search is kept: SQLite, or memory."""
+    return str(trace.settings.get("database", "memory"))
 
 
 def _certificate(traces: Sequence[Trace]) -> list[str]:
@@ -140,6 +154,32 @@ def _together(traces: Sequence[Trace]) -> list[str]:
         f"trial ends before each batch. Medians of {len(traces[0].trials)} batches.",
         "",
         *table("d | n | p | q | seconds | proposals per second | wall seconds", rows),
+    ]
+
+
+def _draws(traces: Sequence[Trace]) -> list[str]:
+    q = traces[0].settings["q"]
+    rows = [
+        [
+            *(t.settings[name] for name in ("d", "n", "points")),
+            f"{t.result['root']:.2f}",
+            f"{1000.0 * t.result['draw']:.2f}",
+            f"{t.result['different']:.0f} of {q}",
+        ]
+        for t in sorted(traces, key=lambda t: t.settings["points"])
+    ]
+    return [
+        "## What Thompson draws would cost",
+        "",
+        "No strategy proposes in this way; the figures are for the plan in *Evaluate "
+        f"on many machines*. {q} functions are drawn exactly from the posterior on "
+        "so many random points of the box, and the maximum of each would be a "
+        "proposal. *Root*: CPU seconds for the covariance of the points and its "
+        "Cholesky factor, once per fit. *Draw*: CPU milliseconds per function. "
+        "*Different*: how many points the maxima of the functions are. One thread, "
+        f"medians of {len(traces[0].trials)}.",
+        "",
+        *table("d | n | points | root, s | draw, ms | different points", rows),
     ]
 
 

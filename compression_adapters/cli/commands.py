@@ -78,7 +78,8 @@ def compress(out: Path, resume: bool, **values: Any) -> None:
 
     NETWORK may also be a list of searches, a .toml or .json file: each entry has a
     name, a network and any of the options below. --workers is then how many are made
-    at the same time on Ray, --resources what each reserves, and a second call goes on.
+    at the same time on Ray (one after the other without it), --resources what each
+    reserves, and a second call goes on.
     """
     if Path(values["network"]).suffix in LIST_SUFFIXES:
         _compress_list(out, resume, values)

@@ -17,6 +17,9 @@ pytest.importorskip("sqlalchemy")
 
 # Networks and data of the user's own, found in the working directory by every worker.
 MODULE = """
+import time
+from pathlib import Path
+
 import torch
 from torch import nn
 
@@ -29,6 +32,21 @@ def inputs():
 
 def broken():
     raise RuntimeError("no such file")
+
+def meet(own, other):
+    # Each begins only when the other one is under way too.
+    Path(own).touch()
+    for _ in range(6000):
+        if Path(other).exists():
+            return inputs()
+        time.sleep(0.01)
+    raise RuntimeError(f"{other} never began")
+
+def left():
+    return meet("left_began", "right_began")
+
+def right():
+    return meet("right_began", "left_began")
 """
 
 LIST = """
@@ -102,6 +120,20 @@ def test_a_list_is_made_on_workers_reported_and_gone_on_with(tonight):
     assert result.exit_code == 1
     assert "'large'" in result.output
     assert "was made with other options" in result.output
+
+
+def test_searches_of_a_list_are_made_at_the_same_time(tonight):
+    small, large = LIST.split("[[search]]")[1:3]
+    defaults = LIST.split("[[search]]")[0].replace('data = "of_a_list:inputs"\n', "")
+    text = defaults
+    for search, side in ((small, "left"), (large, "right")):
+        text += f'[[search]]{search}data = "of_a_list:{side}"\n\n'
+    tonight.write_text(text)
+    out = tonight.parent / "runs"
+    result = invoke(tonight, "--out", out, "--workers", 2)
+    assert result.exit_code == 0, result.output
+    assert (out / "small" / "summary.json").is_file()
+    assert (out / "large" / "summary.json").is_file()
 
 
 def entries(folder: Path, text: str, suffix: str = ".toml"):
