@@ -143,6 +143,7 @@ def test_a_search_begins_on_the_path_and_ends_with_a_certificate():
     )
     assert found.certificate.holds
     assert set(found.ranks) == {"0", "2", "4", "6"}
+    assert "no network that 2 coordinates of 4 layers give is better" in str(found)
 
 
 def test_the_coordinates_are_the_same_when_they_are_built_again():
