@@ -324,7 +324,6 @@ def compress_with(
     options = options.with_held_out().with_default_target()
     options.target.require_one()
     limit = TimeLimit.of(options.search.minutes, refit=options.search.refit)
-    options = with_stored_choices(options, client)
     search, gamma = options.search, options.target.gamma
     # Refuses what no certificate can be asked before a network is factorized.
     CertificateSettings(
@@ -334,21 +333,22 @@ def compress_with(
         relative=search.relative,
         sampling=search.sampling,
     )
+    if not search.search and client is not None:
+        raise ValueError("search=False evaluates anew; leave the client out.")
+    if search.db is not None and client is not None:
+        raise ValueError("Expected a client or a database to continue from; got both.")
+    if gamma is None and client is not None:
+        raise ValueError(
+            f"A search for a target ({options.target.given[0]}) cannot continue a "
+            "client; pass gamma, or leave the client out."
+        )
+    options = with_stored_choices(options, client)
     if not search.search:
-        if client is not None:
-            raise ValueError("search=False evaluates anew; leave the client out.")
         if options.target.speedup is not None:
             found = search_speedup(network, inputs, options)
             return stated(found, search, options.target)
         return timed(_without_search(network, inputs, options, limit))
-    if search.db is not None and client is not None:
-        raise ValueError("Expected a client or a database to continue from; got both.")
     if gamma is None:
-        if client is not None:
-            raise ValueError(
-                f"A search for a target ({options.target.given[0]}) cannot continue a "
-                "client; pass gamma, or leave the client out."
-            )
         if options.target.speedup is not None:
             found = search_speedup(network, inputs, options)
             return stated(found, search, options.target)

@@ -64,7 +64,7 @@ def _stored_settings(
     """Return the settings of the search to continue, None if there is none."""
     if client is not None:
         return _settings_of(client)
-    if options.search.db is None:
+    if options.search.db is None or not options.search.name:  # refused later
         return None
     # A target keeps its searches as name/1, name/2, ...
     first = "" if options.target.gamma is not None else "/1"

@@ -51,11 +51,16 @@ def pool(n=300):
     return noise + noise.roll(1, -1) + noise.roll(1, -2)
 
 
+def separate(layer):
+    """Give each layer a coordinate of its own."""
+    return layer
+
+
 @pytest.mark.parametrize("size", ["weights", "multiply-adds", "bytes"])
 def test_every_price_gives_the_least_of_all_forms_of_all_layers(size):
     """Against a minimum over every decomposition at every rank, and dense."""
     problem = compression_problem(
-        network(), pool(), gamma=1.0, choose="best", size=size
+        network(), pool(), gamma=1.0, choose="best", size=size, tie=separate
     )
     curves = {
         layer.name: relative_errors(layer, problem.factors[layer.name])
@@ -68,6 +73,7 @@ def test_every_price_gives_the_least_of_all_forms_of_all_layers(size):
             pool(),
             gamma=1.0,
             size=size,
+            tie=separate,
             choose=lambda name, module, kind=kind: (
                 find(kind, module) or choose_low_rank(name, module)
             ),
@@ -177,7 +183,13 @@ def test_rungs_respect_the_options_of_ranks():
 @pytest.mark.parametrize("at_max", ["dense", "factor"])
 def test_every_rung_has_a_bin_under_every_encoding(encoding, at_max):
     problem = compression_problem(
-        network(), pool(), gamma=1.0, choose="best", encoding=encoding, at_max=at_max
+        network(),
+        pool(),
+        gamma=1.0,
+        choose="best",
+        encoding=encoding,
+        at_max=at_max,
+        tie=separate,
     )
     for layer, parameter in zip(problem.layers, problem.parameters, strict=True):
         (scale,) = parameter.scales
@@ -188,7 +200,9 @@ def test_every_rung_has_a_bin_under_every_encoding(encoding, at_max):
 
 
 def test_under_log_sizes_grow_geometrically():
-    problem = compression_problem(network(), pool(), gamma=1.0, choose="best")
+    problem = compression_problem(
+        network(), pool(), gamma=1.0, choose="best", tie=separate
+    )
     layer = problem.layers[1]
     (scale,) = problem.parameters[1].scales
     sizes = [*map(layer.weights_at, range(1, layer.max_rank + 1)), layer.num_weights]

@@ -399,7 +399,12 @@ def test_searches_begin_where_something_is_known(
 ):
     exclude = [str(i) for i in range(coordinates, 8)]
     problem = compression_problem(
-        deep_network(), pool(), gamma=1.0, exclude=exclude, calibrate=calibrate
+        deep_network(),
+        pool(),
+        gamma=1.0,
+        exclude=exclude,
+        calibrate=calibrate,
+        tie=lambda layer: layer,
     )
     assert len(problem.parameters) == coordinates
     options = SearchOptions(start=start, workers=workers)
