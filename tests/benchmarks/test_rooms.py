@@ -22,7 +22,7 @@ ALLOWED_BENCHMARKS: dict[str, set[str]] = {
     "methods/fabolas": {"harness"},
     "methods": {"harness", "networks", "methods/fabolas"},
     "comparison": {"harness", "networks", "calibration", "methods", "methods/fabolas"},
-    "paper": {"harness", "networks", "methods", "comparison"},
+    "paper": {"harness", "networks", "data_aware", "methods", "comparison"},
 }
 
 
