@@ -343,15 +343,12 @@ def compress_with(
             "client; pass gamma, or leave the client out."
         )
     options = with_stored_choices(options, client)
+    if options.target.speedup is not None:
+        found = search_speedup(network, inputs, options)
+        return stated(found, search, options.target)
     if not search.search:
-        if options.target.speedup is not None:
-            found = search_speedup(network, inputs, options)
-            return stated(found, search, options.target)
         return timed(_without_search(network, inputs, options, limit))
     if gamma is None:
-        if options.target.speedup is not None:
-            found = search_speedup(network, inputs, options)
-            return stated(found, search, options.target)
         return timed(search_target(network, inputs, options, limit=limit))
     began = time.perf_counter()
     problem = checked_problem(network, inputs, gamma, options.problem)

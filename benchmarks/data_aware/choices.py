@@ -18,6 +18,7 @@ from benchmarks.data_aware.subjects import (
     measured_network,
     subject,
 )
+from benchmarks.harness.factors import sharing
 from benchmarks.networks.cifar import outputs_of
 from benchmarks.networks.imagenet import Images
 from benchmarks.networks.rank_rules import (
@@ -168,7 +169,7 @@ def run_search(seed: int, settings: dict[str, Any]) -> dict[str, Any]:
         relative=settings["relative"],
         choose=data.choose,
         max_trials=settings.get("max_trials", MAX_TRIALS),
-        **_shared(settings.get("coordinates")),
+        **sharing(settings.get("coordinates")),
         seed=seed,
         calibration_seed=seed,
         progress=False,
@@ -176,13 +177,6 @@ def run_search(seed: int, settings: dict[str, Any]) -> dict[str, Any]:
     )
     seconds = time.process_time() - start
     return _result(found, seconds, settings)
-
-
-def _shared(coordinates: int | None) -> dict[str, Any]:
-    """How layers share coordinates; each has its own if they do not."""
-    if coordinates is None:
-        return {"tie": lambda layer: layer}
-    return {"coordinates": coordinates}
 
 
 def _result(

@@ -654,6 +654,17 @@ def _time_section(runs: Runs) -> list[str]:
     ]
 
 
+def _search_cells(gamma: float, results: Sequence[Result]) -> list[str]:
+    """Certificates, evaluations, CPU seconds, J and top-1 of some searches."""
+    return [
+        f"{sum(r['holds'] for r in results)}/{len(results)}",
+        spread([r["evaluations"] for r in results], 0),
+        spread([r["cpu_seconds"] for r in results], 0),
+        spread([objective(gamma, r) for r in results], 3),
+        spread([100 * r["top1"] for r in results], 2),
+    ]
+
+
 def _delta_section(runs: Runs) -> list[str]:
     """Evaluations to the certificate against the tolerance."""
     rows = []
@@ -677,11 +688,7 @@ def _delta_section(runs: Runs) -> list[str]:
                             gamma,
                             f"{100 * delta:.0f} % of J" if relative else delta,
                         ),
-                        f"{sum(r['holds'] for r in results)}/{len(results)}",
-                        spread([r["evaluations"] for r in results], 0),
-                        spread([r["cpu_seconds"] for r in results], 0),
-                        spread([objective(gamma, r) for r in results], 3),
-                        spread([100 * r["top1"] for r in results], 2),
+                        *_search_cells(gamma, results),
                     ]
                 )
     if not rows:
@@ -712,16 +719,8 @@ def _shared_section(runs: Runs) -> list[str]:
             found.append(("one a layer", runs.searches(name, "data", gamma)))
             for number, results in found:
                 if results:
-                    rows.append(
-                        [
-                            *(name, gamma, number, len(results)),
-                            f"{sum(r['holds'] for r in results)}/{len(results)}",
-                            spread([r["evaluations"] for r in results], 0),
-                            spread([r["cpu_seconds"] for r in results], 0),
-                            spread([objective(gamma, r) for r in results], 3),
-                            spread([100 * r["top1"] for r in results], 2),
-                        ]
-                    )
+                    own = (name, gamma, number, len(results))
+                    rows.append([*own, *_search_cells(gamma, results)])
     if not rows:
         return []
     return [

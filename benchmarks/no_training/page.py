@@ -9,7 +9,8 @@ from benchmarks.harness.charts import Axis, Series, chart
 from benchmarks.harness.tables import opening, revisions, spread, table
 from benchmarks.harness.traces import Trace
 from benchmarks.no_training import plan as no_training
-from benchmarks.no_training.runs import COORDINATES, RATIOS, SEARCH
+from benchmarks.no_training.runs import RATIOS, SEARCH
+from compression_adapters.options import FEW_COORDINATES
 
 Rows = Sequence[Mapping[str, Any]]
 _TITLES = {
@@ -22,7 +23,7 @@ _TITLES = {
     "imagenet_vgg16": "VGG-16 on ImageNet",
 }
 _METHODS = {
-    SEARCH: f"search, {COORDINATES} coordinates",
+    SEARCH: f"search, {FEW_COORDINATES} coordinates",
     "path": "price path",
     "fraction": "one fraction of all ranks",
     "energy": "one share of the energy",

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from benchmarks.data_aware.subjects import FACTORS, subject
-from benchmarks.networks.evaluation import NetworkData, network_data, outputs_on
+from benchmarks.networks.evaluation import NetworkData, outputs_on
 from benchmarks.networks.rank_rules import (
     Ranks,
     Rule,
@@ -23,11 +23,11 @@ from compression_adapters.evaluation.loss_curves import ERRORS
 from compression_adapters.evaluation.price_path import price_path
 from compression_adapters.network.counts import whole_network_ratio
 from compression_adapters.network.truncation import truncate_network
+from compression_adapters.options import FEW_COORDINATES
 
 RATIOS = (0.1, 0.2, 0.3, 0.5)
 """Shares of the weights of the layers in play."""
 TEST_IMAGES = 10_000
-COORDINATES = 3
 MAX_TRIALS = 100
 SEARCH = "search"
 
@@ -75,7 +75,7 @@ _EVALUATIONS = {"path": len(ERRORS)}
 def run_rows(seed: int, settings: dict[str, Any]) -> dict[str, Any]:
     """Cut a network to every ratio, on one set of factors."""
     name, method = settings["network"], settings["method"]
-    data = _data(name)
+    data = subject(name)
     number = settings.get("images", TEST_IMAGES)
     reference = outputs_on(data.network.eval(), data.test, number)
     ratios = settings.get("ratios", RATIOS)
@@ -97,11 +97,6 @@ def run_rows(seed: int, settings: dict[str, Any]) -> dict[str, Any]:
             }
         )
     return {"rows": rows}
-
-
-def _data(name: str) -> NetworkData:
-    """A network, with all of its layers in play."""
-    return network_data(name) if name.startswith("imagenet") else subject(name)
 
 
 def _options(settings: Mapping[str, Any], seed: int) -> dict[str, Any]:
@@ -157,7 +152,7 @@ def _searched(
         data.network,
         data.pool,
         ratio=ratio,
-        coordinates=COORDINATES,
+        coordinates=FEW_COORDINATES,
         max_trials=MAX_TRIALS,
         seed=seed,
         progress=False,

@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from benchmarks.harness.factors import sharing
 from benchmarks.networks.cifar import cifar10, outputs_of, resnet
 from compression_adapters import (
     DECOMPOSITIONS,
@@ -50,7 +51,7 @@ def run_speedup(seed: int, settings: dict[str, Any]) -> dict[str, Any]:
     """Ask `compress` for a speed: all convolutions and the linear layer in play."""
     network, (pool, _) = resnet(NETWORK), cifar10(train=True)
     start, spent = time.perf_counter(), time.process_time()
-    best = settings.get("forms") == "best"
+    best, number = settings.get("forms") == "best", settings["coordinates"]
     found, said = _warned(
         network,
         pool,
@@ -60,7 +61,7 @@ def run_speedup(seed: int, settings: dict[str, Any]) -> dict[str, Any]:
         # Three decompositions of a layer have three times as many ranks to time.
         latency_seconds=(3.0 if best else 1.0) * LATENCY_SECONDS,
         choose="best" if best else choose,
-        **_coordinates(settings["coordinates"]),
+        **sharing(number if isinstance(number, int) else None),
         delta=settings["delta"],
         max_trials=settings.get("max_trials", SearchOptions.max_trials),
         seed=seed,
@@ -86,13 +87,6 @@ def run_speedup(seed: int, settings: dict[str, Any]) -> dict[str, Any]:
         },
         "gammas": gammas,
     }
-
-
-def _coordinates(number: int | str) -> dict[str, Any]:
-    """Options of a search whose layers share so many coordinates, or do not."""
-    if isinstance(number, int):
-        return {"coordinates": number}
-    return {"tie": lambda layer: layer}  # each with its own
 
 
 def run_weights(seed: int, settings: dict[str, Any]) -> dict[str, Any]:

@@ -16,7 +16,6 @@ from compression_adapters.options import AtMax
 from compression_adapters.rank_space.parameters import (
     RankParameter,
     Tie,
-    bin_edges,
     identifiers,
 )
 from compression_adapters.rank_space.scales import DENSE, Rank, RankScale, size_edges
@@ -46,14 +45,10 @@ def path_parameters(
 
     Source: not in Ma et al. 2019.
     """
-    losses = loss_curves(problem)
-    edges, sizes = bin_edges(problem.parameters), problem.ratio_tables()
+    every = options_of(problem, loss_curves(problem))
     groups: dict[str, list[tuple[str, RankScale, list[Option]]]] = {}
-    for parameter in problem.parameters:
+    for parameter, options in zip(problem.parameters, every, strict=True):
         (layer,), (scale,) = parameter.layers, parameter.scales
-        options = options_of(
-            parameter, edges[parameter.name], sizes[parameter.name], losses
-        )
         hull = _with_dense(lower_hull(options), options[-1], scale.at_max)
         group = layer if not callable(tie) else tie(layer)
         groups.setdefault(group, []).append((layer, scale, hull))
@@ -78,11 +73,8 @@ def even_groups(problem: CompressionProblem, number: int) -> Callable[[str], str
     Returns:
         Layer name to group, for `path_parameters`.
     """
-    size = problem.measure
-    dense = {
-        layer.name: size.of_layers({layer.name: DENSE}, [layer.name])
-        for layer in problem.layers
-    }
+    sizes = problem.measure.layers
+    dense = {layer.name: sizes[layer.name].dense for layer in problem.layers}
     whole, before = sum(dense.values()), 0.0
     places = {}
     for name, own in dense.items():

@@ -14,7 +14,6 @@ from torch import nn
 from compression_adapters.evaluation.loss_curves import loss_curves
 from compression_adapters.evaluation.problem import CompressionProblem
 from compression_adapters.rank_space.parameters import (
-    RankParameter,
     bin_edges,
     parameterization_from_ranks,
 )
@@ -156,11 +155,7 @@ class PricePath:
             Ranks that are no larger; those of the smallest network if none is.
         """
         problem = self.problem
-        edges, tables = bin_edges(problem.parameters), problem.ratio_tables()
-        options = [
-            options_of(p, edges[p.name], tables[p.name], self.losses)
-            for p in problem.parameters
-        ]
+        options = options_of(problem, self.losses)
         now = [
             next(o for o in each if all(ranks[n] == r for n, r in o.ranks.items()))
             for each in options
@@ -226,11 +221,7 @@ def price_path(
         The path, with tied layers moving together.
     """
     losses = loss_curves(problem) if curves is None else curves
-    edges, sizes = bin_edges(problem.parameters), problem.ratio_tables()
-    hulls = [
-        lower_hull(options_of(p, edges[p.name], sizes[p.name], losses))
-        for p in problem.parameters
-    ]
+    hulls = [lower_hull(options) for options in options_of(problem, losses)]
     ranks: dict[str, Rank] = {}
     for hull in hulls:
         ranks |= hull[0].ranks
@@ -287,15 +278,25 @@ class Option(NamedTuple):
 
 
 def options_of(
-    parameter: RankParameter,
-    edges: Sequence[float],
-    sizes: Sequence[float],
-    losses: Mapping[str, Sequence[float]],
-) -> list[Option]:
-    """List what the bins of a coordinate mean."""
+    problem: CompressionProblem, losses: Mapping[str, Sequence[float]]
+) -> list[list[Option]]:
+    """List what the bins of each coordinate mean.
+
+    Args:
+        problem: With the coordinates.
+        losses: Layer name to what each rank loses, see `loss_curves`.
+    """
+    edges, sizes = bin_edges(problem.parameters), problem.ratio_tables()
     return [
-        Option(size, sum(_loss(losses[n], rank) for n, rank in ranks.items()), ranks)
-        for size, ranks in zip(sizes, parameter.ranks_of_bins(edges), strict=True)
+        [
+            Option(size, sum(_loss(losses[n], r) for n, r in ranks.items()), ranks)
+            for size, ranks in zip(
+                sizes[parameter.name],
+                parameter.ranks_of_bins(edges[parameter.name]),
+                strict=True,
+            )
+        ]
+        for parameter in problem.parameters
     ]
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Final
 
@@ -28,12 +29,36 @@ _BATCHES: Final = 8
 _FIRST_SEED: Final = 1000
 """Of fresh samples that nothing else uses."""
 
+CLOSE: Final = 0.07
+"""A search whose network is this close to the size asked for is the last one."""
+
+Measured = dict[tuple[tuple[str, Rank], ...], float]
+"""Losses of networks, by their ranks."""
+
+
+def nearest(
+    results: Sequence[CompressionResult],
+    size: Callable[[CompressionResult], float],
+    wanted: float,
+) -> CompressionResult:
+    """Return the search whose network is nearest to a size, a certified one if any.
+
+    Args:
+        results: Searches for one target.
+        size: What is asked for, of a result.
+        wanted: What it should be.
+    """
+    return min(
+        results,
+        key=lambda r: (not r.certificate.holds, abs(math.log(size(r) / wanted))),
+    )
+
 
 def least_losses_within(
     path: PricePath,
     results: Sequence[CompressionResult],
     ratio: float,
-    measured: dict[tuple[tuple[str, Rank], ...], float] | None = None,
+    measured: Measured | None = None,
 ) -> list[dict[str, float]]:
     """Return the networks of a size, from the one that loses the least.
 

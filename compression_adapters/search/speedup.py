@@ -24,7 +24,6 @@ from compression_adapters.options import (
     SearchOptions,
     read_speedup,
 )
-from compression_adapters.rank_space.scales import Rank
 from compression_adapters.search.auto import search_auto
 from compression_adapters.search.client import reweighted_client
 from compression_adapters.search.dry_run import carrying, checked_problem
@@ -37,7 +36,13 @@ from compression_adapters.search.result import (
 )
 from compression_adapters.search.run import finished, search_problem
 from compression_adapters.search.sample_size import most_samples
-from compression_adapters.search.settle import least_losses_within, replaced_network
+from compression_adapters.search.settle import (
+    CLOSE,
+    Measured,
+    least_losses_within,
+    nearest,
+    replaced_network,
+)
 from compression_adapters.search.trials import fresh_seed
 
 _MARGIN = 0.985
@@ -50,9 +55,6 @@ _ABOVE = 1.3
 """Factor of the first gamma over the slope of the path, measured on ResNet18."""
 
 _MEASURE_SECONDS = 6.0
-
-_CLOSE = 0.07
-"""A search whose network takes this close to what is allowed is the last one."""
 
 _ENDS = 2
 """Networks that just meet the target by their predicted times, of which one is kept."""
@@ -156,7 +158,7 @@ def search_speedup(
                 "evaluations": len(result.trials) - known,
             }
         )
-        if abs(found.ratio / allowed - 1.0) <= _CLOSE:
+        if abs(found.ratio / allowed - 1.0) <= CLOSE:
             break
         if meets:
             low = gamma
@@ -185,15 +187,12 @@ def _settled(
     prediction is corrected by what the network measures until that is close to what is
     allowed.
     """
-    near = min(
-        results,
-        key=lambda r: (not r.certificate.holds, abs(math.log(_time(r) / allowed))),
-    )
+    near = nearest(results, _time, allowed)
     path = price_path(near.problem)
     smallest = float(path.table["compression_ratio"].iloc[0])
     off = statistics.median(_time(result) / result.size_ratio for result in results)
 
-    measured: dict[tuple[tuple[str, Rank], ...], float] = {}
+    measured: Measured = {}
 
     def networks(share: float, number: int) -> list[CompressionResult]:
         """Return the networks that should take a share of what is allowed."""

@@ -35,11 +35,13 @@ from compression_adapters.search.quality_target import (
 from compression_adapters.search.result import CompressionResult, summed, timed
 from compression_adapters.search.run import finished, search_problem
 from compression_adapters.search.sample_size import most_samples
-from compression_adapters.search.settle import least_losses_within, replaced_network
+from compression_adapters.search.settle import (
+    CLOSE,
+    least_losses_within,
+    nearest,
+    replaced_network,
+)
 from compression_adapters.search.time_limit import TimeLimit
-
-_CLOSE = 0.07
-"""A search whose network has a size this close to the one asked for is the last one."""
 
 _FIRST_STEP = 1.5
 """Factor between the first two gammas; its square between the next two, and so on."""
@@ -328,7 +330,7 @@ def _is_near(
 
     What is kept in the end is made to fit; of a rate, it is the network itself.
     """
-    if problem.minimize and abs(size / target - 1.0) <= _CLOSE:
+    if problem.minimize and abs(size / target - 1.0) <= CLOSE:
         return True
     return target - tolerance <= size <= target
 
@@ -341,10 +343,7 @@ def _settled(
     An incumbent balances the loss against the size, and so is smaller than asked for,
     or larger. See `least_losses_within`.
     """
-    near = min(
-        results,
-        key=lambda r: (not r.certificate.holds, abs(math.log(_size(r) / target))),
-    )
+    near = nearest(results, _size, target)
     path = price_path(near.problem)
     points = least_losses_within(path, results, target)
     return replaced_network(near, points[0], search)

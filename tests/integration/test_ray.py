@@ -41,6 +41,16 @@ EASY = {"delta": 0.3, "epsilon": 0.05, "level": "pairwise"}
 COMPRESS = {**EASY, "gamma": 0.5, "progress": False}
 
 
+def require_own_samples(client):
+    """Each trial has one value, that of its point on the samples of its index."""
+    data = experiment_of(client).lookup_data().df
+    assert data["trial_index"].is_unique
+    expected = bowl()
+    for index, mean in zip(data["trial_index"], data["mean"], strict=True):
+        point = experiment_of(client).trials[index].arm.parameters
+        assert mean == expected(point, index)["loss"][0]
+
+
 def statuses(client: Client) -> list[str]:
     return [trial.status.name for trial in experiment_of(client).trials.values()]
 
@@ -366,12 +376,7 @@ class TestOnOneCluster:
         status = statuses(open_client(database, "bowl"))
         assert {status[index] for index in left} <= {"COMPLETED", "ABANDONED"}
         assert "RUNNING" not in status
-        data = experiment_of(client).lookup_data().df
-        assert data["trial_index"].is_unique
-        expected = bowl()
-        for index, mean in zip(data["trial_index"], data["mean"], strict=True):
-            point = experiment_of(client).trials[index].arm.parameters
-            assert mean == expected(point, index)["loss"][0]
+        require_own_samples(client)
 
     def test_compress_on_workers_goes_on_from_a_database_without_them(self, tmp_path):
         settings = {**COMPRESS, "delta": 0.1, "db": tmp_path / "a.db"}
