@@ -21,6 +21,11 @@ from ax_pac.cells import FrozenEdges, Lookup
 
 _LOG_10 = math.log(10.0)
 
+CLIP = 2.0
+"""Default of `KnownPart.clip`."""
+
+_NUMBERS = ("constant", "floor", "ceiling", "weight", "clip")
+
 Array = NDArray[np.float64]
 
 Value = float | int | str | bool
@@ -124,10 +129,14 @@ class KnownPart:
             number where it is a metric of which the unknown part is so many times:
             `f(x) = known(x) + weight * metric(x)`; delta, incumbent and certificate are
             about `f`, and the same observations serve any weight.
+        clip: With a floor where the objective is minimised, or a ceiling where it is
+            maximised: an unknown part more than so many times as far from it as that of
+            a better point than the best one can be is modelled by its logarithm, see
+            `soft_clip`. None: as it is.
 
     Raises:
-        ValueError: When a number is not finite, the weight not positive, or the floor
-            above the ceiling.
+        ValueError: When a number is not finite, the weight not positive, the clip not
+            above 1, or the floor above the ceiling.
 
     Source: none in Ma et al. 2019, which models the sum.
 
@@ -142,10 +151,11 @@ class KnownPart:
     floor: float | None = None
     ceiling: float | None = None
     weight: float | None = None
+    clip: float | None = CLIP
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "terms", _frozen_terms(dict(self.terms)))
-        for name in ("constant", "floor", "ceiling", "weight"):
+        for name in _NUMBERS:
             value = getattr(self, name)
             if value is not None:
                 if not math.isfinite(value):
@@ -157,6 +167,11 @@ class KnownPart:
             raise ValueError(
                 f"weight must be positive, got {self.weight!r}: objective and metric "
                 "have to improve in the same direction"
+            )
+        if self.clip is not None and not self.clip > 1.0:
+            raise ValueError(
+                f"clip must be above 1, got {self.clip!r}: less would change points "
+                "that may be better than the best one. None: nothing is clipped"
             )
         if None not in (self.floor, self.ceiling) and self.floor > self.ceiling:  # type: ignore[operator]
             raise ValueError(f"the floor {self.floor} is above {self.ceiling}")
@@ -174,8 +189,7 @@ class KnownPart:
         if unknown:
             raise ValueError(
                 f"the known part has fields that this version of ax-pac does not know: "
-                f"{', '.join(unknown)}. Expected terms, constant, floor, ceiling and "
-                "weight"
+                f"{', '.join(unknown)}. Expected terms, {', '.join(_NUMBERS)}"
             )
         return cls(**known)
 
@@ -189,8 +203,7 @@ class KnownPart:
                 terms[name] = list(term.values)
             else:
                 terms[name] = [list(term.at), list(term.values)]
-        fields = ("constant", "floor", "ceiling", "weight")
-        return {"terms": terms, **{name: getattr(self, name) for name in fields}}
+        return {"terms": terms, **{name: getattr(self, name) for name in _NUMBERS}}
 
     @cached_property
     def digest(self) -> str:
@@ -300,6 +313,7 @@ class KnownFunction:
     floor: float | None = None
     ceiling: float | None = None
     bends: tuple[tuple[float, ...], ...] | None = None
+    reach: float | None = None
 
     @classmethod
     def of(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from functools import lru_cache
+from statistics import NormalDist
 from typing import NamedTuple, TypeVar
 
 import numpy as np
@@ -57,6 +58,8 @@ def threshold_of(
 
         t = mean of f(incumbent) + sd of f(incumbent) * Phi^-1(negligible)
 
+    but no less than the known part's `reach`, whatever the probability is.
+
     Args:
         model: A fitted single-outcome model of the unknown part.
         incumbent: Shape `1 x d`. Unit: the model's input units.
@@ -65,7 +68,7 @@ def threshold_of(
         negligible: The probability that may be lost, in [0, 1); 0 for no threshold.
     """
     limit = known.limit(weight)
-    if limit is None or negligible == 0.0:
+    if limit is None or (negligible == 0.0 and known.reach is None):
         return Threshold()
     violation = _violation(model, weight, limit)
     if violation:
@@ -77,7 +80,13 @@ def threshold_of(
         variance = posterior.distribution.covariance_matrix.item()
     quantile = torch.special.ndtri(torch.tensor(negligible, dtype=torch.float64))
     deviation = abs(weight) * math.sqrt(max(variance, 0.0))
-    return Threshold(mean + float(quantile) * deviation, negligible)
+    value = mean + float(quantile) * deviation if deviation > 0.0 else mean
+    if known.reach is None or value >= weight * known.reach:
+        return Threshold(value, negligible)
+    worst = weight * known.reach
+    if deviation == 0.0:
+        return Threshold(worst, float(mean < worst))
+    return Threshold(worst, NormalDist(mean, deviation).cdf(worst))
 
 
 def _violation(model: Model, weight: float, limit: float) -> str:

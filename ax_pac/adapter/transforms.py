@@ -171,7 +171,7 @@ class SmoothedNoise(Transform):
         Returns:
             The data with other values in its `sem` columns.
         """
-        experiment_data = _completed(experiment_data, self.adapter)
+        experiment_data = completed_trials(experiment_data, self.adapter)
         observations = experiment_data.observation_data.copy()
         arms = experiment_data.arm_data.drop(columns="metadata", errors="ignore")
         for metric in self._modelled(experiment_data.metric_signatures):
@@ -203,7 +203,7 @@ class SmoothedNoise(Transform):
         return [metric for metric in metrics if metric in outcomes] or metrics
 
 
-def _completed(
+def completed_trials(
     experiment_data: ExperimentData, adapter: Adapter | None
 ) -> ExperimentData:
     """Drop what trials that are not completed have reported."""
@@ -237,7 +237,7 @@ class UnevaluatedPoints(Transform):
         self, experiment_data: ExperimentData
     ) -> ExperimentData:
         """Keep the observations of completed trials; the experiment keeps all."""
-        return _completed(experiment_data, self.adapter)
+        return completed_trials(experiment_data, self.adapter)
 
     def transform_optimization_config(
         self,

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import replace
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from ax.adapter.base import Adapter
 from ax.adapter.transforms.base import Transform
@@ -19,6 +21,7 @@ from ax.core.parameter import (
 from ax.core.search_space import SearchSpace
 
 from ax_pac.adapter.fitted import state_of
+from ax_pac.adapter.transforms import completed_trials
 from ax_pac.ax_internals import (
     experiment_of_adapter,
     fitted_model,
@@ -26,14 +29,16 @@ from ax_pac.ax_internals import (
 )
 from ax_pac.cells import frozen_edges
 from ax_pac.experiment.observations import objective_metric
-from ax_pac.known import AdditiveFunction, KnownFunction, KnownPart, Table
+from ax_pac.known import AdditiveFunction, KnownFunction, KnownPart, Table, Term
+from ax_pac.surrogate.soft_clip import Array, SoftClip, reach_of, soft_clip
 
 
 class UnknownPart(Transform):
     """Take the known part off the observations of the objective.
 
     The model is then one of the unknown part, with standard errors as they were, for an
-    exact number has none. On the way out, Ax's predictions get the known part back. A
+    exact number has none; what is too bad to be of a better point is soft-clipped, see
+    `KnownPart.clip`. On the way out, Ax's predictions get the known part back. A
     transform, because Ax stores it with the strategy as plain JSON and applies it
     everywhere; it also keeps the known part, as a function of the model's inputs, for
     `CertifyingAcquisition`. Behind `CanonicalPoints` and before all others, so that
@@ -64,32 +69,66 @@ class UnknownPart(Transform):
         known = KnownPart.of(self.config["known"])
         assert known is not None
         self._known = known.on(frozen_edges(self.config.get("cells")))
+        self._clip: SoftClip | None = None
         if search_space is not None:
             for name, term in self._known.items:
                 _check_term(search_space, name, term, self.config.get("cells") or {})
+            if experiment_data is not None and adapter is not None:
+                self._clip = self._clip_of(search_space, experiment_data, adapter)
+
+    def _clip_of(
+        self, space: SearchSpace, experiment_data: ExperimentData, adapter: Adapter
+    ) -> SoftClip | None:
+        """Return how the unknown part is clipped; None if it is not."""
+        weight, times = _direction(adapter), self._known.clip
+        limit = self._known.floor if weight < 0.0 else self._known.ceiling
+        observed = self._unknown(completed_trials(experiment_data, adapter))
+        if times is None or limit is None or observed is None:
+            return None
+        return soft_clip(
+            *observed,
+            best_known=_best_known(space, self._known, weight),
+            limit=limit,
+            weight=weight,
+            times=times,
+        )
+
+    def _unknown(self, experiment_data: ExperimentData) -> _Observed | None:
+        """Return the unknown part of observations; None if the metric has none."""
+        signature = self._signature()
+        rows = experiment_data.observation_data
+        if signature is None or ("mean", signature) not in rows.columns:
+            return None
+        arms = experiment_data.arm_data.drop(columns="metadata", errors="ignore")
+        values = {
+            index: self._known(row)
+            for index, row in zip(arms.index, arms.to_dict("records"), strict=True)
+        }
+        levels = list(range(2, rows.index.nlevels))
+        of_rows = rows.index.droplevel(levels) if levels else rows.index
+        known = np.array([values[index] for index in of_rows])
+        mean = rows["mean", signature].to_numpy(dtype=float)
+        sem = np.zeros_like(mean)
+        if ("sem", signature) in rows.columns:
+            sem = rows["sem", signature].to_numpy(dtype=float)
+        if self._known.weight is None:
+            return _Observed(mean - known, sem, known)
+        return _Observed(self._known.weight * mean, self._known.weight * sem, known)
 
     def transform_experiment_data(
         self, experiment_data: ExperimentData
     ) -> ExperimentData:
-        """Take the known part off the means; the experiment keeps its own."""
-        signature = self._signature()
-        rows = experiment_data.observation_data
-        if signature is None or ("mean", signature) not in rows.columns:
+        """Leave the model the unknown part; the experiment keeps its own means."""
+        observed, signature = self._unknown(experiment_data), self._signature()
+        if observed is None:
             return experiment_data
-        rows = rows.copy()
-        if self._known.weight is not None:
-            for column in ("mean", "sem"):
-                if (column, signature) in rows.columns:
-                    rows[(column, signature)] *= self._known.weight
-        else:
-            arms = experiment_data.arm_data.drop(columns="metadata", errors="ignore")
-            values = {
-                index: self._known(row)
-                for index, row in zip(arms.index, arms.to_dict("records"), strict=True)
-            }
-            levels = list(range(2, rows.index.nlevels))
-            of_rows = rows.index.droplevel(levels) if levels else rows.index
-            rows[("mean", signature)] -= [values[index] for index in of_rows]
+        unknown, sem, _ = observed
+        if self._clip is not None:
+            unknown, sem = self._clip(unknown), sem * self._clip.slope(unknown)
+        rows = experiment_data.observation_data.copy()
+        rows["mean", signature] = unknown
+        if ("sem", signature) in rows.columns:
+            rows["sem", signature] = sem
         return ExperimentData(arm_data=experiment_data.arm_data, observation_data=rows)
 
     def untransform_observations(
@@ -103,6 +142,11 @@ class UnknownPart(Transform):
             for i, name in enumerate(data.metric_signatures):
                 if name != signature:
                     continue
+                if self._clip is not None:
+                    data.means[i] = self._clip.inverse(data.means[i])
+                    slope = self._clip.slope(data.means[i])
+                    data.covariance[i] /= slope
+                    data.covariance[:, i] /= slope
                 if weight is None:
                     data.means[i] += self._known(observation.features.parameters)
                 else:
@@ -139,8 +183,53 @@ class UnknownPart(Transform):
             forget_saved_argument(adapter, "cells")
             model = fitted_model(adapter)
             if model is not None and state_of(model).known is None:
-                state_of(model).known = known_function_of(adapter, self._known)
+                known = known_function_of(adapter, self._known)
+                if self._clip is not None:
+                    space = experiment_of_adapter(adapter).search_space
+                    best = _best_known(space, self._known, _direction(adapter))
+                    known = replace(known, reach=reach_of(self._clip, best))
+                state_of(model).known = known
         return optimization_config
+
+
+class _Observed(NamedTuple):
+    """The unknown part of observations, its standard errors, and the known part."""
+
+    unknown: Array
+    sem: Array
+    known: Array
+
+
+def _direction(adapter: Adapter) -> float:
+    """1 where the objective is maximised, -1 where it is minimised."""
+    config = experiment_of_adapter(adapter).optimization_config
+    return -1.0 if config is not None and config.objective.minimize else 1.0
+
+
+def _best_known(space: SearchSpace, known: KnownPart, weight: float) -> float:
+    """The best value of the known part, or a better one, without constraints."""
+    best = known.constant
+    for name, term in known.items:
+        parameter = space.parameters[name]
+        if isinstance(parameter, RangeParameter):
+            ends = parameter.lower, parameter.upper
+            added = (
+                list(term.values)
+                if isinstance(term, Table)
+                else [term * float(end) for end in ends]
+            )
+        elif isinstance(parameter, FixedParameter):
+            added = [_of_value(term, parameter.value)]
+        else:
+            assert isinstance(parameter, ChoiceParameter)
+            added = [_of_value(term, value) for value in parameter.values]
+        best += weight * max(weight * value for value in added)
+    return best
+
+
+def _of_value(term: Term, value: Any) -> float:
+    """What one value of a parameter adds."""
+    return term(value) if isinstance(term, Table) else term * float(value)
 
 
 def _check_term(
@@ -203,14 +292,10 @@ def known_function_of(adapter: Any, known: KnownPart) -> KnownFunction:
     for name, term in known.items:
         parameter: Parameter = space.parameters[name]
         if isinstance(parameter, FixedParameter):
-            value = parameter.value
-            constant += term(value) if isinstance(term, Table) else term * float(value)
+            constant += _of_value(term, parameter.value)
         elif isinstance(parameter, ChoiceParameter):
             choices = list(parameter.values)
-            added = [
-                term(choice) if isinstance(term, Table) else term * float(choice)
-                for choice in choices
-            ]
+            added = [_of_value(term, choice) for choice in choices]
             where = _coordinates(adapter, name, choices)
             varying = [j for j, x in enumerate(where.mT) if len(x.unique()) > 1]
             if len(varying) == 1:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import dataclasses
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from functools import lru_cache
 from typing import Any
@@ -39,6 +40,7 @@ from compression_adapters.evaluation.loss_curves import ERRORS
 from compression_adapters.evaluation.price_path import price_path
 from compression_adapters.network.truncation import truncated
 from compression_adapters.options import SearchOptions, Target
+from compression_adapters.search import known_part
 from compression_adapters.search.no_search import take_from_path
 from compression_adapters.search.result import CompressionResult
 
@@ -156,25 +158,37 @@ def run_taken(seed: int, settings: dict[str, Any]) -> dict[str, Any]:
     return _result(found, seconds, settings)
 
 
+@contextmanager
+def _unclipped() -> Iterator[None]:
+    """Model losses that are too large to win as they are, see `KnownPart.clip`."""
+    default = known_part.CLIP
+    known_part.CLIP = None  # type: ignore[misc, assignment]
+    try:
+        yield
+    finally:
+        known_part.CLIP = default  # type: ignore[misc]
+
+
 def run_search(seed: int, settings: dict[str, Any]) -> dict[str, Any]:
     """Search once, its calibration inputs chosen by its seed."""
     name = settings["network"]
     data = subject(name)
     start = time.process_time()
-    found = compress(
-        data.network,
-        data.pool,
-        gamma=settings["gamma"],
-        delta=settings["delta"],
-        relative=settings["relative"],
-        choose=data.choose,
-        max_trials=settings.get("max_trials", MAX_TRIALS),
-        **sharing(settings.get("coordinates")),
-        seed=seed,
-        calibration_seed=seed,
-        progress=False,
-        **FACTORS[settings["factors"]],
-    )
+    with nullcontext() if settings.get("clip", True) else _unclipped():
+        found = compress(
+            data.network,
+            data.pool,
+            gamma=settings["gamma"],
+            delta=settings["delta"],
+            relative=settings["relative"],
+            choose=data.choose,
+            max_trials=settings.get("max_trials", MAX_TRIALS),
+            **sharing(settings.get("coordinates")),
+            seed=seed,
+            calibration_seed=seed,
+            progress=False,
+            **FACTORS[settings["factors"]],
+        )
     seconds = time.process_time() - start
     return _result(found, seconds, settings)
 

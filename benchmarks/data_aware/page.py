@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.data_aware import plan as data_aware
-from benchmarks.data_aware.choices import RULES
+from benchmarks.data_aware.choices import MAX_TRIALS, RULES
 from benchmarks.data_aware.factors import ERROR_FRACTIONS, EVALUATIONS, FRACTIONS
 from benchmarks.data_aware.subjects import SUBJECTS
 from benchmarks.harness.charts import Axis, Series, chart
@@ -73,6 +73,7 @@ def render_data_aware(
     lines += _time_section(runs)
     lines += _delta_section(runs)
     lines += _shared_section(runs)
+    lines += _clip_section(runs)
     lines += _stages_section(runs)
     lines += _missing_section(traces)
     return {"data_aware.md": "\n".join(lines), **files}
@@ -145,6 +146,16 @@ class Runs:
             ]
         return found
 
+    def shared(self, network: str, gamma: float, *options: Any) -> list[Result]:
+        """Searches whose layers share coordinates, see `data_aware.shared`."""
+        settings = data_aware.shared(network, gamma, *options)
+        return self.results(settings.pop("part"), clip=None, **settings)
+
+    def unclipped(self, network: str, gamma: float) -> list[Result]:
+        """The same whose surrogate models all losses as they are."""
+        settings = data_aware.unclipped(network, gamma)
+        return self.results(settings.pop("part"), **settings)
+
 
 def _summary(runs: Runs) -> list[str]:
     """J of a search on the weights alone, of the path, and of a search."""
@@ -156,6 +167,7 @@ def _summary(runs: Runs) -> list[str]:
                 runs.searches(name, "weights", gamma),
                 runs.results("path", **settings),
                 runs.searches(name, "data", gamma),
+                runs.shared(name, gamma),
             )
             if not any(choices):
                 continue
@@ -175,11 +187,14 @@ def _summary(runs: Runs) -> list[str]:
         "## In short",
         "",
         "A search on factors of the weights alone; then, on data-aware factors, the "
-        "price path with its price chosen by some seventeen evaluations, and a search.",
+        "price path with its price chosen by some seventeen evaluations, a search with "
+        f"one coordinate a layer, and one with {data_aware.COORDINATES} coordinates "
+        "that the layers share, which is the default of `compress` where there are "
+        "more layers.",
         "",
         *table(
             f"network | gamma | search, weights alone: {each} | path: {each} "
-            f"| search: {each}",
+            f"| one coordinate a layer: {each} | default: {each}",
             rows,
         ),
     ]
@@ -203,6 +218,7 @@ def _predicted_section(runs: Runs) -> list[str]:
             others = [
                 *runs.results("path", **settings),
                 *runs.searches(name, "data", gamma),
+                *runs.shared(name, gamma),
             ]
             best = min((objective(gamma, r) for r in others), default=None)
             rows.append([*cells, "-" if best is None else f"{best:.3f}"])
@@ -679,18 +695,17 @@ def _delta_section(runs: Runs) -> list[str]:
                     delta=delta,
                     relative=relative,
                 )
-                if not results:
-                    continue
-                rows.append(
-                    [
-                        *(
-                            name,
-                            gamma,
-                            f"{100 * delta:.0f} % of J" if relative else delta,
-                        ),
-                        *_search_cells(gamma, results),
-                    ]
+                shared = runs.shared(
+                    name, gamma, data_aware.COORDINATES, delta, relative
                 )
+                own = name, gamma, f"{100 * delta:.0f} % of J" if relative else delta
+                for number, found in (
+                    ("one a layer", results),
+                    (data_aware.COORDINATES, shared),
+                ):
+                    if found:
+                        cells = _search_cells(gamma, found)
+                        rows.append([*own, number, len(found), *cells])
     if not rows:
         return []
     return [
@@ -700,8 +715,8 @@ def _delta_section(runs: Runs) -> list[str]:
         "evaluations: how many the certificate takes at each delta.",
         "",
         *table(
-            "network | gamma | delta | certified | evaluations | CPU seconds | J "
-            "| top-1 %",
+            "network | gamma | delta | coordinates | runs | certified | evaluations "
+            "| CPU seconds | J | top-1 %",
             rows,
         ),
     ]
@@ -710,12 +725,12 @@ def _delta_section(runs: Runs) -> list[str]:
 def _shared_section(runs: Runs) -> list[str]:
     """Searches whose layers share coordinates, beside those that do not."""
     rows = []
-    for name, gammas in data_aware.SHARED_GAMMAS.items():
-        for gamma in gammas:
-            found: list[tuple[int | str, list[Result]]] = []
-            for number in data_aware.SHARED:
-                settings = data_aware.shared(name, gamma, number)
-                found.append((number, runs.results(settings.pop("part"), **settings)))
+    for name in data_aware.SHARED_GAMMAS:
+        for gamma in data_aware.GAMMAS[name]:
+            found: list[tuple[int | str, list[Result]]] = [
+                (number, runs.shared(name, gamma, number))
+                for number in data_aware.SHARED
+            ]
             found.append(("one a layer", runs.searches(name, "data", gamma)))
             for number, results in found:
                 if results:
@@ -733,6 +748,36 @@ def _shared_section(runs: Runs) -> list[str]:
         *table(
             "network | gamma | coordinates | runs | certified | evaluations "
             "| CPU seconds | J | top-1 %",
+            rows,
+        ),
+    ]
+
+
+def _clip_section(runs: Runs) -> list[str]:
+    """Searches with and without a model of what is too bad to win."""
+    rows = []
+    for name, gammas in data_aware.SHARED_GAMMAS.items():
+        for gamma in gammas:
+            for clip, results in (
+                ("no", runs.unclipped(name, gamma)),
+                ("yes", runs.shared(name, gamma)),
+            ):
+                if results:
+                    cells = _search_cells(gamma, results)
+                    rows.append([name, gamma, clip, len(results), *cells])
+    if not rows:
+        return []
+    return [
+        "## The clip",
+        "",
+        "Losses that are too large for a network to win are modelled by their "
+        "logarithm ([known part](../known_part.md#what-it-does)), the default, or as "
+        f"they are. Searches of {data_aware.COORDINATES} coordinates, at most "
+        f"{MAX_TRIALS} evaluations.",
+        "",
+        *table(
+            "network | gamma | clipped | runs | certified | evaluations | CPU seconds "
+            "| J | top-1 %",
             rows,
         ),
     ]

@@ -34,8 +34,9 @@ DELTA = 0.02
 # Sizes at which a network is taken from the path.
 TAKEN = {"resnet18": (0.04, 0.075), "resnet50": (0.12,), "transformer": (0.3, 0.5)}
 DELTAS = ((0.05, False), (0.01, False), (0.1, True))
-# Coordinates that layers share, and at which gammas.
-SHARED = (1, 2, 3, 4)
+# Coordinates that layers share: the default of `compress`, at every gamma, and others.
+COORDINATES = 3
+SHARED = (1, 2, COORDINATES, 4)
 SHARED_GAMMAS = {
     "resnet18": (0.02, 1.0),
     "resnet50": (0.02, 1.0),
@@ -85,10 +86,21 @@ def search(
     return part("search", **settings, delta=delta, relative=relative)
 
 
-def shared(network: str, gamma: float, coordinates: int) -> dict[str, Any]:
+def shared(
+    network: str,
+    gamma: float,
+    coordinates: int = COORDINATES,
+    delta: float = DELTA,
+    relative: bool = False,
+) -> dict[str, Any]:
     """Settings of a search whose layers share coordinates along the price path."""
-    settings = {"network": network, "factors": "data", "gamma": gamma, "delta": DELTA}
-    return part("shared", **settings, relative=False, coordinates=coordinates)
+    settings = {"network": network, "factors": "data", "gamma": gamma, "delta": delta}
+    return part("shared", **settings, relative=relative, coordinates=coordinates)
+
+
+def unclipped(network: str, gamma: float) -> dict[str, Any]:
+    """Settings of the same whose surrogate models all losses as they are."""
+    return shared(network, gamma) | {"clip": False}
 
 
 # Each with its number of runs and the core-minutes of one, measured.
@@ -102,7 +114,8 @@ _PLAN: tuple[tuple[dict[str, Any], int, float], ...] = (
     *(
         (rule(name, factors, method), 1, minutes)
         for name, minutes in _RULE_MINUTES.items()
-        for factors in ("data", "weights")
+        # Those on the weights of ResNets are runs of the benchmark `networks`.
+        for factors in (("data", "weights") if name == "transformer" else ("data",))
         for method in RULES
     ),
     *(
@@ -127,27 +140,31 @@ _PLAN: tuple[tuple[dict[str, Any], int, float], ...] = (
     (search("fc3", 0.001, "weights"), 10, _SEARCH_MINUTES["fc3"]),
     (search("transformer", 0.05), 3, _SEARCH_MINUTES["transformer"]),
     (search("transformer", 0.05, "weights"), 3, _SEARCH_MINUTES["transformer"]),
-    *((search("resnet18", g), 5, 2.5) for g in GAMMAS["resnet18"][1:]),
-    *((search("resnet50", g), 5, 6.0) for g in GAMMAS["resnet50"]),
+    # One coordinate a layer, which the default was once.
+    *((search("resnet18", g), 3, 1.0) for g in GAMMAS["resnet18"][1:]),
+    *((search("resnet50", g), 1, 3.0) for g in GAMMAS["resnet50"]),
     *(
         (search(name, gamma, "data", *delta), runs, _SEARCH_MINUTES[name])
         for name, gamma, runs in (
             ("fc3", 0.001, 5),
             ("resnet18", 0.02, 3),
             ("transformer", 0.05, 3),
-            ("resnet50", 0.02, 1),
         )
         for delta in DELTAS
     ),
+    *((shared(name, g), 5, 1.0) for name in SHARED_GAMMAS for g in GAMMAS[name]),
+    *((shared("resnet50", 0.02, COORDINATES, *delta), 2, 1.0) for delta in DELTAS),
     *(
-        (shared(name, gamma, number), 3, minutes)
-        for name, minutes in (
-            ("resnet18", 1.0),
-            ("resnet50", 2.0),
-            ("transformer", 0.4),
-        )
-        for gamma in SHARED_GAMMAS[name]
+        (unclipped(name, gamma), 3, 3.0)
+        for name, gammas in SHARED_GAMMAS.items()
+        for gamma in gammas
+    ),
+    *(
+        (shared(name, gamma, number), 1, 1.0)
+        for name, gammas in SHARED_GAMMAS.items()
+        for gamma in gammas
         for number in SHARED
+        if number != COORDINATES
     ),
     *((part("stages", trained=trained), 3, 20.0) for trained in (True, False)),
 )

@@ -220,6 +220,70 @@ def test_terms_that_do_not_fit_the_search_space_are_refused(terms, message):
         searched(KnownPart(terms), trials=13)
 
 
+# Without clipping, the noise of the good ones is next to nothing beside the bad ones.
+@pytest.mark.filterwarnings("ignore:Very small noise values")
+@pytest.mark.parametrize("sign", [1.0, -1.0])
+@pytest.mark.parametrize("weight", [None, 0.5])
+def test_what_is_too_bad_to_win_is_clipped_for_the_model_alone(sign, weight):
+    """A steep error, minimised with a floor, or its mirror image maximised."""
+    client = Client(random_seed=0)
+    client.configure_experiment(PARAMETERS[:1])
+    client.configure_optimization("-metric" if sign > 0.0 else "metric")
+    bound = {"floor": 0.0} if sign > 0.0 else {"ceiling": 0.0}
+    known = KnownPart({"x": sign * 0.2}, weight=weight, **bound)
+    settings = {"delta": 0.02, "epsilon": 0.05, "seed": 0, "num_initial_trials": 12}
+    client.set_generation_strategy(pac_generation_strategy(**settings, known=known))
+    for _ in range(12):
+        for index, p in client.get_next_trials(max_trials=1).items():
+            value = sign * 100.0 * math.exp(-3.5 * p["x"])
+            if weight is None:
+                value += known(p)
+            client.complete_trial(index, {"metric": (value, 0.01 + 0.02 * abs(value))})
+    experiment = experiment_of(client)
+    question = CertificateSettings(delta=0.02, epsilon=0.05, known=known)
+    adapter = Generators.BOTORCH_MODULAR(
+        experiment=experiment, **generator_kwargs(question)
+    )
+    arms = experiment.arms_by_name
+    data = experiment.lookup_data().df
+    points = [arms[name].parameters for name in data["arm_name"]]
+    at = np.array([known(p) for p in points])
+    unknown = (
+        data["mean"].to_numpy() - at
+        if weight is None
+        else weight * data["mean"].to_numpy()
+    )
+    # By hand: twice the room of the best, beyond which the logarithm takes over.
+    sem = data["sem"].to_numpy() * (weight or 1.0)
+    bound = 2.0 * float((sign * (at + unknown) + 2.0 * sem).min())
+    size = sign * unknown
+    expected = np.where(
+        size <= bound, size, bound * (1.0 + np.log(np.maximum(size, bound) / bound))
+    )
+    model = adapter.generator.surrogate.model
+    transform = model.outcome_transform
+    seen = (model.train_targets * transform.stdvs + transform.means).reshape(-1)
+    np.testing.assert_allclose(
+        np.sort(sign * seen.detach().numpy()), np.sort(expected), rtol=1e-9
+    )
+    assert expected.max() < 0.2 * size.max()
+    # Predictions are of the metric as it was reported.
+    features = [ObservationFeatures(dict(p)) for p in points]
+    means, covariances = adapter.predict(features)
+    np.testing.assert_allclose(means["metric"], data["mean"], rtol=0.05, atol=0.02)
+    assert (np.array(covariances["metric"]["metric"]) < (5 * data["sem"]) ** 2).all()
+    adapter.gen(1)
+    assert sign * state_of(model).known.reach == pytest.approx(bound)
+    # The incumbent is no other one without.
+    bounds = {name: getattr(known, name) for name in ("floor", "ceiling")}
+    plain = KnownPart(known.terms, weight=weight, clip=None, **bounds)
+    first, second = (
+        certify_experiment(experiment, delta=0.02, epsilon=0.05, known=part)
+        for part in (known, plain)
+    )
+    assert first.incumbent == second.incumbent
+
+
 def test_every_point_that_is_scored_can_win(client):
     floored = searched(KnownPart(KNOWN.terms, constant=2.0, floor=-0.3), trials=18)
     acquisition = last_acquisition(adapter_of(floored))

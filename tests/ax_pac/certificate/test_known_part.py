@@ -230,6 +230,31 @@ def test_what_a_floor_rules_out_is_no_challenger_and_counts_with_its_probability
     assert certificate.worse_incumbent_probability == negligible
 
 
+@pytest.mark.parametrize("negligible", [0.0, 0.001])
+def test_an_incumbent_beyond_the_reach_of_a_clipped_model_counts_as_a_failure(
+    negligible,
+):
+    model, X = fitted()
+    plain = PACAcquisition(model, X, 0.1, MINIMISE, known=COST, negligible=0.001)
+    with torch.no_grad():
+        posterior = model.posterior(plain.incumbent)
+        mean = float(posterior.mean + COST(plain.incumbent))
+        deviation = float(posterior.distribution.covariance_matrix.sqrt())
+
+    def threshold(sds: float):
+        known = linear(2.0, 1.0, floor=0.0, reach=mean + sds * deviation)
+        return PACAcquisition(
+            model, X, 0.1, MINIMISE, known=known, negligible=negligible
+        ).threshold
+
+    # Far away it says nothing that a negligible probability does not.
+    if negligible:
+        assert threshold(8.0) == plain.threshold
+    near = threshold(2.0)
+    assert near.value == pytest.approx(-(mean + 2.0 * deviation))
+    assert near.probability == pytest.approx(norm.sf(2.0))
+
+
 def test_the_joint_probability_is_that_of_draws_over_what_is_left():
     model, X = fitted()
     delta, epsilon = 0.1, 0.7
