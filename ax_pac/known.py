@@ -21,7 +21,7 @@ from ax_pac.cells import FrozenEdges, Lookup
 
 _LOG_10 = math.log(10.0)
 
-CLIP = 2.0
+CLIP = 1.5
 """Default of `KnownPart.clip`."""
 
 _NUMBERS = ("constant", "floor", "ceiling", "weight", "clip")
@@ -130,9 +130,9 @@ class KnownPart:
             `f(x) = known(x) + weight * metric(x)`; delta, incumbent and certificate are
             about `f`, and the same observations serve any weight.
         clip: With a floor where the objective is minimised, or a ceiling where it is
-            maximised: an unknown part more than so many times as far from it as that of
-            a better point than the best one can be is modelled by its logarithm, see
-            `soft_clip`. None: as it is.
+            maximised: an unknown part more than so many times as far from it as it
+            could be if the point were better than the best one is modelled by its
+            logarithm, see `SoftClip`. None: as it is.
 
     Raises:
         ValueError: When a number is not finite, the weight not positive, the clip not

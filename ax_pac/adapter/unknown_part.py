@@ -30,7 +30,7 @@ from ax_pac.ax_internals import (
 from ax_pac.cells import frozen_edges
 from ax_pac.experiment.observations import objective_metric
 from ax_pac.known import AdditiveFunction, KnownFunction, KnownPart, Table, Term
-from ax_pac.surrogate.soft_clip import Array, SoftClip, reach_of, soft_clip
+from ax_pac.surrogate.soft_clip import Array, SoftClip, soft_clip
 
 
 class UnknownPart(Transform):
@@ -122,9 +122,10 @@ class UnknownPart(Transform):
         observed, signature = self._unknown(experiment_data), self._signature()
         if observed is None:
             return experiment_data
-        unknown, sem, _ = observed
+        unknown, sem, known = observed
         if self._clip is not None:
-            unknown, sem = self._clip(unknown), sem * self._clip.slope(unknown)
+            sem = sem * self._clip.slope(unknown, known)
+            unknown = self._clip(unknown, known)
         rows = experiment_data.observation_data.copy()
         rows["mean", signature] = unknown
         if ("sem", signature) in rows.columns:
@@ -142,13 +143,14 @@ class UnknownPart(Transform):
             for i, name in enumerate(data.metric_signatures):
                 if name != signature:
                     continue
+                known = np.asarray(self._known(observation.features.parameters))
                 if self._clip is not None:
-                    data.means[i] = self._clip.inverse(data.means[i])
-                    slope = self._clip.slope(data.means[i])
+                    data.means[i] = self._clip.inverse(data.means[i], known)
+                    slope = self._clip.slope(data.means[i], known)
                     data.covariance[i] /= slope
                     data.covariance[:, i] /= slope
                 if weight is None:
-                    data.means[i] += self._known(observation.features.parameters)
+                    data.means[i] += known
                 else:
                     data.means[i] /= weight
                     data.covariance[i] /= weight
@@ -185,9 +187,7 @@ class UnknownPart(Transform):
             if model is not None and state_of(model).known is None:
                 known = known_function_of(adapter, self._known)
                 if self._clip is not None:
-                    space = experiment_of_adapter(adapter).search_space
-                    best = _best_known(space, self._known, _direction(adapter))
-                    known = replace(known, reach=reach_of(self._clip, best))
+                    known = replace(known, reach=self._clip.reach)
                 state_of(model).known = known
         return optimization_config
 

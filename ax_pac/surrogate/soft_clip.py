@@ -1,4 +1,4 @@
-"""Soft clipping of outcomes that are far too bad to matter."""
+"""Soft clipping of outcomes that are too bad to matter."""
 
 from __future__ import annotations
 
@@ -9,8 +9,12 @@ from numpy.typing import NDArray
 
 Array = NDArray[np.float64]
 
-# Standard errors by which the best observation is taken to be worse than it looks.
+# Standard errors by which the best observation is taken to be worse than it looks, and
+# by which outcomes are left as they are beyond what counts.
 _ALLOWANCE = 2.0
+
+# What is left as it is at every point, as a share of that where the known part is best.
+_LEAST_SHARE = 0.5
 
 # Rounding error, as a share of the largest value: nothing is clipped at less.
 _ROUNDING = 1e-9
@@ -18,58 +22,95 @@ _ROUNDING = 1e-9
 
 @dataclass(frozen=True)
 class SoftClip:
-    """Outcomes as they are up to a bound, and beyond it by their logarithm.
+    """The unknown part of an objective as far as a better point can have it.
 
-        T(u) = u                                  up to the bound
-        T(u) = bound + width log(1 + e / width)   beyond it, e = u - bound
+    With v the distance of the unknown part from its bound, where outcomes are
+    minimised (the mirror image where they are maximised),
 
-    where outcomes are minimised; the mirror image of it where they are maximised. T
-    increases and has a continuous derivative.
+        T(v) = v                     up to c(x)
+             = c (1 + log(v / c))    beyond it
+        c(x) = max(times r(x), room / 2) + 2 SEM of the best
+        r(x) = best - known(x) - bound,   room = largest r(x)
 
-    A model of outcomes that reach from .1 to 100 has to be sure of differences of .01
+    A point whose unknown part is further than r(x) from its bound is worse than the
+    best one. T increases and has a continuous derivative, so that a comparison with
+    the incumbent has the same outcome, unless the incumbent is worse than `reach`.
+
+    A model of losses that reach from .1 to 100 has to be sure of differences of .01
     among the good ones. A stationary one cannot say that the bad ones vary a thousand
-    times as much: it takes all of them for rough. Whether a point beats the incumbent
-    does not depend on how bad the bad ones are.
+    times as much: it takes the function for rough everywhere. How bad the bad ones are
+    does not matter.
 
     Args:
-        bound: Where clipping begins. Unit: objective units.
-        width: Positive; from the bound to twice as far from where T is zero if it is
-            the distance to there. Unit: objective units.
-        weight: 1 where outcomes are maximised, -1 where they are minimised.
+        best: Value that the best point is hardly worse than. Unit: objective units, as
+            all.
+        best_known: The best value of the known part in the search space.
+        limit: The bound of the unknown part: its floor where it is minimised, its
+            ceiling where it is maximised.
+        sem: Standard error of the best observation.
+        weight: 1 where the objective is maximised, -1 where it is minimised.
+        times: Above 1.
 
     Source: none in Ma et al. 2019, which models all outcomes as they are.
 
     Example:
-        >>> clip = SoftClip(bound=1.0, width=1.0, weight=-1.0)
-        >>> clip(np.array([0.5, 1.0, 100.0])).round(2).tolist()
-        [0.5, 1.0, 5.61]
+        >>> clip = SoftClip(0.5, 0.0, 0.0, 0.0, weight=-1.0, times=2.0)
+        >>> losses, ratios = np.array([0.2, 1.0, 100.0]), np.array([0.3, 0.0, 0.0])
+        >>> clip(losses, ratios).round(2).tolist()
+        [0.2, 1.0, 5.61]
     """
 
-    bound: float
-    width: float
+    best: float
+    best_known: float
+    limit: float
+    sem: float
     weight: float
+    times: float
 
-    def __call__(self, outcomes: Array) -> Array:
-        """Clip outcomes, of any shape."""
-        excess = self._excess(outcomes)
-        clipped = self.bound - self.weight * self.width * np.log1p(excess / self.width)
-        return np.where(excess > 0.0, clipped, outcomes)
+    @property
+    def room(self) -> float:
+        """How far from its bound the unknown part of a better point can be."""
+        return self.weight * (self.best_known + self.limit - self.best)
 
-    def slope(self, outcomes: Array) -> Array:
-        """Return the derivative at outcomes, by which standard errors are multiplied.
+    @property
+    def reach(self) -> float:
+        """The worst value of an incumbent that clipping leaves comparable.
 
-        In (0, 1].
+        Where the objective of any point is clipped, it is worse than this.
         """
-        return 1.0 / (1.0 + self._excess(outcomes) / self.width)
+        least = _LEAST_SHARE * self.room * (1.0 - 1.0 / self.times)
+        return self.best - self.weight * (least + _ALLOWANCE * self.sem)
 
-    def inverse(self, clipped: Array) -> Array:
-        """Return the outcomes of clipped ones."""
-        excess = self.width * np.expm1(self._excess(clipped) / self.width)
-        return np.where(excess > 0.0, self.bound - self.weight * excess, clipped)
+    def __call__(self, unknown: Array, known: Array) -> Array:
+        """Clip unknown parts, `n`, at points with these known parts, `n`."""
+        distance, bound = self._distance(unknown), self._bound(known)
+        clipped = bound * (1.0 + np.log(np.maximum(distance, bound) / bound))
+        return np.where(distance > bound, self._at(clipped), unknown)
 
-    def _excess(self, outcomes: Array) -> Array:
-        """By how much outcomes are beyond the bound, at least 0."""
-        return np.maximum(self.weight * (self.bound - outcomes), 0.0)
+    def slope(self, unknown: Array, known: Array) -> Array:
+        """Return the derivative, by which standard errors are multiplied, in (0, 1]."""
+        bound = self._bound(known)
+        return bound / np.maximum(self._distance(unknown), bound)
+
+    def inverse(self, clipped: Array, known: Array) -> Array:
+        """Return the unknown parts of clipped ones."""
+        distance, bound = self._distance(clipped), self._bound(known)
+        unknown = bound * np.exp(np.maximum(distance / bound, 1.0) - 1.0)
+        return np.where(distance > bound, self._at(unknown), clipped)
+
+    def _bound(self, known: Array) -> Array:
+        """Where clipping begins, c(x)."""
+        better = self.weight * (known + self.limit - self.best)
+        kept = np.maximum(self.times * better, _LEAST_SHARE * self.room)
+        return np.asarray(kept + _ALLOWANCE * self.sem)
+
+    def _distance(self, unknown: Array) -> Array:
+        """How far unknown parts are from their bound, v; negative beyond it."""
+        return np.asarray(self.weight * (self.limit - unknown))
+
+    def _at(self, distance: Array) -> Array:
+        """The unknown part at a distance from its bound."""
+        return self.limit - self.weight * distance
 
 
 def soft_clip(
@@ -82,49 +123,27 @@ def soft_clip(
     weight: float,
     times: float,
 ) -> SoftClip | None:
-    """Return how to clip the unknown part of an objective, `known + unknown`.
-
-    With a bound of the unknown part, no better point than the best one has an unknown
-    part further from it than
-
-        room = (best observed value + 2 SEM) - (best value of the known part + bound)
-
-    What is `times` as far cannot be of a point that beats the incumbent, unless the
-    incumbent is as bad as that; `reach_of` says where this is, and the probability of
-    it counts as a failure.
+    """Return how observations of the unknown part are clipped.
 
     Args:
-        unknown: Observations of the unknown part. Shape `n`; NaN for none. Unit:
-            objective units, as all.
+        unknown: Observations. Shape `n`; NaN for none. Unit: objective units, as all.
         sem: Their standard errors. Shape `n`.
         known: The known part at their points. Shape `n`.
-        best_known: The best value of the known part in the search space.
-        limit: The bound of the unknown part: its floor where it is minimised, its
-            ceiling where it is maximised.
+        best_known: As in `SoftClip`, like the arguments after it.
+        limit: The bound of the unknown part.
         weight: 1 where the objective is maximised, -1 where it is minimised.
-        times: How many times the room is left as it is, more than 1.
+        times: Above 1.
 
     Returns:
-        None where there is no room, or nothing is observed.
+        None where nothing is observed, or where no point can be better than the best
+        observation.
     """
-    worst = weight * (known + unknown) - _ALLOWANCE * sem
-    worst = worst[np.isfinite(worst)]
-    if len(worst) == 0:
+    value = weight * (known + unknown) - _ALLOWANCE * sem
+    is_observed = np.isfinite(value)
+    if not is_observed.any():
         return None
-    room = weight * (best_known + limit) - float(worst.max())
-    if not room > _ROUNDING * float(np.nanmax(np.abs(unknown), initial=0.0)):
-        return None
-    return SoftClip(limit - weight * times * room, times * room, weight)
-
-
-def reach_of(clip: SoftClip, best_known: float) -> float:
-    """Return the worst value of an incumbent that clipping leaves comparable.
-
-    An incumbent that is no worse has an unknown part short of the bound, and a point
-    whose unknown part is beyond it is worse than this value.
-
-    Args:
-        clip: Of the unknown part.
-        best_known: The best value of the known part in the search space.
-    """
-    return best_known + clip.bound
+    place = int(np.where(is_observed, value, -np.inf).argmax())
+    best = weight * float(value[place])
+    clip = SoftClip(best, best_known, limit, float(sem[place]), weight, times)
+    largest = float(np.abs(unknown[is_observed]).max())
+    return clip if clip.room > _ROUNDING * largest else None

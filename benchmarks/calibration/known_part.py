@@ -28,7 +28,7 @@ from ax_pac.surrogate.mcmc import (
     LENGTHSCALE_MEDIAN,
     OUTPUTSCALE_LOG_SD,
 )
-from ax_pac.surrogate.soft_clip import reach_of, soft_clip
+from ax_pac.surrogate.soft_clip import soft_clip
 from benchmarks.calibration.functions import sample_of_prior
 from benchmarks.harness.intervals import clopper_pearson
 from benchmarks.harness.plans import minutes_of, planned
@@ -237,11 +237,11 @@ class _Search:
         """Clip the unknown part as the transform of Ax experiments does."""
         assert self.known is not None
         assert self.known.floor is not None
-        of_tables = self.known(self.X).unsqueeze(-1).numpy()
-        best_known = self.tables(self.bounds[:1]).item()  # they increase
+        seen = Y.numpy(), sem.numpy(), self.tables(self.X).unsqueeze(-1).numpy()
+        unknown, _, known = seen
         clip = soft_clip(
-            *(Y.numpy(), sem.numpy(), of_tables),
-            best_known=best_known,
+            *(array.reshape(-1) for array in seen),
+            best_known=self.tables(self.bounds[:1]).item(),  # they increase
             limit=self.known.floor,
             weight=-1.0,
             times=CLIP,
@@ -249,9 +249,9 @@ class _Search:
         if clip is None:
             self.known = replace(self.known, reach=None)
             return Y, sem
-        self.known = replace(self.known, reach=reach_of(clip, best_known))
-        slope = torch.from_numpy(clip.slope(Y.numpy()))
-        return torch.from_numpy(clip(Y.numpy())), slope * sem
+        self.known = replace(self.known, reach=clip.reach)
+        slope = torch.from_numpy(clip.slope(unknown, known))
+        return torch.from_numpy(clip(unknown, known)), slope * sem
 
     def step(self, certificate: PACCertificate) -> None:
         """Evaluate challenger or incumbent, whichever is more informative."""

@@ -253,10 +253,13 @@ def test_what_is_too_bad_to_win_is_clipped_for_the_model_alone(sign, weight):
         if weight is None
         else weight * data["mean"].to_numpy()
     )
-    # By hand: twice the room of the best, beyond which the logarithm takes over.
+    # By hand: half as far again as a better point can be, beyond which the logarithm
+    # takes over.
     sem = data["sem"].to_numpy() * (weight or 1.0)
-    bound = 2.0 * float((sign * (at + unknown) + 2.0 * sem).min())
-    size = sign * unknown
+    size, cost = sign * unknown, sign * at
+    place = int((cost + size + 2.0 * sem).argmin())
+    best, slack = (cost + size + 2.0 * sem)[place], 2.0 * sem[place]
+    bound = np.maximum(1.5 * (best - cost), 0.5 * best) + slack
     expected = np.where(
         size <= bound, size, bound * (1.0 + np.log(np.maximum(size, bound) / bound))
     )
@@ -273,7 +276,8 @@ def test_what_is_too_bad_to_win_is_clipped_for_the_model_alone(sign, weight):
     np.testing.assert_allclose(means["metric"], data["mean"], rtol=0.05, atol=0.02)
     assert (np.array(covariances["metric"]["metric"]) < (5 * data["sem"]) ** 2).all()
     adapter.gen(1)
-    assert sign * state_of(model).known.reach == pytest.approx(bound)
+    reach = best + best / 6.0 + slack
+    assert sign * state_of(model).known.reach == pytest.approx(reach)
     # The incumbent is no other one without.
     bounds = {name: getattr(known, name) for name in ("floor", "ceiling")}
     plain = KnownPart(known.terms, weight=weight, clip=None, **bounds)
