@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+import numpy as np
+from numpy.typing import NDArray
+
 from compression_adapters.evaluation.loss_curves import loss_curves
 from compression_adapters.evaluation.price_path import (
     Option,
@@ -20,6 +23,8 @@ from compression_adapters.rank_space.parameters import (
 )
 from compression_adapters.rank_space.scales import DENSE, Rank, RankScale, size_edges
 
+Array = NDArray[np.float64]
+
 
 def path_parameters(
     problem: CompressionProblem, tie: Tie | None = None
@@ -29,9 +34,10 @@ def path_parameters(
     Tied layers move together, and a common share of their ranks is a poor rule: one
     layer has room where another has none. Here they move along their own price path
     (`price_path`): from one bin to the next, the layer whose loss falls most for the
-    size that it gains takes its next rank. A bin is as wide as the logarithm of the
-    factor by which the size of these layers grows in it. So the whole price path lies
-    in the space, however many layers share a coordinate.
+    size that it gains takes its next rank. A bin is as wide as the logarithms of the
+    factors by which the size of these layers grows in it and their loss falls, half
+    each. So the whole price path lies in the space, however many layers share a
+    coordinate.
 
     Only ranks on the lower convex hull of a layer's loss over its size have a bin:
     where the losses of layers add, no other is the best at any price.
@@ -97,27 +103,42 @@ def _scales(
 ) -> tuple[RankScale, ...]:
     """Divide one coordinate among the networks along the path of its layers."""
     hulls = [hull for *_, hull in members]
-    total = sum(hull[0].size for hull in hulls)
-    sizes, changes = [total], [[0] for _ in hulls]
-    taken = [hull[0].size for hull in hulls]
+    taken = [hull[0] for hull in hulls]
+    states, changes = [tuple(taken)], [[0] for _ in hulls]
     for state, (_, place, option) in enumerate(by_price(hulls), 1):
-        total += option.size - taken[place]
-        taken[place] = option.size
-        sizes.append(total)
+        taken[place] = option
+        states.append(tuple(taken))
         changes[place].append(state)
-    found = size_edges(sizes, dense=True)
-    found = found / found[-1]
+    found = _edges(states)
     return tuple(
         RankScale(
             scale.min_rank,
             scale.max_rank,
             scale.at_max,
-            (*(float(found[state]) for state in states), 1.0),
+            (*(float(found[state]) for state in own), 1.0),
             scale.round_to,
             tuple(rank for rank in map(_rank, hull) if rank != DENSE),
         )
-        for (_, scale, hull), states in zip(members, changes, strict=True)
+        for (_, scale, hull), own in zip(members, changes, strict=True)
     )
+
+
+def _edges(states: Sequence[Sequence[Option]]) -> Array:
+    """Divide [0, 1] among the networks along the path of some layers.
+
+    Half of it by the logarithm of their size, half by that of their loss. By the size
+    alone the smallest networks, which lose the most, share next to nothing where layers
+    take a time that no rank shortens: their loss would fall off a cliff.
+    """
+    sizes = [sum(option.size for option in state) for state in states]
+    by_size = size_edges(sizes, dense=True)
+    losses = np.array([sum(option.loss for option in state) for state in states])
+    positive = losses[losses > 0.0]
+    if len(positive) < 2 or positive.min() == positive.max():
+        return np.asarray(by_size / by_size[-1])
+    fallen = np.log(positive.max() / np.maximum(losses, positive.min()))
+    by_loss = np.append(fallen, fallen[-1])
+    return np.asarray((by_size / by_size[-1] + by_loss / by_loss[-1]) / 2.0)
 
 
 def _rank(option: Option) -> Rank:
