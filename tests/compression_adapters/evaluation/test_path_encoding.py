@@ -8,7 +8,8 @@ import torch
 from torch import nn
 
 from compression_adapters import compress, compression_problem, rank_parameters
-from compression_adapters.evaluation.price_path import price_path
+from compression_adapters.evaluation import path_encoding
+from compression_adapters.evaluation.price_path import Option, price_path
 from compression_adapters.rank_space.parameters import (
     bin_edges,
     layer_ranks,
@@ -60,15 +61,36 @@ def test_the_price_path_is_the_same_however_many_layers_share_a_coordinate(tie):
     assert sizes[0] == pytest.approx(sizes[1])
 
 
-def test_a_bin_is_as_wide_as_the_factor_by_which_the_size_grows():
+def test_a_bin_is_half_as_wide_as_the_size_grows_and_half_as_the_loss_falls():
     p = problem(tie=lambda name: "all")
     edges = bin_edges(p.parameters)["all"]
     sizes = [p.ratio(ranks) for ranks in networks_of(p)]
-    widths = [b - a for a, b in itertools.pairwise(edges)][:-1]
-    grown = [math.log(b / a) for a, b in itertools.pairwise(sizes)]
-    assert min(grown) > 0.0
-    scale = sum(widths) / sum(grown)
-    assert widths == pytest.approx([scale * each for each in grown])
+    losses = price_path(p).table["predicted_loss"].tolist()
+    assert losses[-1] == 0.0  # dense, whose bin is as wide as the others on average
+    losses[-1] = losses[-2]
+    grown, fallen = (
+        [abs(math.log(b / a)) for a, b in itertools.pairwise(values)]
+        for values in (sizes, losses)
+    )
+    steps = len(grown)
+    widths = [
+        (grow * steps / (steps + 1) / sum(grown) + fall / sum(fallen)) / 2.0
+        for grow, fall in zip(grown, fallen, strict=True)
+    ]
+    widths.append(1.0 / (steps + 1) / 2.0)
+    assert [b - a for a, b in itertools.pairwise(edges)] == pytest.approx(widths)
+
+
+def test_networks_whose_time_no_rank_shortens_still_have_room_for_their_losses():
+    """By size alone the first of them, which lose nearly all, would share a corner."""
+    sizes, losses = [1.0, 1.001, 1.002, 1.4, 2.0], [60.0, 8.0, 2.0, 0.5, 0.0]
+    states = [(Option(s, x, {}),) for s, x in zip(sizes, losses, strict=True)]
+    edges = path_encoding._edges(states)
+    assert edges[0] == 0.0
+    assert edges[-1] == 1.0
+    assert edges[2] > 0.3
+    without = path_encoding._edges([(Option(s, 0.0, {}),) for s in sizes])
+    assert without[2] < 0.01
 
 
 def test_of_a_layer_alone_only_the_corners_of_its_hull_have_bins():
