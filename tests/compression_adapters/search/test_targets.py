@@ -74,19 +74,20 @@ def test_another_gamma_weighs_anew_what_was_measured():
 
 
 def test_several_gammas_cost_little_more_than_one():
-    found = compress_to(small_network(), pool(), ratio="40%", max_gammas=3, **FAST)
+    found = compress_to(small_network(), pool(), ratio="25%", max_gammas=3, **SHORT)
     evaluations = found.gammas["evaluations"].tolist()
     alone = []
     for gamma in found.gammas["gamma"]:
         problem = compression_problem(small_network(), pool(), gamma=gamma)
-        alone.append(len(search_problem(problem, OPTIONS).trials))
+        alone.append(len(search_problem(problem, SearchOptions(**SHORT)).trials))
     assert len(evaluations) >= 2
     # Sharing must save at least a third of what separate searches take.
     assert sum(evaluations) <= sum(alone) * 2 / 3
 
 
 def test_a_target_that_no_gamma_meets_is_refused_with_what_was_reached():
-    options = {**FAST, "at_max": "factor"}  # so that the dense network is no choice
+    options = FAST | {"max_trials": 20}
+    options |= {"at_max": "factor"}  # so that the dense network is no choice
     with pytest.raises(ValueError, match=r"(?s)No gamma.*compression_rat.*max_gammas"):
         compress_to(small_network(), pool(), loss_at_most=1e-9, max_gammas=1, **options)
 
@@ -184,6 +185,7 @@ def test_searches_for_a_target_are_named_by_their_number(monkeypatch):
             name="mine",
             db="search.db",
             at_max="factor",  # so that the dense network is no choice
+            max_trials=12,
             **FAST,
         )
     assert names == ["mine/1", "mine/2", "mine/3"]
