@@ -36,6 +36,8 @@ NETWORK_GAMMAS: dict[str, tuple[float, ...]] = {
     "resnet18_16": (0.02,),
     "resnet50": (0.02,),
     "vgg16": (1.0,),
+    "resnet18_default": (0.02, 0.05, 0.15, 0.5, 1.0),
+    "resnet50_default": (0.02, 1.0),
 }
 FUNCTIONS = ("draw2", "draw4", "hartmann6")
 
@@ -105,6 +107,7 @@ _ONE_GAMMA = (
     "sobol",
     *RULES,
 )
+_ON_DEFAULT = ("pac", "ax_default", "logei", "optuna_gp", "fabolas_lean", "random")
 _RUNS = {0.02: 10}  # at other weights half as many
 
 _PLAN = (
@@ -131,6 +134,12 @@ _PLAN = (
         for problem in ("fc3", "resnet18_16", "resnet50", "vgg16")
         for gamma in NETWORK_GAMMAS[problem]
         for method in ("random", "logei", "pac", "ax_default")
+    ),
+    *(
+        _row(problem, method, 3, factor * _MINUTES[method], gamma=gamma)
+        for problem, factor in (("resnet18_default", 1.0), ("resnet50_default", 2.0))
+        for gamma in NETWORK_GAMMAS[problem]
+        for method in _ON_DEFAULT
     ),
     *(
         _row(problem, method, 2, 0.15 * _MINUTES[method])
@@ -212,6 +221,7 @@ def task_of(problem: Problem, seed: int, settings: dict[str, Any]) -> Task:
         seed=streams(settings["problem"], seed).method,
         cells=problem.cells,
         compression=problem.compression,
+        first=problem.first,
     )
 
 

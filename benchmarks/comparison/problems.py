@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -21,6 +21,8 @@ from benchmarks.comparison.learning_curve import learning_curve
 from benchmarks.harness.optimiser import Point
 from benchmarks.networks.evaluation import NETWORKS, NetworkEvaluation
 from compression_adapters import CompressionProblem, MeanSEM
+from compression_adapters.options import SearchOptions
+from compression_adapters.search.initial_design import path_points
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,6 +43,7 @@ class Problem:
         min_samples: The fewest samples of an evaluation.
         cells: As in `Task`.
         compression: As in `Task`.
+        first: As in `Task`.
         is_biased: Whether small evaluations are off on average.
     """
 
@@ -55,6 +58,7 @@ class Problem:
     min_samples: int = 2
     cells: tuple[tuple[float, ...], ...] = ()
     compression: CompressionProblem | None = field(default=None, repr=False)
+    first: tuple[Point, ...] = ()
     is_biased: bool = False
 
 
@@ -158,6 +162,17 @@ def network_problem(evaluation: NetworkEvaluation) -> Problem:
     )
 
 
+def _as_compressed(*, name: str, seed: int, gamma: float, encoding: str) -> Problem:
+    """What `compress` searches by default; all methods may begin where it does."""
+    evaluation = NetworkEvaluation(name, gamma, "default")
+    points = path_points(evaluation.problem)
+    return replace(
+        network_problem(evaluation),
+        delta=SearchOptions.delta,
+        first=tuple(tuple(point.values()) for point in points),
+    )
+
+
 def _network(*, name: str, seed: int, gamma: float, encoding: str) -> Problem:
     return network_problem(NetworkEvaluation(name, gamma, encoding))
 
@@ -169,4 +184,8 @@ PROBLEMS: Mapping[str, Callable[..., Problem]] = {
     **{name: partial(_known, name=name) for name in TEST_FUNCTIONS},
     "learning_curve": _curve,
     **{name: partial(_network, name=name) for name in NETWORKS},
+    **{
+        f"{name}_default": partial(_as_compressed, name=name)
+        for name in ("resnet18", "resnet50")
+    },
 }

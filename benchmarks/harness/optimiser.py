@@ -55,6 +55,8 @@ class Task:
         cells: Edges of the bins of each coordinate whose points are the same thing,
             empty for a coordinate without.
         compression: The network behind the problem, for the rules.
+        first: Points that are known to be of interest, to be evaluated first by whoever
+            can.
     """
 
     dim: int
@@ -66,6 +68,7 @@ class Task:
     num_initial: int | None = None
     cells: tuple[tuple[float, ...], ...] = ()
     compression: CompressionProblem | None = field(default=None, repr=False)
+    first: tuple[Point, ...] = ()
 
     @property
     def names(self) -> tuple[str, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 
 from ax.adapter.registry import Generators
@@ -16,7 +17,12 @@ from botorch.acquisition.acquisition import AcquisitionFunction
 from botorch.acquisition.analytic import LogExpectedImprovement
 from botorch.acquisition.analytic import LogProbabilityOfImprovement as LogPI
 
-from ax_pac import certificate_records, incumbent_arm, pac_generation_strategy
+from ax_pac import (
+    KnownPart,
+    certificate_records,
+    incumbent_arm,
+    pac_generation_strategy,
+)
 from ax_pac.adapter.generator import generator_kwargs
 from ax_pac.experiment.settings import CertificateSettings
 from benchmarks.harness.optimiser import (
@@ -27,8 +33,10 @@ from benchmarks.harness.optimiser import (
     Task,
     best_observation,
 )
+from compression_adapters import CompressionProblem
 from compression_adapters.search.client import quiet_ax
 from compression_adapters.search.initial_design import diagonal_points
+from compression_adapters.search.known_part import known_part
 
 
 class AxSearch:
@@ -130,8 +138,11 @@ def pac(
     """Search by the PAC criterion until its certificate holds.
 
     With `line` networks whose layers are all cut alike come first, as in `compress`.
+    Where factors are fitted to the data it knows the ratio, as `compress` does.
     """
-    first: list[Point] = []
+    first, known, problem = list(task.first), None, task.compression
+    if problem is not None and problem.calibration is not None:
+        known = _known_part(problem, task.names)
     if line:
         if task.compression is None:
             raise ValueError(
@@ -148,13 +159,24 @@ def pac(
         num_samples=task.num_samples,
         seed=task.seed,
         cells=task.edges or None,
+        known=known,
     )
     return AxSearch(task, strategy, first)
 
 
+def _known_part(problem: CompressionProblem, names: Sequence[str]) -> KnownPart | None:
+    """The known part of a problem, by the names of a task's coordinates."""
+    known = known_part(problem)
+    if known is None:
+        return None
+    own = {p.name: name for p, name in zip(problem.parameters, names, strict=True)}
+    terms = {own[name]: term for name, term in known.items}
+    return dataclasses.replace(known, terms=terms)
+
+
 def ax_default(task: Task) -> AxSearch:
     """Ax's default generation strategy."""
-    return AxSearch(task, None)
+    return AxSearch(task, None, task.first)
 
 
 def expected_improvement(task: Task) -> AxSearch:
@@ -205,4 +227,4 @@ def _on_the_same_surrogate(
         should_deduplicate=True,
     )
     strategy = GenerationStrategy(name=acquisition.__name__, nodes=[sobol, model])
-    return AxSearch(task, strategy)
+    return AxSearch(task, strategy, task.first)

@@ -43,6 +43,8 @@ class OptunaSearch:
                 ),
             }[sampler]()
         self.study = optuna.create_study(sampler=chosen)
+        for point in task.first:
+            self.study.enqueue_trial(dict(zip(task.names, point, strict=True)))
 
     def ask(self) -> Ask:
         with warnings.catch_warnings():

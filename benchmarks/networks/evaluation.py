@@ -27,6 +27,7 @@ from compression_adapters import (
 from compression_adapters.evaluation.estimates import apply_sem_floor
 from compression_adapters.layers.selection import Choose
 from compression_adapters.network.truncation import truncated
+from compression_adapters.options import CALIBRATE
 from compression_adapters.presets.registry import PRESETS
 from compression_adapters.presets.torchvision import choose_3x3, torchvision_network
 from compression_adapters.rank_space.parameters import bin_edges
@@ -45,7 +46,11 @@ ENCODINGS: Mapping[str, dict[str, Any]] = {
     "linear": {"encoding": "linear"},
     # Section 3.3 of the paper, with the smallest rank that its tables show.
     "published": {"encoding": "linear", "at_max": "factor", "min_rank": 10},
+    # Factors fitted to the data, and coordinates that the layers share.
+    "default": {},
 }
+# Images at the end of the pool that those factors may be fitted to, a fifth of them.
+_SET_ASIDE = 5 * CALIBRATE
 
 
 @dataclass(frozen=True)
@@ -84,20 +89,23 @@ class NetworkEvaluation:
     ) -> None:
         if encoding not in ENCODINGS:
             raise ValueError(f"unknown encoding {encoding!r}, known: {[*ENCODINGS]}")
-        self.data = network_data(name)
+        self.data, self.name = network_data(name), name
+        self.pool_size = len(self.data.pool)
+        # Enough to try the network on. What an evaluation sees is drawn below.
+        own, factors = torch.arange(_FEW), WEIGHTS_ALONE
+        if encoding == "default":
+            own, factors = torch.arange(self.pool_size)[-_SET_ASIDE:], {}
+            self.pool_size -= _SET_ASIDE
         self.problem: CompressionProblem = compression_problem(
             self.data.network,
-            # Enough to try the network on. What an evaluation sees is drawn below.
-            self.data.pool[torch.arange(_FEW)],
-            labels=self.data.pool_labels[:_FEW],
+            self.data.pool[own],
+            labels=self.data.pool_labels[own],
             gamma=gamma,
             loss=loss,
             choose=self.data.choose,
-            **WEIGHTS_ALONE,
+            **factors,
             **_possible(ENCODINGS[encoding], self.data),
         )
-        self.name = name
-        self.pool_size = len(self.data.pool)
         edges = bin_edges(self.problem.parameters)
         self.cells = tuple(tuple(edges[p.name]) for p in self.problem.parameters)
         self._known: dict[tuple[Rank, ...], float] = {}
