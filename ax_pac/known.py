@@ -173,12 +173,16 @@ class KnownPart:
                 f"clip must be above 1, got {self.clip!r}: less would change points "
                 "that may be better than the best one. None: nothing is clipped"
             )
+        if self.floor is None and self.ceiling is None:
+            object.__setattr__(self, "clip", None)
         if None not in (self.floor, self.ceiling) and self.floor > self.ceiling:  # type: ignore[operator]
             raise ValueError(f"the floor {self.floor} is above {self.ceiling}")
 
     @classmethod
     def of(cls, known: KnownPart | Mapping[str, Any] | None) -> KnownPart | None:
         """Return a known part from what `to_dict` returned; None for none.
+
+        Without `clip`, as an earlier version stored it, nothing is clipped.
 
         Raises:
             ValueError: As the constructor, and for a field of a newer version.
@@ -191,7 +195,8 @@ class KnownPart:
                 f"the known part has fields that this version of ax-pac does not know: "
                 f"{', '.join(unknown)}. Expected terms, {', '.join(_NUMBERS)}"
             )
-        return cls(**known)
+        # Of a version that did not clip.
+        return cls(**{"clip": None, **known})
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields as plain JSON values."""
@@ -203,7 +208,10 @@ class KnownPart:
                 terms[name] = list(term.values)
             else:
                 terms[name] = [list(term.at), list(term.values)]
-        return {"terms": terms, **{name: getattr(self, name) for name in _NUMBERS}}
+        fields = {name: getattr(self, name) for name in _NUMBERS}
+        if self.clip is None:  # as before there was one, so that records stay valid
+            del fields["clip"]
+        return {"terms": terms, **fields}
 
     @cached_property
     def digest(self) -> str:

@@ -129,4 +129,7 @@ def _known_config(settings: CertificateSettings) -> dict[str, Any]:
     fields = settings.to_dict()
     tabulated = dict(settings.known.items)
     cells = {name: e for name, e in fields["cells"].items() if name in tabulated}
-    return {UnknownPart.__name__: {"known": fields["known"], "cells": cells}}
+    config = {"known": fields["known"], "cells": cells}
+    if settings.noise == "smoothed":
+        config["num_samples"] = settings.num_samples
+    return {UnknownPart.__name__: config}

@@ -15,6 +15,7 @@ from ax.core.observation import ObservationFeatures
 from ax.core.parameter import ParameterType, RangeParameter
 from ax.core.search_space import SearchSpace
 from botorch.models.model import Model
+from numpy.typing import NDArray
 from torch import Tensor
 
 from ax_pac.adapter.fitted import state_of
@@ -30,7 +31,7 @@ from ax_pac.experiment.observations import (
     unevaluated_arms,
 )
 from ax_pac.experiment.space import rounded_parameters
-from ax_pac.surrogate.noise import DEFAULT_NUM_SAMPLES, smoothed_sems
+from ax_pac.surrogate.noise import DEFAULT_NUM_SAMPLES, Array, smoothed_sems
 
 
 class CanonicalPoints(Transform):
@@ -173,21 +174,14 @@ class SmoothedNoise(Transform):
         """
         experiment_data = completed_trials(experiment_data, self.adapter)
         observations = experiment_data.observation_data.copy()
-        arms = experiment_data.arm_data.drop(columns="metadata", errors="ignore")
         for metric in self._modelled(experiment_data.metric_signatures):
             rows = observations["mean", metric].notna()
             sem = observations.loc[rows, ("sem", metric)].astype(float)
             if sem.empty or sem.isna().any():
                 continue
             mean = observations.loc[rows, ("mean", metric)].astype(float)
-            trials = observations.index[rows].droplevel(
-                list(range(2, observations.index.nlevels))
-            )
-            X = arms.loc[trials]
-            if not all(map(pd.api.types.is_float_dtype, X.dtypes)):
-                X = X.apply(pd.to_numeric, errors="coerce")
             observations.loc[rows, ("sem", metric)] = smoothed_sems(
-                np.nan_to_num(X.to_numpy(dtype=float)),
+                numbers_of(experiment_data, rows.to_numpy()),
                 mean.to_numpy(),
                 sem.to_numpy(),
                 num_samples=int(self.config.get("num_samples", DEFAULT_NUM_SAMPLES)),
@@ -201,6 +195,17 @@ class SmoothedNoise(Transform):
         metrics = sorted(metrics)
         outcomes = [] if self.adapter is None else self.adapter.outcomes
         return [metric for metric in metrics if metric in outcomes] or metrics
+
+
+def numbers_of(experiment_data: ExperimentData, rows: NDArray[np.bool_]) -> Array:
+    """Return the points of some observations as numbers, `n x d`; names count as 0."""
+    observations = experiment_data.observation_data
+    arms = experiment_data.arm_data.drop(columns="metadata", errors="ignore")
+    index = observations.index[rows]
+    X = arms.loc[index.droplevel(list(range(2, observations.index.nlevels)))]
+    if not all(map(pd.api.types.is_float_dtype, X.dtypes)):
+        X = X.apply(pd.to_numeric, errors="coerce")
+    return np.nan_to_num(X.to_numpy(dtype=float))
 
 
 def completed_trials(

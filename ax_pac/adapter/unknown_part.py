@@ -21,7 +21,7 @@ from ax.core.parameter import (
 from ax.core.search_space import SearchSpace
 
 from ax_pac.adapter.fitted import state_of
-from ax_pac.adapter.transforms import completed_trials
+from ax_pac.adapter.transforms import completed_trials, numbers_of
 from ax_pac.ax_internals import (
     experiment_of_adapter,
     fitted_model,
@@ -30,7 +30,11 @@ from ax_pac.ax_internals import (
 from ax_pac.cells import frozen_edges
 from ax_pac.experiment.observations import objective_metric
 from ax_pac.known import AdditiveFunction, KnownFunction, KnownPart, Table, Term
+from ax_pac.surrogate.noise import smoothed_sems
 from ax_pac.surrogate.soft_clip import Array, SoftClip, soft_clip
+
+# Standard deviation of the least noise that GPyTorch leaves as it is, a little more.
+_LEAST_NOISE = 1.1e-3
 
 
 class UnknownPart(Transform):
@@ -42,8 +46,9 @@ class UnknownPart(Transform):
     transform, because Ax stores it with the strategy as plain JSON and applies it
     everywhere; it also keeps the known part, as a function of the model's inputs, for
     `CertifyingAcquisition`. Behind `CanonicalPoints` and before all others, so that
-    points are in the parameters' own units. Its configuration has two entries: `known`,
-    what `KnownPart.to_dict` returned, and `cells`.
+    points are in the parameters' own units. Its configuration has three entries:
+    `known`, what `KnownPart.to_dict` returned, `cells`, and `num_samples` where
+    standard errors are smoothed afterwards.
 
     Args:
         search_space: The search space.
@@ -82,11 +87,25 @@ class UnknownPart(Transform):
         """Return how the unknown part is clipped; None if it is not."""
         weight, times = _direction(adapter), self._known.clip
         limit = self._known.floor if weight < 0.0 else self._known.ceiling
-        observed = self._unknown(completed_trials(experiment_data, adapter))
-        if times is None or limit is None or observed is None:
+        if times is None or limit is None:
             return None
+        completed = completed_trials(experiment_data, adapter)
+        observed = self._unknown(completed)
+        if observed is None:
+            return None
+        unknown, sem, known = observed
+        rows = np.isfinite(unknown)
+        if "num_samples" in self.config and np.isfinite(sem[rows]).all() and rows.any():
+            # As the model will: one that chance made small must not say what is bad.
+            sem = sem.copy()
+            sem[rows] = smoothed_sems(
+                numbers_of(completed, rows),
+                unknown[rows],
+                sem[rows],
+                num_samples=int(self.config["num_samples"]),
+            )
         return soft_clip(
-            *observed,
+            *(unknown, sem, known),
             best_known=_best_known(space, self._known, weight),
             limit=limit,
             weight=weight,
@@ -124,8 +143,11 @@ class UnknownPart(Transform):
             return experiment_data
         unknown, sem, known = observed
         if self._clip is not None:
-            sem = sem * self._clip.slope(unknown, known)
-            unknown = self._clip(unknown, known)
+            clipped = self._clip(unknown, known)
+            # What GPyTorch would raise, with a warning, in standardised units.
+            least = _LEAST_NOISE * float(np.nanstd(clipped))
+            raised = np.fmax(self._clip.sem(unknown, sem, known), np.fmin(sem, least))
+            unknown, sem = clipped, raised
         rows = experiment_data.observation_data.copy()
         rows["mean", signature] = unknown
         if ("sem", signature) in rows.columns:

@@ -36,7 +36,9 @@ def exhaustive_failure(
     observations and the sum of their precisions, and
 
         P(max_x f(x) - f(incumbent) > delta)
-            <= sum_x Phi((m_x - m_inc - delta) / sqrt(v_x + v_inc)).
+            <= sum_x Phi((m_x - m_inc - delta) / sqrt(v_x + v_inc)),
+
+    and of a clipped model the probability of an incumbent beyond its reach.
 
     A Gaussian process would let observations of one point speak for its neighbours. To
     leave that out gives wider posteriors, so that this needs more repetitions, and no
@@ -84,7 +86,15 @@ def exhaustive_failure(
     variance = (weight * scale) ** 2 * (1.0 / precisions + 1.0 / precisions[incumbent])
     probability = torch.special.ndtr((gap - acquisition.delta) / variance.sqrt())
     probability[incumbent] = 0.0
+    beyond = 0.0
+    if acquisition.known is not None and acquisition.known.reach is not None:
+        location = float(getattr(getattr(model, "outcome_transform", None), "means", 0))
+        value = weight * (scale * mean[incumbent] + location + shift[incumbent])
+        deviation = abs(weight * scale) / precisions[incumbent].sqrt()
+        worst = weight * acquisition.known.reach
+        beyond = float(torch.special.ndtr((worst - value) / deviation))
     top = int(probability.argmax())
     if top == incumbent:  # all of them underflow
         top = int(gap.index_fill(0, torch.tensor(incumbent), -torch.inf).argmax())
-    return ExhaustiveFailure(min(1.0, float(probability.sum())), points[top : top + 1])
+    failure = min(1.0, float(probability.sum()) + beyond)
+    return ExhaustiveFailure(failure, points[top : top + 1])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -47,9 +48,10 @@ class SoftClip:
         best_known: The best value of the known part in the search space.
         limit: The bound of the unknown part: its floor where it is minimised, its
             ceiling where it is maximised.
-        sem: Standard error of the best observation.
+        best_sem: Standard error of the best observation.
         weight: 1 where the objective is maximised, -1 where it is minimised.
         times: Above 1.
+        farthest: The largest distance v that was observed.
 
     Source: none in Ma et al. 2019, which models all outcomes as they are.
 
@@ -63,9 +65,10 @@ class SoftClip:
     best: float
     best_known: float
     limit: float
-    sem: float
+    best_sem: float
     weight: float
     times: float
+    farthest: float = math.inf
 
     @property
     def room(self) -> float:
@@ -79,7 +82,7 @@ class SoftClip:
         Where the objective of any point is clipped, it is worse than this.
         """
         least = _LEAST_SHARE * self.room * (1.0 - 1.0 / self.times)
-        return self.best - self.weight * (least + _ALLOWANCE * self.sem)
+        return self.best - self.weight * (least + _ALLOWANCE * self.best_sem)
 
     def __call__(self, unknown: Array, known: Array) -> Array:
         """Clip unknown parts, `n`, at points with these known parts, `n`."""
@@ -88,21 +91,34 @@ class SoftClip:
         return np.where(distance > bound, self._at(clipped), unknown)
 
     def slope(self, unknown: Array, known: Array) -> Array:
-        """Return the derivative, by which standard errors are multiplied, in (0, 1]."""
+        """Return the derivative, in (0, 1]."""
         bound = self._bound(known)
         return bound / np.maximum(self._distance(unknown), bound)
 
+    def sem(self, unknown: Array, sem: Array, known: Array) -> Array:
+        """Return the standard errors of clipped observations.
+
+        Times the slope, and no less than half of what two standard errors towards
+        better values change. By the slope alone an observation that noise has made bad
+        would be taken for a bad one, almost without noise.
+        """
+        better = unknown + 2.0 * self.weight * sem
+        change = np.abs(self(better, known) - self(unknown, known))
+        return np.fmax(sem * self.slope(unknown, known), change / 2.0)
+
     def inverse(self, clipped: Array, known: Array) -> Array:
-        """Return the unknown parts of clipped ones."""
+        """Return the unknown parts of clipped ones, none worse than any observed."""
         distance, bound = self._distance(clipped), self._bound(known)
+        largest = np.maximum(self.farthest, bound)
         unknown = bound * np.exp(np.maximum(distance / bound, 1.0) - 1.0)
+        unknown = np.minimum(unknown, largest)
         return np.where(distance > bound, self._at(unknown), clipped)
 
     def _bound(self, known: Array) -> Array:
         """Where clipping begins, c(x)."""
         better = self.weight * (known + self.limit - self.best)
         kept = np.maximum(self.times * better, _LEAST_SHARE * self.room)
-        return np.asarray(kept + _ALLOWANCE * self.sem)
+        return np.asarray(kept + _ALLOWANCE * self.best_sem)
 
     def _distance(self, unknown: Array) -> Array:
         """How far unknown parts are from their bound, v; negative beyond it."""
@@ -144,6 +160,7 @@ def soft_clip(
         return None
     place = int(np.where(is_observed, value, -np.inf).argmax())
     best = weight * float(value[place])
-    clip = SoftClip(best, best_known, limit, float(sem[place]), weight, times)
+    farthest = float((weight * (limit - unknown[is_observed])).max())
+    clip = SoftClip(best, best_known, limit, float(sem[place]), weight, times, farthest)
     largest = float(np.abs(unknown[is_observed]).max())
     return clip if clip.room > _ROUNDING * largest else None

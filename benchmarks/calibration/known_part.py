@@ -250,8 +250,8 @@ class _Search:
             self.known = replace(self.known, reach=None)
             return Y, sem
         self.known = replace(self.known, reach=clip.reach)
-        slope = torch.from_numpy(clip.slope(unknown, known))
-        return torch.from_numpy(clip(unknown, known)), slope * sem
+        clipped = torch.from_numpy(clip(unknown, known))
+        return clipped, torch.from_numpy(clip.sem(unknown, sem.numpy(), known))
 
     def step(self, certificate: PACCertificate) -> None:
         """Evaluate challenger or incumbent, whichever is more informative."""

@@ -121,3 +121,23 @@ def test_the_bound_that_counts_is_that_of_the_better_side():
     assert known.limit(1.0) == 3.0
     assert known.limit(-2.0) == 2.0
     assert KnownFunction.of(lambda X: X.sum(-1)).limit(-1.0) is None
+
+
+def test_what_was_stored_before_there_was_a_clip_stays_as_it_was():
+    """Its model, what it stores, and with it the settings that its records are for."""
+    old = {"terms": {"a": 1.0}, "constant": 0.0, "floor": 0.0, "ceiling": None}
+    old |= {"weight": None}
+    known = KnownPart.of(old)
+    assert known.clip is None
+    assert known.to_dict() == old
+    clipped = KnownPart({"a": 1.0}, floor=0.0)
+    assert KnownPart.of(clipped.to_dict()) == clipped
+    assert clipped.clip == 1.5
+    # Without a bound there is nothing to clip.
+    assert KnownPart({"a": 1.0}).clip is None
+
+
+@pytest.mark.parametrize("clip", [1.0, 0.5, -2.0])
+def test_a_clip_that_would_change_better_points_is_refused(clip):
+    with pytest.raises(ValueError, match="clip must be above 1"):
+        KnownPart({"a": 1.0}, floor=0.0, clip=clip)

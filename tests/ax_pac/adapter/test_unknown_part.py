@@ -277,7 +277,7 @@ def test_what_is_too_bad_to_win_is_clipped_for_the_model_alone(sign, weight):
     assert (np.array(covariances["metric"]["metric"]) < (5 * data["sem"]) ** 2).all()
     adapter.gen(1)
     reach = best + best / 6.0 + slack
-    assert sign * state_of(model).known.reach == pytest.approx(reach)
+    assert sign * state_of(model).known.reach == pytest.approx(reach, rel=0.02)
     # The incumbent is no other one without.
     bounds = {name: getattr(known, name) for name in ("floor", "ceiling")}
     plain = KnownPart(known.terms, weight=weight, clip=None, **bounds)

@@ -88,7 +88,8 @@ def test_it_increases_is_smooth_and_can_be_undone(times, known, losses):
     clipped, slope = clip(losses, known), clip.slope(losses, known)
     assert (np.diff(clipped) >= -1e-12).all()
     assert ((slope > 0.0) & (slope <= 1.0)).all()
-    np.testing.assert_allclose(clip.inverse(clipped, known), losses, atol=1e-9)
+    undone = clip.inverse(clipped, known)
+    np.testing.assert_allclose(undone, losses, atol=1e-9)
     step = 1e-6
     central = (clip(losses + step, known) - clip(losses - step, known)) / (2.0 * step)
     np.testing.assert_allclose(central, slope, atol=1e-4)
@@ -111,6 +112,24 @@ def test_it_follows_the_objectives_unit_and_a_constant(scale, shift):
         scale * clip_of()(LOSSES, RATIOS),
         rtol=1e-9 * (1.0 + abs(shift) / scale),
     )
+
+
+def test_an_observation_that_noise_made_bad_does_not_become_a_sure_one():
+    """A loss of .1 seen as 100 by a standard error of 50 stays within two of them."""
+    clip = clip_of()
+    seen, known, sem = np.array([100.0]), np.array([0.1]), np.array([50.0])
+    truth = clip(np.array([0.1]), known)
+    distance = clip(seen, known) - truth
+    assert distance <= 2.0 * clip.sem(seen, sem, known)
+    assert distance > 10.0 * sem * clip.slope(seen, known)
+    # Where nothing is clipped nothing changes.
+    assert clip.sem(truth, np.array([0.001]), known) == pytest.approx(0.001)
+
+
+def test_what_is_undone_is_no_worse_than_what_was_observed():
+    clip = clip_of()
+    far = clip(np.array([1e9]), np.array([0.1]))
+    assert clip.inverse(far, np.array([0.1])) == LOSSES.max()
 
 
 def test_nothing_is_clipped_without_observations_or_room():
