@@ -135,7 +135,7 @@ _PLAN: tuple[tuple[dict[str, Any], int, float], ...] = (
         for factors in ("data", "weights")
         for ratio in ratios
     ),
-    (search("resnet18", 0.02), 10, _SEARCH_MINUTES["resnet18"]),
+    (search("resnet18", 0.02), 3, _SEARCH_MINUTES["resnet18"]),
     (search("fc3", 0.001), 10, _SEARCH_MINUTES["fc3"]),
     (search("fc3", 0.001, "weights"), 10, _SEARCH_MINUTES["fc3"]),
     (search("transformer", 0.05), 3, _SEARCH_MINUTES["transformer"]),
@@ -152,7 +152,11 @@ _PLAN: tuple[tuple[dict[str, Any], int, float], ...] = (
         )
         for delta in DELTAS
     ),
-    *((shared(name, g), 5, 1.0) for name in SHARED_GAMMAS for g in GAMMAS[name]),
+    *(
+        (shared(name, g), 10 if (name, g) == ("resnet18", 0.02) else 5, 1.0)
+        for name in SHARED_GAMMAS
+        for g in GAMMAS[name]
+    ),
     *((shared("resnet50", 0.02, COORDINATES, *delta), 2, 1.0) for delta in DELTAS),
     *(
         (unclipped(name, gamma), 3, 3.0)
