@@ -33,7 +33,7 @@ def trace():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(known_part, "EPSILON", 0.3)
         patch.setattr(known_part, "NOISE", 0.02)
-        yield known_part.run(0, known_part.settings("shifted", "floor", 2))
+        yield known_part.run(0, known_part.settings("shifted", "clipped", 2))
 
 
 def test_a_search_with_a_floor_ends_by_its_certificate(trace):
@@ -52,5 +52,5 @@ def test_the_page_counts_runs_that_never_ended_and_those_that_were_wrong(trace):
         dataclasses.replace(trace, seed=2, result={"stop": wrong}),
     ]
     page = known_part.render_known_part(traces)
-    assert "| shifted | floor | 2/3 " in page
+    assert "| shifted | clipped | 2/3 " in page
     assert "1/2 (0.01-0.99) | 0.500 | 1 |" in page

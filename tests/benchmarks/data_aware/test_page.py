@@ -109,7 +109,7 @@ def test_errors_counts_time_and_tolerances_have_tables():
     assert "0 of 3 ratios are above 1" in page
     assert "| fc3 | weights alone | 1 | 4.00 | 50.0 | 2.00 | 60.0 | 1.5 |" in page
     assert "| resnet18 | 8 | 1 | 1.00 | 1.00 | 3.00 | 5.00 | 2.50 |" in page
-    assert "| fc3 | 0.001 | 10 % of J | 1/1 | 33 | 40 |" in page
+    assert "| fc3 | 0.001 | 10 % of J | one a layer | 1 | 1/1 | 33 | 40 |" in page
 
 
 def test_the_transformer_is_compared_at_the_same_share_of_weights():
