@@ -15,9 +15,11 @@ from benchmarks.harness.traces import Trace
 @pytest.mark.parametrize("name", OTHER_KINDS)
 def test_no_point_of_a_function_exceeds_its_maximum(name: str) -> None:
     function = function_of_other_kind(name, seed=1)
-    points = torch.rand(20_000, 2, dtype=torch.float64)
+    rng = torch.Generator().manual_seed(0)
+    points = torch.rand(20_000, 2, generator=rng, dtype=torch.float64)
     values = torch.cat([function.evaluate(part) for part in points.split(1000)])
-    assert values.max() <= function.maximum + 1e-9
+    # BoTorch gives the maxima to five digits.
+    assert values.max() <= function.maximum + 1e-4
     # A tolerance of a tenth means something.
     assert 0.2 < float(values.std()) < 3.0
 
