@@ -76,7 +76,8 @@ def exhaustive_failure(
     if bool((precisions == 0.0).any()):
         return None
     mean = zeros.index_add(0, where, precision * targets) / precisions
-    scale = float(getattr(getattr(model, "outcome_transform", None), "stdvs", 1.0))
+    outcomes = getattr(model, "outcome_transform", None)
+    scale = float(getattr(outcomes, "stdvs", 1.0))
     incumbent = int(torch.cdist(acquisition.incumbent, points).argmin())
     gap = weight * scale * (mean - mean[incumbent])
     if acquisition.known is not None:
@@ -88,7 +89,7 @@ def exhaustive_failure(
     probability[incumbent] = 0.0
     beyond = 0.0
     if acquisition.known is not None and acquisition.known.reach is not None:
-        location = float(getattr(getattr(model, "outcome_transform", None), "means", 0))
+        location = float(getattr(outcomes, "means", 0.0))
         value = weight * (scale * mean[incumbent] + location + shift[incumbent])
         deviation = abs(weight * scale) / precisions[incumbent].sqrt()
         worst = weight * acquisition.known.reach

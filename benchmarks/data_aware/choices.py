@@ -5,14 +5,16 @@ from __future__ import annotations
 import dataclasses
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
+from unittest.mock import patch
 
 import torch
 
+from ax_pac import KnownPart
 from benchmarks.data_aware.subjects import (
     FACTORS,
     measured_cut,
@@ -158,23 +160,14 @@ def run_taken(seed: int, settings: dict[str, Any]) -> dict[str, Any]:
     return _result(found, seconds, settings)
 
 
-@contextmanager
-def _unclipped() -> Iterator[None]:
-    """Model losses that are too large to win as they are, see `KnownPart.clip`."""
-    default = known_part.CLIP
-    known_part.CLIP = None  # type: ignore[misc, assignment]
-    try:
-        yield
-    finally:
-        known_part.CLIP = default  # type: ignore[misc]
-
-
 def run_search(seed: int, settings: dict[str, Any]) -> dict[str, Any]:
     """Search once, its calibration inputs chosen by its seed."""
     name = settings["network"]
     data = subject(name)
     start = time.process_time()
-    with nullcontext() if settings.get("clip", True) else _unclipped():
+    # `compress` has no option for it: there is no reason to search without.
+    unclipped = patch.object(known_part, "KnownPart", partial(KnownPart, clip=None))
+    with nullcontext() if settings.get("clip", True) else unclipped:
         found = compress(
             data.network,
             data.pool,

@@ -144,11 +144,11 @@ def pac(
     if problem is not None and problem.calibration is not None:
         known = _known_part(problem, task.names)
     if line:
-        if task.compression is None:
+        if problem is None:
             raise ValueError(
                 "a line of networks needs a network, and this problem has none"
             )
-        first = [tuple(point.values()) for point in diagonal_points(task.compression)]
+        first = [tuple(point.values()) for point in diagonal_points(problem)]
     strategy = pac_generation_strategy(
         delta=task.delta,
         epsilon=epsilon,

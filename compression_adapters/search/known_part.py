@@ -6,7 +6,6 @@ from ax.api.client import Client
 
 from ax_pac import KnownPart
 from ax_pac.ax_internals import maybe_strategy_of
-from ax_pac.known import CLIP
 from ax_pac.strategy.criteria import PAC_NODE
 from ax_pac.strategy.node_certificate import node_settings
 from compression_adapters.evaluation.losses import loss_floor
@@ -39,7 +38,6 @@ def known_part(problem: CompressionProblem) -> KnownPart | None:
         problem.ratio_tables(),
         constant=problem.ratio_constant,
         floor=None if floor is None else problem.gamma * floor,
-        clip=CLIP,
     )
 
 
